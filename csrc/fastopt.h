@@ -1,0 +1,149 @@
+/* fastopt: the whole C surface, as Cython sees it. See README.md for the map. */
+#ifndef FASTOPT_H
+#define FASTOPT_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+enum { FO_MAX_STATES = 3 };
+
+/* A block is what a kernel is called on: small enough to stay in the second-level cache between the
+ * passes, large enough to make the call free. A multiple of 64 keeps vectors and cache lines whole. */
+enum { FO_BLOCK = 8192 };
+
+/* Storage of a parameter and its gradient, and of its states. The half precisions compute in float32. */
+typedef enum {
+    FO_F32,
+    FO_F64,
+    FO_BF16,     /* states in bfloat16 too */
+    FO_BF16_F32, /* states in float32 */
+    FO_F16,
+    FO_F16_F32,
+    FO_DTYPES
+} fo_dtype;
+
+typedef enum {
+#define RULE(name, states) FO_RULE_##name,
+#include "rules.def"
+#undef RULE
+    FO_RULES
+} fo_rule;
+
+/* The scalars of one step, formed in double by the host and narrowed once. */
+#define FO_HYPER(X)                                                                                                  \
+    X(lr) X(decay) X(l2) X(scale) X(clip) X(eps) X(eps_root)           /* every rule's prologue, rates and epsilons */ \
+    X(mu) X(c) X(k1) X(k2) X(a)                                        /* momentum */                                  \
+    X(alpha) X(alphac) X(beta1) X(beta1c) X(beta2) X(beta2c) X(rbc2)   /* moving averages */
+
+enum {
+#define X(name) FO_HYPER_##name,
+    FO_HYPER(X)
+#undef X
+    FO_HYPERS
+};
+
+typedef struct {
+#define X(name) double name;
+    FO_HYPER(X)
+#undef X
+} fo_hyper_f64;
+
+typedef struct {
+#define X(name) float name;
+    FO_HYPER(X)
+#undef X
+} fo_hyper_f32;
+
+typedef struct {
+    fo_hyper_f64 f64;
+    fo_hyper_f32 f32;
+} fo_hyper;
+
+/* What one kernel call works on. */
+typedef struct {
+    void *param;
+    const void *grad;
+    void *state[FO_MAX_STATES];
+    size_t n;
+    const fo_hyper *hyper;
+} fo_block;
+
+/* The kernels of one instruction set. */
+typedef struct {
+    const char *isa;
+    void (*step[FO_RULES][FO_DTYPES])(const fo_block *);
+    double (*sum_of_squares[FO_DTYPES])(const void *x, size_t n, double scale);
+    double (*max_abs[FO_DTYPES])(const void *x, size_t n);
+    void (*scale[FO_DTYPES])(void *x, size_t n, double factor);
+    void (*clamp[FO_DTYPES])(void *x, size_t n, double limit);
+} fo_kernels;
+
+/* ---- names.c: the lists above, for Python ---- */
+const char *fo_rule_name(size_t rule); /* NULL past the end */
+int fo_rule_states(size_t rule);
+const char *fo_hyper_name(size_t index); /* in the order of fo_hyper_f64; NULL past the end */
+size_t fo_dtype_size(fo_dtype dtype);    /* bytes of a parameter's element */
+size_t fo_state_size(fo_dtype dtype);    /* bytes of a state's element */
+const char *fo_compiler(void);
+
+/* ---- dispatch.c: which kernels ---- */
+const fo_kernels *fo_best_kernels(void);
+const fo_kernels *fo_find_kernels(const char *isa); /* NULL if unknown here or not supported by this CPU */
+const char *fo_available_isa(size_t index);         /* best first; NULL past the end */
+
+/* ---- step.c: the plan and the parallel passes ---- */
+
+/* One parameter. A NULL gradient leaves it out of the pass. */
+typedef struct {
+    void *param;
+    void *grad;
+    void *state[FO_MAX_STATES];
+    size_t n;
+    size_t hyper; /* row of the table of scalars */
+    fo_rule rule;
+    fo_dtype dtype;
+} fo_tensor;
+
+typedef struct {
+    fo_tensor *tensors;
+    size_t count;
+    size_t *first_block; /* count + 1: block numbers, over all tensors */
+    size_t *first_byte;  /* count + 1: position on the axis along which threads share the work */
+    double *partial;     /* one a block: what a reduction found there */
+} fo_plan;
+
+typedef struct {
+    double unscale;   /* multiplies every gradient: 1 / loss scale */
+    double clip_norm; /* INFINITY: do not clip */
+    bool want_norm;   /* compute the norm, even where nothing clips by it */
+    bool skip_nonfinite;
+    bool zero_grad;
+    int threads;
+} fo_request;
+
+typedef struct {
+    double norm;        /* before clipping; NaN when not computed */
+    double coefficient; /* what clipping multiplied the gradients by */
+    bool skipped;       /* a gradient was not finite and the request was to skip such steps */
+} fo_result;
+
+fo_plan *fo_plan_new(size_t count, const size_t *lengths); /* NULL: out of memory */
+void fo_plan_free(fo_plan *plan);
+
+/* One optimizer step: at most two passes over memory, nothing allocated. */
+fo_result fo_step(const fo_kernels *kernels, fo_plan *plan, fo_hyper *hypers, size_t hyper_count,
+                  const fo_request *request);
+
+/* The same passes over gradients alone. */
+double fo_global_norm(const fo_kernels *kernels, fo_plan *plan, int threads);
+double fo_global_max_abs(const fo_kernels *kernels, fo_plan *plan, int threads);
+void fo_scale_gradients(const fo_kernels *kernels, fo_plan *plan, double factor, int threads);
+void fo_clamp_gradients(const fo_kernels *kernels, fo_plan *plan, double limit, int threads);
+
+/* Threads: how many a pass may take at most; 1 without OpenMP and in a forked child. */
+bool fo_has_openmp(void);
+int fo_hardware_threads(void);
+int fo_usable_threads(int threads);
+
+#endif

@@ -1,0 +1,45 @@
+/* The lists of fastopt.h and rules.def as tables of names, so that Python never repeats them. */
+#include "fastopt.h"
+
+static const struct {
+    const char *name;
+    int states;
+} rules[] = {
+#define RULE(name, states) {#name, states},
+#include "rules.def"
+#undef RULE
+};
+
+static const char *const hypers[] = {
+#define X(name) #name,
+    FO_HYPER(X)
+#undef X
+};
+
+static const struct {
+    size_t param, state;
+} sizes[FO_DTYPES] = {
+    [FO_F32] = {4, 4},  [FO_F64] = {8, 8},     [FO_BF16] = {2, 2},
+    [FO_F16] = {2, 2},  [FO_BF16_F32] = {2, 4}, [FO_F16_F32] = {2, 4},
+};
+
+const char *fo_rule_name(size_t rule) { return rule < FO_RULES ? rules[rule].name : NULL; }
+
+int fo_rule_states(size_t rule) { return rules[rule].states; }
+
+const char *fo_hyper_name(size_t index) { return index < FO_HYPERS ? hypers[index] : NULL; }
+
+size_t fo_dtype_size(fo_dtype dtype) { return sizes[dtype].param; }
+
+size_t fo_state_size(fo_dtype dtype) { return sizes[dtype].state; }
+
+const char *fo_compiler(void)
+{
+#if defined(__clang__)
+    return "clang " __clang_version__;
+#elif defined(__GNUC__)
+    return "gcc " __VERSION__;
+#else
+    return "unknown";
+#endif
+}

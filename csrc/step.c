@@ -1,0 +1,287 @@
+/* The plan and the parallel passes: the only file that knows threads.
+ *
+ * All parameters lie end to end on one axis of bytes, cut into blocks. A thread takes one contiguous share of
+ * the axis: every block that begins in it. No block depends on another, and what reductions find is stored by
+ * block number and combined in that order, so no result depends on the number of threads. */
+#include <math.h>
+#include <pthread.h>
+#include <stdlib.h>
+#include <string.h>
+
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
+#include "fastopt.h"
+
+/* Waking a thread costs about as much as this many bytes of parameters (measured: docs/design.md). */
+enum { BYTES_A_THREAD = 64 * 1024 };
+
+/* ---- the plan ---- */
+
+static size_t divide_up(size_t a, size_t b) { return (a + b - 1) / b; }
+
+fo_plan *fo_plan_new(size_t count, const size_t *lengths)
+{
+    fo_plan *plan = calloc(1, sizeof *plan);
+    if (!plan) return NULL;
+    plan->count = count;
+    plan->tensors = calloc(count + 1, sizeof *plan->tensors);
+    plan->first_block = calloc(count + 1, sizeof *plan->first_block);
+    plan->first_byte = calloc(count + 1, sizeof *plan->first_byte);
+    if (plan->tensors && plan->first_block && plan->first_byte) {
+        for (size_t i = 0; i < count; i++) {
+            plan->tensors[i].n = lengths[i];
+            plan->first_block[i + 1] = plan->first_block[i] + divide_up(lengths[i], FO_BLOCK);
+        }
+        plan->partial = calloc(plan->first_block[count] + 1, sizeof *plan->partial);
+        if (plan->partial) return plan;
+    }
+    fo_plan_free(plan);
+    return NULL;
+}
+
+void fo_plan_free(fo_plan *plan)
+{
+    if (!plan) return;
+    free(plan->tensors);
+    free(plan->first_block);
+    free(plan->first_byte);
+    free(plan->partial);
+    free(plan);
+}
+
+/* Tensors without a gradient have no length on the axis. */
+static void lay_out(fo_plan *plan)
+{
+    for (size_t i = 0; i < plan->count; i++) {
+        const fo_tensor *t = &plan->tensors[i];
+        size_t bytes = t->grad ? t->n * fo_dtype_size(t->dtype) : 0;
+        plan->first_byte[i + 1] = plan->first_byte[i] + bytes;
+    }
+}
+
+/* ---- threads ---- */
+
+static bool forked;
+
+static void note_fork(void) { forked = true; }
+
+/* A forked child has the parent's OpenMP state but none of its threads: a parallel region there would wait
+ * for ever. This is the one global that changes after start-up. */
+__attribute__((constructor)) static void watch_forks(void) { pthread_atfork(NULL, NULL, note_fork); }
+
+bool fo_has_openmp(void)
+{
+#ifdef _OPENMP
+    return true;
+#else
+    return false;
+#endif
+}
+
+int fo_hardware_threads(void)
+{
+#ifdef _OPENMP
+    return omp_get_max_threads();
+#else
+    return 1;
+#endif
+}
+
+int fo_usable_threads(int threads) { return fo_has_openmp() && !forked ? threads : 1; }
+
+/* ---- a pass ---- */
+
+typedef struct fo_pass fo_pass;
+typedef void fo_work(const fo_pass *, const fo_tensor *, size_t block, size_t offset, size_t n);
+
+struct fo_pass {
+    fo_work *work;
+    const fo_kernels *kernels;
+    fo_plan *plan;
+    const fo_hyper *hypers;
+    double factor; /* of the reductions and of scale; the limit of clamp */
+    bool zero_grad;
+    bool backwards;
+};
+
+static void run_blocks(const fo_pass *pass, size_t tensor, size_t from, size_t to)
+{
+    const fo_tensor *t = &pass->plan->tensors[tensor];
+    size_t first = pass->plan->first_block[tensor];
+    for (size_t k = from; k < to; k++) {
+        size_t block = pass->backwards ? from + (to - 1 - k) : k;
+        size_t offset = block * FO_BLOCK;
+        size_t n = t->n - offset < FO_BLOCK ? t->n - offset : FO_BLOCK;
+        pass->work(pass, t, first + block, offset, n);
+    }
+}
+
+/* Every block whose first byte lies in [from, to). */
+static void run_share(const fo_pass *pass, size_t from, size_t to)
+{
+    const fo_plan *plan = pass->plan;
+    const size_t *first_byte = plan->first_byte;
+    for (size_t k = 0; k < plan->count; k++) {
+        size_t i = pass->backwards ? plan->count - 1 - k : k;
+        if (first_byte[i + 1] <= from || first_byte[i] >= to) continue;
+        size_t block_bytes = FO_BLOCK * fo_dtype_size(plan->tensors[i].dtype);
+        size_t blocks = divide_up(first_byte[i + 1] - first_byte[i], block_bytes);
+        size_t begin = from > first_byte[i] ? divide_up(from - first_byte[i], block_bytes) : 0;
+        size_t end = divide_up(to - first_byte[i], block_bytes);
+        run_blocks(pass, i, begin, end < blocks ? end : blocks);
+    }
+}
+
+static void run(const fo_pass *pass, int threads)
+{
+    size_t total = pass->plan->first_byte[pass->plan->count];
+    size_t worth = total / BYTES_A_THREAD;
+    threads = fo_usable_threads(threads);
+    if (worth < (size_t)threads) threads = (int)worth;
+    if (threads <= 1) {
+        run_share(pass, 0, total);
+        return;
+    }
+#ifdef _OPENMP
+#pragma omp parallel num_threads(threads)
+    {
+        size_t t = (size_t)omp_get_thread_num(), all = (size_t)omp_get_num_threads();
+        run_share(pass, total / all * t, t + 1 == all ? total : total / all * (t + 1));
+    }
+#endif
+}
+
+/* ---- the work on one block ---- */
+
+static void *at(void *base, size_t offset, size_t size) { return base ? (char *)base + offset * size : NULL; }
+
+static void step_block(const fo_pass *pass, const fo_tensor *t, size_t block, size_t offset, size_t n)
+{
+    (void)block;
+    size_t size = fo_dtype_size(t->dtype);
+    void *grad = at(t->grad, offset, size);
+    fo_block b = {.param = at(t->param, offset, size), .grad = grad, .n = n, .hyper = &pass->hypers[t->hyper]};
+    for (int k = 0; k < FO_MAX_STATES; k++) b.state[k] = at(t->state[k], offset, fo_state_size(t->dtype));
+    pass->kernels->step[t->rule][t->dtype](&b);
+    if (pass->zero_grad) memset(grad, 0, n * size);
+}
+
+static void sum_block(const fo_pass *pass, const fo_tensor *t, size_t block, size_t offset, size_t n)
+{
+    const void *grad = at(t->grad, offset, fo_dtype_size(t->dtype));
+    pass->plan->partial[block] = pass->kernels->sum_of_squares[t->dtype](grad, n, pass->factor);
+}
+
+static void max_block(const fo_pass *pass, const fo_tensor *t, size_t block, size_t offset, size_t n)
+{
+    pass->plan->partial[block] = pass->kernels->max_abs[t->dtype](at(t->grad, offset, fo_dtype_size(t->dtype)), n);
+}
+
+static void scale_block(const fo_pass *pass, const fo_tensor *t, size_t block, size_t offset, size_t n)
+{
+    (void)block;
+    pass->kernels->scale[t->dtype](at(t->grad, offset, fo_dtype_size(t->dtype)), n, pass->factor);
+}
+
+static void clamp_block(const fo_pass *pass, const fo_tensor *t, size_t block, size_t offset, size_t n)
+{
+    (void)block;
+    pass->kernels->clamp[t->dtype](at(t->grad, offset, fo_dtype_size(t->dtype)), n, pass->factor);
+}
+
+/* ---- norms ---- */
+
+static double add(double a, double b) { return a + b; }
+
+/* The larger; a NaN wins. */
+static double larger(double a, double b) { return a > b || isnan(a) ? a : b; }
+
+static double reduce(const fo_kernels *kernels, fo_plan *plan, fo_work *work, double factor,
+                     double (*combine)(double, double), int threads)
+{
+    fo_pass pass = {.work = work, .kernels = kernels, .plan = plan, .factor = factor};
+    double result = 0;
+    lay_out(plan);
+    run(&pass, threads);
+    for (size_t i = 0; i < plan->count; i++)
+        if (plan->tensors[i].grad)
+            for (size_t b = plan->first_block[i]; b < plan->first_block[i + 1]; b++)
+                result = combine(result, plan->partial[b]);
+    return result;
+}
+
+double fo_global_max_abs(const fo_kernels *kernels, fo_plan *plan, int threads)
+{
+    return reduce(kernels, plan, max_block, 1, larger, threads);
+}
+
+double fo_global_norm(const fo_kernels *kernels, fo_plan *plan, int threads)
+{
+    double sum = reduce(kernels, plan, sum_block, 1, add, threads);
+    /* float64 squares beyond the range of double: once more, scaled by the power of two at the maximum. */
+    bool out_of_range = isinf(sum) || sum < 0x1p-960;
+    if (!out_of_range) return sqrt(sum);
+    double max = fo_global_max_abs(kernels, plan, threads);
+    if (max == 0 || !isfinite(max)) return max;
+    int exponent;
+    frexp(max, &exponent);
+    exponent = exponent < -1000 ? -1000 : exponent;
+    return ldexp(sqrt(reduce(kernels, plan, sum_block, ldexp(1, -exponent), add, threads)), exponent);
+}
+
+/* ---- what Cython calls ---- */
+
+void fo_scale_gradients(const fo_kernels *kernels, fo_plan *plan, double factor, int threads)
+{
+    fo_pass pass = {.work = scale_block, .kernels = kernels, .plan = plan, .factor = factor};
+    lay_out(plan);
+    run(&pass, threads);
+}
+
+void fo_clamp_gradients(const fo_kernels *kernels, fo_plan *plan, double limit, int threads)
+{
+    fo_pass pass = {.work = clamp_block, .kernels = kernels, .plan = plan, .factor = limit};
+    lay_out(plan);
+    run(&pass, threads);
+}
+
+/* torch's definition; a NaN norm gives a NaN coefficient, an infinite one 0. */
+static double clip_coefficient(double norm, double clip_norm)
+{
+    double coefficient = clip_norm / (norm + 1e-6);
+    return coefficient > 1 ? 1 : coefficient;
+}
+
+static void narrow(fo_hyper *hyper)
+{
+#define X(name) hyper->f32.name = (float)hyper->f64.name;
+    FO_HYPER(X)
+#undef X
+}
+
+fo_result fo_step(const fo_kernels *kernels, fo_plan *plan, fo_hyper *hypers, size_t hyper_count,
+                  const fo_request *request)
+{
+    fo_result result = {.norm = NAN, .coefficient = 1};
+    bool clip = isfinite(request->clip_norm);
+    if (clip || request->want_norm || request->skip_nonfinite) {
+        result.norm = request->unscale * fo_global_norm(kernels, plan, request->threads);
+        if (request->skip_nonfinite && !isfinite(result.norm)) {
+            result.skipped = true;
+            return result;
+        }
+        if (clip) result.coefficient = clip_coefficient(result.norm, request->clip_norm);
+    } else {
+        lay_out(plan);
+    }
+    for (size_t k = 0; k < hyper_count; k++) {
+        hypers[k].f64.scale *= request->unscale * result.coefficient;
+        narrow(&hypers[k]);
+    }
+    fo_pass pass = {.work = step_block, .kernels = kernels, .plan = plan, .hypers = hypers,
+                 .zero_grad = request->zero_grad, .backwards = !isnan(result.norm)};
+    run(&pass, request->threads);
+    return result;
+}

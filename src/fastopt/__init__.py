@@ -1,0 +1,40 @@
+"""fastopt: optimizer steps on the CPU, at the speed of the memory.
+
+>>> import numpy as np, fastopt
+>>> w = np.array([5.0])
+>>> opt = fastopt.SGD(w, lr=0.1)
+>>> opt.step(np.array([2.0])).lr
+0.1
+>>> w
+array([4.8])
+"""
+
+from importlib.metadata import version
+
+from fastopt import optimizers, schedules
+from fastopt.clipping import clip_grad_norm, clip_grad_value, global_norm
+from fastopt.environment import available_isas, get_num_threads, info, isa, set_num_threads
+from fastopt.optimizer import Optimizer, StepInfo
+from fastopt.optimizers import SGD, Adagrad, Adam, AdamW, RMSprop
+
+__version__ = version("fastopt")
+
+__all__ = [
+    "SGD",
+    "Adagrad",
+    "Adam",
+    "AdamW",
+    "Optimizer",
+    "RMSprop",
+    "StepInfo",
+    "available_isas",
+    "clip_grad_norm",
+    "clip_grad_value",
+    "get_num_threads",
+    "global_norm",
+    "info",
+    "isa",
+    "optimizers",
+    "schedules",
+    "set_num_threads",
+]

@@ -1,0 +1,353 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, embedsignature=True
+"""The door to csrc/: buffers in, one call without the GIL, results out. No maths here."""
+
+from libc.stdint cimport uintptr_t
+from libc.stdlib cimport free, malloc, realloc
+from libc.string cimport memset
+
+cimport numpy as cnp
+
+cdef extern from "fastopt.h" nogil:
+    ctypedef enum fo_dtype:
+        FO_F32, FO_F64, FO_BF16, FO_BF16_F32, FO_F16, FO_F16_F32
+    ctypedef enum fo_rule:
+        pass
+    ctypedef struct fo_hyper_f64:
+        pass
+    ctypedef struct fo_hyper:
+        fo_hyper_f64 f64
+    ctypedef struct fo_kernels:
+        const char *isa
+    ctypedef struct fo_tensor:
+        void *param
+        void *grad
+        void *state[3]
+        size_t n
+        size_t hyper
+        fo_rule rule
+        fo_dtype dtype
+    ctypedef struct fo_plan:
+        fo_tensor *tensors
+        size_t count
+    ctypedef struct fo_request:
+        double unscale
+        double clip_norm
+        bint want_norm
+        bint skip_nonfinite
+        bint zero_grad
+        int threads
+    ctypedef struct fo_result:
+        double norm
+        double coefficient
+        bint skipped
+
+    const char *fo_rule_name(size_t)
+    int fo_rule_states(size_t)
+    const char *fo_hyper_name(size_t)
+    size_t fo_dtype_size(fo_dtype)
+    const char *fo_compiler()
+    const fo_kernels *fo_best_kernels()
+    const fo_kernels *fo_find_kernels(const char *)
+    const char *fo_available_isa(size_t)
+    fo_plan *fo_plan_new(size_t, const size_t *)
+    void fo_plan_free(fo_plan *)
+    fo_result fo_step(const fo_kernels *, fo_plan *, fo_hyper *, size_t, const fo_request *)
+    double fo_global_norm(const fo_kernels *, fo_plan *, int)
+    double fo_global_max_abs(const fo_kernels *, fo_plan *, int)
+    void fo_scale_gradients(const fo_kernels *, fo_plan *, double, int)
+    void fo_clamp_gradients(const fo_kernels *, fo_plan *, double, int)
+    bint fo_has_openmp()
+    int fo_hardware_threads()
+
+cnp.import_array()
+
+
+cdef list names(const char *(*name)(size_t) noexcept nogil):
+    found = []
+    while name(len(found)) != NULL:
+        found.append(name(len(found)).decode())
+    return found
+
+
+cdef const fo_kernels *kernels = fo_best_kernels()
+cdef dict hyper_index = {name: i for i, name in enumerate(names(fo_hyper_name))}
+
+RULES = {name: (i, fo_rule_states(i)) for i, name in enumerate(names(fo_rule_name))}
+"""Rule name -> (index, number of state arrays)."""
+
+HYPERS = tuple(hyper_index)
+"""Names of the scalars that a rule can read."""
+
+DTYPES = {
+    "float32": FO_F32, "float64": FO_F64, "bfloat16": FO_BF16, "float16": FO_F16,
+    "bfloat16/float32": FO_BF16_F32, "float16/float32": FO_F16_F32,
+}
+"""Storage of a parameter (and, after a slash, of its states where they differ) -> index."""
+
+
+def isa() -> str:
+    return kernels.isa.decode()
+
+
+def available_isas() -> tuple:
+    return tuple(names(fo_available_isa))
+
+
+def use_isa(name: str) -> None:
+    global kernels
+    cdef const fo_kernels *found = fo_find_kernels(name.encode())
+    if found == NULL:
+        raise ValueError(f"instruction set {name!r} is not available here; there are {', '.join(available_isas())}")
+    kernels = found
+
+
+def compiler() -> str:
+    return fo_compiler().decode()
+
+
+def has_openmp() -> bool:
+    return fo_has_openmp()
+
+
+def hardware_threads() -> int:
+    return fo_hardware_threads()
+
+
+cdef bint contiguous_alike(cnp.ndarray a, cnp.ndarray b):
+    return ((cnp.PyArray_IS_C_CONTIGUOUS(a) and cnp.PyArray_IS_C_CONTIGUOUS(b))
+            or (cnp.PyArray_IS_F_CONTIGUOUS(a) and cnp.PyArray_IS_F_CONTIGUOUS(b)))
+
+
+cdef bint same_shape(cnp.ndarray a, cnp.ndarray b):
+    cdef int k
+    if cnp.PyArray_NDIM(a) != cnp.PyArray_NDIM(b):
+        return False
+    for k in range(cnp.PyArray_NDIM(a)):
+        if cnp.PyArray_DIM(a, k) != cnp.PyArray_DIM(b, k):
+            return False
+    return True
+
+
+cdef int storage(cnp.ndarray array):
+    """The array's dtype as the kernels count them, or -1."""
+    if not cnp.PyArray_ISNOTSWAPPED(array):
+        return -1
+    if cnp.PyArray_TYPE(array) == cnp.NPY_FLOAT32:
+        return FO_F32
+    return FO_F64 if cnp.PyArray_TYPE(array) == cnp.NPY_FLOAT64 else -1
+
+
+def check_array(array, str label, bint writeable) -> None:
+    """Raise unless the kernels can work on this array in place."""
+    if not isinstance(array, cnp.ndarray):
+        raise TypeError(f"{label}: expected a NumPy array, got {type(array).__name__}")
+    if storage(array) < 0:
+        raise TypeError(f"{label}: expected dtype float32 or float64 in native byte order, got {array.dtype.str!r}")
+    if not (cnp.PyArray_IS_C_CONTIGUOUS(array) or cnp.PyArray_IS_F_CONTIGUOUS(array)):
+        raise ValueError(f"{label}: expected a contiguous array (C or Fortran order), got strides {array.strides} "
+                         f"for shape {array.shape}; np.ascontiguousarray makes a copy that is")
+    if not cnp.PyArray_ISALIGNED(array):
+        raise ValueError(f"{label}: expected memory aligned to {array.itemsize} bytes, got address {array.ctypes.data:#x}")
+    if writeable and not cnp.PyArray_ISWRITEABLE(array):
+        raise ValueError(f"{label}: expected a writeable array, got a read-only one")
+
+
+def check_gradient(gradient, param, str label, bint writeable) -> None:
+    """Raise unless the gradient can be read beside its parameter, element for element."""
+    check_array(gradient, label, writeable)
+    if gradient.dtype != param.dtype:
+        raise TypeError(f"{label}: expected the parameter's dtype {param.dtype}, got {gradient.dtype}")
+    if not same_shape(gradient, param):
+        raise ValueError(f"{label}: expected the parameter's shape {param.shape}, got {gradient.shape}")
+    if not contiguous_alike(gradient, param):
+        raise ValueError(f"{label}: expected the parameter's memory order (strides {param.strides}), "
+                         f"got strides {gradient.strides}")
+
+
+cdef class Memory:
+    """Address ranges that must stay disjoint, sorted once so that a look-up is a binary search."""
+
+    cdef uintptr_t *begin
+    cdef uintptr_t *end
+    cdef size_t count
+    cdef list order  # index of the array behind each range
+
+    def __cinit__(self, list arrays):
+        cdef list ranges = sorted((<uintptr_t>cnp.PyArray_DATA(a), cnp.PyArray_NBYTES(a), i)
+                                  for i, a in enumerate(arrays) if a is not None and a.size)
+        self.count = len(ranges)
+        self.order = [i for _, _, i in ranges]
+        self.begin = <uintptr_t *>malloc((self.count + 1) * sizeof(uintptr_t))
+        self.end = <uintptr_t *>malloc((self.count + 1) * sizeof(uintptr_t))
+        if self.begin == NULL or self.end == NULL:
+            raise MemoryError
+        for k, (start, size, _) in enumerate(ranges):
+            self.begin[k] = start
+            self.end[k] = <uintptr_t>start + <uintptr_t>size
+
+    def __dealloc__(self):
+        free(self.begin)
+        free(self.end)
+
+    def collision(self):
+        """Two arrays of the list that share memory, as a pair of indices, or None."""
+        for k in range(1, self.count):
+            if self.begin[k] < self.end[k - 1]:
+                return self.order[k - 1], self.order[k]
+        return None
+
+    cdef Py_ssize_t hit(self, uintptr_t begin, uintptr_t end):
+        """The range that [begin, end) shares memory with, or -1. The ranges are disjoint."""
+        cdef size_t low = 0, high = self.count, middle
+        while low < high:
+            middle = (low + high) // 2
+            if self.end[middle] <= begin:
+                low = middle + 1
+            else:
+                high = middle
+        return <Py_ssize_t>low if low < self.count and self.begin[low] < end and begin < end else -1
+
+
+cdef class Plan:
+    """A parameter list, cut into blocks once; holds the pointers and scalars of a step."""
+
+    cdef fo_plan *plan
+    cdef fo_hyper *hypers
+    cdef size_t hyper_count
+    cdef object arrays  # what the pointers point into, so that it lives as long as they do
+    cdef Memory memory
+
+    def __cinit__(self, lengths, dtypes):
+        cdef size_t count = len(lengths)
+        cdef size_t *sizes = <size_t *>malloc((count + 1) * sizeof(size_t))
+        if sizes == NULL:
+            raise MemoryError
+        for i in range(count):
+            sizes[i] = lengths[i]
+        self.plan = fo_plan_new(count, sizes)
+        free(sizes)
+        if self.plan == NULL:
+            raise MemoryError
+        for i in range(count):
+            self.plan.tensors[i].dtype = <fo_dtype><int>dtypes[i]
+
+    def __dealloc__(self):
+        fo_plan_free(self.plan)
+        free(self.hypers)
+
+    @staticmethod
+    def of_gradients(list gradients) -> Plan:
+        """A plan over checked gradients alone, for the passes that need no parameters."""
+        plan = Plan([a.size for a in gradients], [storage(a) for a in gradients])
+        plan.arrays = gradients
+        for i, array in enumerate(gradients):
+            (<Plan>plan).plan.tensors[i].grad = cnp.PyArray_DATA(array)
+        return plan
+
+    @staticmethod
+    def of_arrays(list params) -> Plan:
+        """A plan over checked arrays, which it keeps alive."""
+        plan = Plan([a.size for a in params], [storage(a) for a in params])
+        plan.arrays = params
+        plan.memory = Memory(params)
+        for i, array in enumerate(params):
+            (<Plan>plan).plan.tensors[i].param = cnp.PyArray_DATA(array)
+        return plan
+
+    def set_states(self, size_t tensor, str rule, list states) -> None:
+        """Choose a tensor's rule; `states` are the arrays it updates."""
+        self.plan.tensors[tensor].rule = <fo_rule><int>RULES[rule][0]
+        for k, state in enumerate(states):
+            self.plan.tensors[tensor].state[k] = cnp.PyArray_DATA(state)
+
+    def set_gradients(self, list gradients, list labels, bint writeable) -> int:
+        """Check every gradient against its parameter, then take it; return how many are None, which are left out."""
+        cdef size_t i, missing = 0
+        cdef cnp.ndarray param, gradient
+        cdef fo_tensor *tensor
+        cdef bint moved = False
+        for i in range(self.plan.count):
+            if gradients[i] is None:
+                missing += 1
+                continue
+            param = <cnp.ndarray>(<list>self.arrays)[i]
+            tensor = &self.plan.tensors[i]
+            if cnp.PyArray_DATA(param) != tensor.param or <size_t>cnp.PyArray_SIZE(param) != tensor.n:
+                raise RuntimeError(f"{labels[i]}: was resized after the optimizer was made; make a new optimizer")
+            if not isinstance(gradients[i], cnp.ndarray):
+                check_gradient(gradients[i], param, "gradient of " + labels[i], writeable)
+            gradient = <cnp.ndarray>gradients[i]
+            if (storage(gradient) != <int>tensor.dtype or not same_shape(gradient, param)
+                    or not contiguous_alike(gradient, param) or not cnp.PyArray_ISALIGNED(gradient)
+                    or (writeable and not cnp.PyArray_ISWRITEABLE(gradient))):
+                check_gradient(gradient, param, "gradient of " + labels[i], writeable)
+            if cnp.PyArray_DATA(gradient) != tensor.grad or writeable:
+                self.check_apart(gradient, "gradient of " + labels[i], labels)
+                moved = True
+        if writeable and moved:
+            pair = Memory(gradients).collision()
+            if pair is not None:
+                raise ValueError(f"gradients of {labels[pair[0]]} and {labels[pair[1]]} overlap in memory, "
+                                 "so that they cannot both be zeroed")
+        for i in range(self.plan.count):
+            tensor = &self.plan.tensors[i]
+            tensor.grad = NULL if gradients[i] is None else cnp.PyArray_DATA(<cnp.ndarray>gradients[i])
+        return missing
+
+    cdef check_apart(self, cnp.ndarray gradient, str label, list labels):
+        cdef uintptr_t begin = <uintptr_t>cnp.PyArray_DATA(gradient)
+        cdef Py_ssize_t hit = self.memory.hit(begin, begin + <uintptr_t>cnp.PyArray_NBYTES(gradient))
+        if hit >= 0:
+            raise ValueError(f"{label}: overlaps {labels[self.memory.order[hit]]} in memory")
+
+    cdef load_hypers(self, list table):
+        cdef size_t k
+        cdef fo_hyper *grown
+        if <size_t>len(table) > self.hyper_count:
+            grown = <fo_hyper *>realloc(self.hypers, len(table) * sizeof(fo_hyper))
+            if grown == NULL:
+                raise MemoryError
+            self.hypers = grown
+        self.hyper_count = len(table)
+        for k in range(self.hyper_count):
+            memset(&self.hypers[k], 0, sizeof(fo_hyper))
+            for name, value in (<dict>table[k]).items():
+                (<double *>&self.hypers[k].f64)[<size_t>hyper_index[name]] = value
+
+    def step(self, list rows, list table, double unscale, double clip_norm, bint want_norm, bint skip_nonfinite,
+             bint zero_grad, int threads) -> tuple:
+        """Run the step; return (norm before clipping or NaN, clip coefficient, skipped).
+
+        `table` has the scalars, `rows` says for each tensor which entry of it is its own.
+        """
+        cdef fo_request request
+        cdef fo_result result
+        cdef size_t i
+        for i in range(self.plan.count):
+            self.plan.tensors[i].hyper = <size_t>rows[i]
+        self.load_hypers(table)
+        request.unscale, request.clip_norm, request.threads = unscale, clip_norm, threads
+        request.want_norm, request.skip_nonfinite, request.zero_grad = want_norm, skip_nonfinite, zero_grad
+        with nogil:
+            result = fo_step(kernels, self.plan, self.hypers, self.hyper_count, &request)
+        return result.norm, result.coefficient, result.skipped
+
+    def norm(self, int threads) -> float:
+        cdef double result
+        with nogil:
+            result = fo_global_norm(kernels, self.plan, threads)
+        return result
+
+    def max_abs(self, int threads) -> float:
+        cdef double result
+        with nogil:
+            result = fo_global_max_abs(kernels, self.plan, threads)
+        return result
+
+    def scale(self, double factor, int threads) -> None:
+        with nogil:
+            fo_scale_gradients(kernels, self.plan, factor, threads)
+
+    def clamp(self, double limit, int threads) -> None:
+        with nogil:
+            fo_clamp_gradients(kernels, self.plan, limit, threads)

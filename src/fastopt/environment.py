@@ -1,0 +1,132 @@
+"""What fastopt runs on: version, instruction set, threads, OpenMP runtimes."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import warnings
+from importlib.metadata import version
+from pathlib import Path
+from typing import TypedDict
+
+import numpy as np
+
+from fastopt import _core
+
+
+class Info(TypedDict):
+    """What `info` returns."""
+
+    version: str
+    isa: str
+    available_isas: tuple[str, ...]
+    threads: int
+    openmp: bool
+    openmp_runtimes: list[str]
+    compiler: str
+    numpy: str
+    python: str
+    platform: str
+
+
+def set_num_threads(threads: int) -> None:
+    """Set how many threads a step may use at most; results do not depend on it.
+
+    Parameters
+    ----------
+    threads
+        At least 1. The default is `FASTOPT_NUM_THREADS` or else what OpenMP would use
+        (`OMP_NUM_THREADS`, the number of cores). Small steps use fewer, a forked child and a build without OpenMP one.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If `threads` is not an integer of at least 1.
+    """
+    global _threads
+    if isinstance(threads, bool) or not isinstance(threads, int | np.integer):
+        raise TypeError(f"threads: expected an integer, got {type(threads).__name__}")
+    if threads < 1:
+        raise ValueError(f"threads: expected at least 1, got {threads}")
+    _threads = int(threads)
+
+
+def get_num_threads() -> int:
+    """Return how many threads a step may use at most."""
+    return _threads
+
+
+def isa() -> str:
+    """Return the instruction set in use: `x86_v4`, `x86_v3`, `arm_neon` or `portable`."""
+    return _core.isa()
+
+
+def available_isas() -> tuple[str, ...]:
+    """Return the instruction sets that this binary has and this CPU can run, best first.
+
+    The environment variable `FASTOPT_ISA` chooses one of them before the import. All but `portable`, which has no
+    fused multiply-add, give the same bits.
+    """
+    return _core.available_isas()
+
+
+def info() -> Info:
+    """Return what fastopt is and runs on, for bug reports.
+
+    Warns
+    -----
+    RuntimeWarning
+        If two OpenMP runtimes are loaded in this process: their threads compete for the cores.
+    """
+    runtimes = openmp_runtimes()
+    if len(runtimes) > 1:
+        warnings.warn(
+            f"{len(runtimes)} OpenMP runtimes are loaded in this process ({', '.join(runtimes)}); their threads "
+            "compete for the cores",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    return {
+        "version": version("fastopt"),
+        "isa": isa(),
+        "available_isas": available_isas(),
+        "threads": get_num_threads(),
+        "openmp": _core.has_openmp(),
+        "openmp_runtimes": runtimes,
+        "compiler": _core.compiler(),
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+    }
+
+
+def openmp_runtimes() -> list[str]:
+    """Return the files of the OpenMP runtimes loaded in this process (on Linux; empty elsewhere)."""
+    maps = Path("/proc/self/maps")
+    if not maps.exists():
+        return []
+    mapped = {line.split(maxsplit=5)[-1] for line in maps.read_text().splitlines() if "/" in line}
+    return sorted(file for file in mapped if re.search(r"/lib(gomp|omp|iomp5)[^/]*\.so", file))
+
+
+def _threads_at_start() -> int:
+    wanted = os.environ.get("FASTOPT_NUM_THREADS", "")
+    if not wanted:
+        return _core.hardware_threads()
+    if not wanted.isdecimal() or int(wanted) < 1:
+        raise ImportError(f"FASTOPT_NUM_THREADS: expected an integer of at least 1, got {wanted!r}")
+    return int(wanted)
+
+
+def _use_isa_of_environment() -> None:
+    wanted = os.environ.get("FASTOPT_ISA", "")
+    if wanted:
+        try:
+            _core.use_isa(wanted)
+        except ValueError as error:
+            raise ImportError(f"FASTOPT_ISA: {error}") from None
+
+
+_threads = _threads_at_start()
+_use_isa_of_environment()

@@ -1,0 +1,61 @@
+"""Hyper-parameters: what values they may have, and schedules in their place."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+Schedule = Callable[[int], float]
+"""A hyper-parameter as a function of the number of steps taken so far."""
+
+
+@dataclass(frozen=True)
+class Bound:
+    """The finite numbers from `low` up to `high` (itself excluded), and what to say of any other."""
+
+    message: str
+    low: float = 0.0
+    high: float = math.inf
+
+    def check(self, value: Any) -> None:
+        """Raise `ValueError` in the words of `torch.optim` unless the value is within the bound."""
+        if not is_number(value) or not self.low <= value < self.high:
+            raise ValueError(f"Invalid {self.message}: {value}")
+
+
+@dataclass(frozen=True)
+class BetaBounds:
+    """Two decay rates, each in [0, 1)."""
+
+    def check(self, value: Any) -> None:
+        """Raise `ValueError` in the words of `torch.optim` unless both rates are in [0, 1)."""
+        if not isinstance(value, tuple | list) or len(value) != 2:
+            raise ValueError(f"Invalid betas: expected two numbers, got {value!r}")
+        for index, beta in enumerate(value):
+            Bound(f"beta parameter at index {index}", high=1.0).check(beta)
+
+
+Bounds = Mapping[str, Bound | BetaBounds]
+
+
+def is_number(value: Any) -> bool:
+    """Whether the value is a real number (NumPy's scalars are, `bool` and strings are not)."""
+    return hasattr(value, "__float__") and not isinstance(value, bool | str) and math.isfinite(value)
+
+
+def is_scheduled(value: Any) -> bool:
+    """Whether the value, or an entry of it (as in `betas`), is a schedule."""
+    if isinstance(value, tuple | list):
+        return any(callable(entry) for entry in value)
+    return callable(value)
+
+
+def at_step(value: Any, step: int) -> Any:
+    """Return the value of a hyper-parameter after `step` steps, schedules evaluated."""
+    if callable(value):
+        return float(value(step))
+    if isinstance(value, tuple | list):
+        return tuple(at_step(entry, step) for entry in value)
+    return value
