@@ -12,7 +12,6 @@ array([[1.  ],
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -107,15 +106,62 @@ def trajectory(
     TypeError
         If `optimizer` does not make an optimizer.
     ValueError
-        If another argument is out of range, or the surface is not finite at `start`.
+        If another argument is out of range.
     """
     point = _checked_start(surface, start)
-    steps = _checked_count("steps", steps, least=0)
-    scatter = _checked_noise(noise) / math.sqrt(_checked_count("batch", batch, least=1))
+    _check_count("steps", steps, least=0)
+    _check_count("batch", batch, least=1)
+    if not 0 <= noise < math.inf:
+        raise ValueError(f"noise must be a finite number of at least 0, got {noise!r}")
     opt = _made(optimizer, point, options)
+    scatter = noise / math.sqrt(batch)
     random = np.random.default_rng(seed)
-    points, losses, norms, rates = [point.copy()], [], [], []
-    loss, gradient = _look(surface, point)
-    if not _is_usable(surface, point, loss, gradient):
-        raise ValueError(f"start must be a point where {surface.name} is finite, got {point.tolist()}")
-    ...
+
+    points, rates = [point.copy()], []
+    gradient = surface.gradient(point)
+    for _ in range(steps):
+        info = opt.step(gradient + scatter * random.standard_normal(surface.n))
+        with np.errstate(over="ignore", invalid="ignore"):
+            gradient = surface.gradient(point)
+        if not (_is_near(surface, point) and np.isfinite(gradient).all()):
+            break
+        points.append(point.copy())
+        rates.append(info.lr)
+
+    path = np.array(points)
+    return Trajectory(
+        points=path,
+        loss=surface.value(path),
+        grad_norm=np.linalg.norm(surface.gradient(path), axis=-1),
+        lr=np.array(rates, dtype=np.float64),
+        diverged=len(rates) < steps,
+    )
+
+
+def _is_near(surface: Surface, point: Array) -> bool:
+    lower, upper = surface.domain
+    return bool(np.all(np.abs(point - (lower + upper) / 2) <= FARTHEST * (upper - lower)))
+
+
+def _checked_start(surface: Surface, start: ArrayLike) -> Array:
+    point = np.array(start, dtype=np.float64)
+    if point.shape != (surface.n,):
+        raise ValueError(f"start must have shape ({surface.n},) for {surface.name}, got {point.shape}")
+    if not _is_near(surface, point):
+        raise ValueError(f"start must be finite and near the domain of {surface.name}, got {point.tolist()}")
+    return point
+
+
+def _check_count(argument: str, count: int, least: int) -> None:
+    if not isinstance(count, int | np.integer) or count < least:
+        raise ValueError(f"{argument} must be an integer of at least {least}, got {count!r}")
+
+
+def _made(optimizer: Callable[..., Optimizer], point: Array, options: dict[str, Any]) -> Optimizer:
+    made = optimizer(point, **options) if callable(optimizer) else optimizer
+    if not isinstance(made, Optimizer):
+        raise TypeError(
+            "optimizer must be an optimizer class or a factory that makes one from an array, "
+            f"got {optimizer!r}{f', which made an object of type {type(made).__name__}' if callable(optimizer) else ''}"
+        )
+    return made
