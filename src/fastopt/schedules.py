@@ -32,7 +32,8 @@ Schedule               Value at step t
 ====================== ===============================================================================
 
 All but `ReduceOnPlateau` are frozen and hashable, compare by value, can be pickled, and their `repr` evaluates back to
-an equal schedule. Resuming a run therefore needs the step counter and nothing else.
+an equal schedule. Resuming a run therefore needs the step counter and nothing else. An argument that cannot be right
+raises a ValueError, one of the wrong type a TypeError; the message names the argument, what was expected and what came.
 """
 
 from __future__ import annotations
