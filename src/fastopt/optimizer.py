@@ -17,6 +17,7 @@ from fastopt.hyperparameters import Bound, Bounds, Schedule, at_step, is_schedul
 Array = NDArray[np.float32] | NDArray[np.float64]
 Group = dict[str, Any]
 NONFINITE = ("propagate", "skip", "raise")
+NO_CLIPPING = (None, None, "propagate")
 
 TORCH_KEYS = frozenset(
     {"params", "param_names", "foreach", "fused", "capturable", "differentiable", "initial_lr", "swa_lr"}
@@ -251,9 +252,12 @@ class Optimizer:
 
     def _clipping(self) -> tuple[float | None, float]:
         """Return the clipping bounds at this step: by norm (None: not asked for) and by value."""
+        asked = (self.clip_norm, self.clip_value, self.nonfinite)
+        if asked == NO_CLIPPING:
+            return None, math.inf
         if self.nonfinite not in NONFINITE:
             raise ValueError(f"Invalid nonfinite: expected one of {NONFINITE}, got {self.nonfinite!r}")
-        norm, value = at_step(self.clip_norm, self.step_count), at_step(self.clip_value, self.step_count)
+        norm, value = (at_step(bound, self.step_count) for bound in asked[:2])
         for name, bound in (("clip_norm", norm), ("clip_value", value)):
             if bound is not None and bound != math.inf:
                 Bound(f"{name} value").check(bound)

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
-from fastopt.hyperparameters import BetaBounds, Bound, Schedule
+from fastopt.hyperparameters import BetaBounds, Bound, Bounds, Schedule
 from fastopt.optimizer import Optimizer
 
 Number = float | Schedule
@@ -72,7 +72,7 @@ class SGD(Optimizer):
     and momentum in deep learning".
     """
 
-    bounds = {
+    bounds: ClassVar[Bounds] = {
         **COMMON_BOUNDS,
         "momentum": Bound("momentum value"),
         "dampening": Bound("dampening value", low=-math.inf),
@@ -165,7 +165,7 @@ class Adagrad(Optimizer):
     Duchi, Hazan & Singer 2011, "Adaptive subgradient methods for online learning and stochastic optimization".
     """
 
-    bounds = {
+    bounds: ClassVar[Bounds] = {
         **COMMON_BOUNDS,
         **EPSILON_BOUNDS,
         "lr_decay": Bound("lr_decay value"),
@@ -253,7 +253,7 @@ class RMSprop(Optimizer):
     (centered).
     """
 
-    bounds = {
+    bounds: ClassVar[Bounds] = {
         **COMMON_BOUNDS,
         **EPSILON_BOUNDS,
         "alpha": Bound("alpha value"),
@@ -291,12 +291,9 @@ class RMSprop(Optimizer):
     @staticmethod
     def rule(group: Mapping[str, Any]) -> tuple[str, tuple[str, ...]]:
         """Return the kernel and the names of its states."""
-        rule, states = "rmsprop", ("square_avg",)
-        if group["centered"]:
-            rule, states = rule + "_centered", (*states, "grad_avg")
-        if group["momentum"] != 0:
-            rule, states = rule + "_momentum", (states[0], "momentum_buffer", *states[1:])
-        return rule, states
+        centered = ("_centered", ("grad_avg",)) if group["centered"] else ("", ())
+        momentum = ("_momentum", ("momentum_buffer",)) if group["momentum"] != 0 else ("", ())
+        return "rmsprop" + centered[0] + momentum[0], ("square_avg", *momentum[1], *centered[1])
 
     @staticmethod
     def scalars(group: Mapping[str, Any], step: int) -> dict[str, float]:
@@ -347,7 +344,7 @@ class Adam(Optimizer):
     Adam and beyond" (amsgrad).
     """
 
-    bounds = {**COMMON_BOUNDS, **EPSILON_BOUNDS, "betas": BetaBounds()}
+    bounds: ClassVar[Bounds] = {**COMMON_BOUNDS, **EPSILON_BOUNDS, "betas": BetaBounds()}
 
     def __init__(
         self,

@@ -1,0 +1,22 @@
+"""The entry point of the command ``fastopt``: it says what to install where the libraries of the command line are missing."""
+
+import sys
+
+CLI_LIBRARIES = {"typer", "click", "rich", "matplotlib", "plotly", "safetensors", "sklearn", "threadpoolctl"}
+
+
+def main() -> None:
+    """Run the command line."""
+    try:
+        from fastopt.cli import app
+
+        app()
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").partition(".")[0]
+        if missing not in CLI_LIBRARIES:
+            raise
+        sys.exit(f"fastopt: the command line needs {missing}; install its libraries with: pip install 'fastopt[cli]'")
+
+
+if __name__ == "__main__":
+    main()

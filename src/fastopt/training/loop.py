@@ -1,0 +1,140 @@
+"""The training loop: the whole recipe, whatever the model."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+from time import perf_counter
+from typing import Any, Generic, Protocol, TypeVar
+
+from fastopt.training.errors import TrainingError
+from fastopt.training.metrics import StepRecord
+
+CHECKPOINT_SECONDS = 1.0  # epochs may take milliseconds, a durable file does not: the most work that a kill can undo
+
+
+class Batch(Protocol):
+    """Some samples of the training data, in whatever form the model takes them."""
+
+    @property
+    def samples(self) -> int:
+        """Number of samples."""
+
+
+AnyBatch = TypeVar("AnyBatch", bound=Batch)
+BatchOut = TypeVar("BatchOut", bound=Batch, covariant=True)
+BatchIn = TypeVar("BatchIn", bound=Batch, contravariant=True)
+
+
+class Batches(Protocol[BatchOut]):
+    """The training data in its order, a pure function of the step: to resume, the number of steps taken is enough."""
+
+    steps_per_epoch: int
+
+    def from_step(self, step: int) -> Iterator[BatchOut]:
+        """Yield the batch of `step` (the first is 0), of the step after it, and so on without end."""
+
+
+class Model(Protocol[BatchIn]):
+    """Named parameters, which the optimizer changes in place, and how to find their gradients."""
+
+    parameters: dict[str, Any]
+    gradients: dict[str, Any]
+    seconds: dict[str, float]
+
+    def forward_backward(self, batch: BatchIn) -> float:
+        """Return the loss of a batch and leave its gradient in `gradients`."""
+
+
+@dataclass
+class Run(Generic[AnyBatch]):
+    """A training run on its way.
+
+    Attributes
+    ----------
+    model, batches, optimizer
+        What is trained, on what, and by what.
+    evaluate : callable
+        Returns the scores of the model on held-out data by name.
+    total_steps : int
+        Where the run ends.
+    step : int
+        Steps taken so far, those before a resumption included.
+    new_steps, new_samples : int
+        Steps taken and samples seen in this process.
+    optimizer_seconds : float
+        Time spent in the optimizer in this process.
+    """
+
+    model: Model[AnyBatch]
+    batches: Batches[AnyBatch]
+    optimizer: Any
+    evaluate: Callable[[], dict[str, float]]
+    total_steps: int
+    step: int = 0
+    new_steps: int = field(default=0, init=False)
+    new_samples: int = field(default=0, init=False)
+    optimizer_seconds: float = field(default=0.0, init=False)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether there is no step left."""
+        return self.step >= self.total_steps
+
+
+def train(
+    run: Run[AnyBatch],
+    *,
+    observe: Callable[[StepRecord], None],
+    save: Callable[[], None],
+    should_stop: Callable[[], bool],
+) -> None:
+    """Take the remaining steps of a run.
+
+    Parameters
+    ----------
+    run : Run
+        The run; its model, optimizer and counters change.
+    observe : callable
+        Called with the record of every step.
+    save : callable
+        Called when the run is to be made durable: when it starts, after an epoch if the last time is a second ago, and when it ends.
+    should_stop : callable
+        Asked after every step; True ends the run early, saved and ready to be resumed.
+
+    Raises
+    ------
+    TrainingError
+        If a gradient is not finite; the parameters are those of the step before.
+    """
+    save()
+    saved_at = perf_counter()
+    for batch in islice(run.batches.from_step(run.step), run.total_steps - run.step):
+        loss = run.model.forward_backward(batch)
+        info = _timed_step(run)
+        run.step += 1
+        run.new_steps += 1
+        run.new_samples += batch.samples
+
+        epoch, position = divmod(run.step - 1, run.batches.steps_per_epoch)
+        ends_epoch = position == run.batches.steps_per_epoch - 1
+        scores = run.evaluate() if ends_epoch else {}
+        observe(StepRecord(run.step, epoch + 1, loss, info.lr, info.grad_norm, scores))
+
+        stops = run.is_complete or should_stop()
+        if stops or (ends_epoch and perf_counter() - saved_at > CHECKPOINT_SECONDS):
+            save()
+            saved_at = perf_counter()
+        if stops:
+            break
+
+
+def _timed_step(run: Run[Any]) -> Any:
+    started = perf_counter()
+    try:
+        info = run.optimizer.step(run.model.gradients)
+    except FloatingPointError as error:
+        raise TrainingError(
+            f"the training diverged at step {run.step + 1} ({error}); try a lower --lr or a lower --clip-norm"
+        ) from error
+    run.optimizer_seconds += perf_counter() - started
+    return info

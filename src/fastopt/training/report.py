@@ -1,0 +1,120 @@
+"""What is said of a run before and after, and the picture of its course."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table as Grid
+
+from fastopt.training.files import replacing
+from fastopt.training.job import Job
+from fastopt.training.metrics import TEST_PREFIX
+from fastopt.training.progress import score_text
+
+SMOOTHED_PARTS = 50  # the smooth curve averages over this part of the run
+BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#888888"  # told apart by colour-blind readers
+
+Metrics = dict[str, NDArray[Any]]
+
+
+def describe(console: Console, job: Job) -> None:
+    """Print what is about to be trained, on what and by what."""
+    config, run, table = job.config, job.run, job.table
+    train, test = job.split.train, job.split.test
+    kind = f"{len(table.classes)} classes" if table.classes else f"{config.task} (targets standardised)"
+    size = sum(values.size for values in run.model.parameters.values())
+    grid = Grid.grid(padding=(0, 2))
+    grid.add_row("data", f"{table.name}: {train.samples:,} rows to learn, {test.samples:,} held out, {train.features.shape[1]} features, {kind}")
+    grid.add_row("model", f"perceptron {'-'.join(map(str, job.widths))}, {size:,} parameters, {config.dtype}")
+    grid.add_row("optimizer", f"{config.optimizer}, lr {config.lr:g}, {config.schedule}, clipped to norm {config.clip_norm:g}")
+    if run.step:
+        grid.add_row("resumed", f"after step {run.step:,} of {run.total_steps:,}")
+    console.print(grid, soft_wrap=True)
+
+
+def plot(path: Path, metrics: Metrics, job: Job) -> None:
+    """Draw loss, learning rate and gradient norm over the steps into a PNG file.
+
+    Parameters
+    ----------
+    path : Path
+        The file, replaced as a whole.
+    metrics : dict
+        The columns of ``metrics.csv``.
+    job : Job
+        The run.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 8), layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.suptitle(f"{job.table.name}, {job.config.optimizer}, {job.config.schedule}")
+    loss, rate, norm = figure.subplots(3, 1, sharex=True, height_ratios=(2, 1, 1))
+    steps = metrics["step"]
+
+    _noisy_curve(loss, steps, metrics["loss"], "training")
+    held_out = metrics[TEST_PREFIX + "loss"]
+    known = np.isfinite(held_out)
+    loss.plot(steps[known], held_out[known], color=ORANGE, marker="o", markersize=3, label="held out")
+    loss.set(ylabel="loss", yscale="log")
+
+    rate.plot(steps, metrics["lr"], color=BLUE)
+    rate.set(ylabel="learning rate", ylim=(0, None))
+    rate.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3), useMathText=True)
+
+    _noisy_curve(norm, steps, metrics["grad_norm"], "gradient norm")
+    if job.config.clip_norm > 0:
+        norm.axhline(job.config.clip_norm, color=ORANGE, linestyle="--", label=f"clipped to {job.config.clip_norm:g}")
+    norm.set(ylabel="gradient norm", xlabel="step", yscale="log")
+
+    for axes in (loss, rate, norm):
+        axes.grid(alpha=0.3)
+    for axes in (loss, norm):  # beside the axes: a legend inside would hide a part of the curves
+        axes.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=120)
+
+
+def _noisy_curve(axes: Any, steps: NDArray[Any], values: NDArray[Any], label: str) -> None:
+    """Draw every value in grey, and in front their running mean."""
+    axes.plot(steps, values, color=GREY, linewidth=0.5, alpha=0.5)
+    window = max(1, len(values) // SMOOTHED_PARTS)
+    mean = np.convolve(values, np.full(window, 1 / window), mode="valid")
+    axes.plot(steps[window - 1 :], mean, color=BLUE, label=label)
+
+
+def summarize(console: Console, job: Job, metrics: Metrics, seconds: float) -> None:
+    """Print how well the model does on held-out data, where the time went, and what the optimizer moved.
+
+    Parameters
+    ----------
+    console : Console
+        Where to.
+    job : Job
+        The complete run.
+    metrics : dict
+        The columns of ``metrics.csv``.
+    seconds : float
+        Length of the training in this process.
+    """
+    table = Grid.grid(padding=(0, 2))
+    scores = {name.removeprefix(TEST_PREFIX): values[-1] for name, values in metrics.items() if name.startswith(TEST_PREFIX)}
+    for name, value in scores.items():
+        table.add_row(f"held-out {name}", score_text(name, value))
+    if job.run.new_steps:
+        _add_costs(table, job, seconds)
+    console.print(table, soft_wrap=True)
+
+
+def _add_costs(table: Grid, job: Job, seconds: float) -> None:
+    run = job.run
+    parts = {**run.model.seconds, "optimizer": run.optimizer_seconds}
+    parts["data, scores, files"] = seconds - sum(parts.values())
+    table.add_row("time", f"{seconds:.2f} s for {run.new_steps:,} steps, {run.new_samples / seconds:,.0f} samples/s")
+    for name, part in parts.items():
+        table.add_row(f"  {name}", f"{part:.2f} s {part / seconds:5.0%}")
+    moved = job.optimizer_bytes() * run.new_steps
+    table.add_row("optimizer traffic", f"{moved / 1e9:.3g} GB, {moved / run.optimizer_seconds / 1e9:.3g} GB/s")

@@ -1,0 +1,70 @@
+"""One sitting of a run: from its start or its last checkpoint to its end or to Ctrl-C, with all that it shows and writes."""
+
+from pathlib import Path
+from shlex import quote
+from time import perf_counter
+
+from rich.console import Console
+from threadpoolctl import threadpool_limits
+
+import fastopt
+from fastopt.training.interrupt import Interrupt
+from fastopt.training.job import Job
+from fastopt.training.loop import train
+from fastopt.training.metrics import MetricsLog, StepRecord, read_metrics
+from fastopt.training.progress import Display
+from fastopt.training.report import describe, plot, summarize
+
+CHECKPOINT = "checkpoint.safetensors"
+
+
+def run_session(job: Job, directory: Path, console: Console) -> bool:
+    """Train to the end or to Ctrl-C.
+
+    Parameters
+    ----------
+    job : Job
+        The run, new or resumed.
+    directory : Path
+        Where ``metrics.csv``, ``training.png`` and the checkpoint go.
+    console : Console
+        Where the course of the run is shown.
+
+    Returns
+    -------
+    bool
+        Whether the run is complete.
+    """
+    describe(console, job)
+    seconds = _train(job, directory, console)
+    if not job.run.is_complete:
+        console.print(f"Stopped after step {job.run.step:,} of {job.run.total_steps:,}; everything is saved. To continue:")
+        console.print(f"  fastopt train --resume --out {quote(str(directory))}", soft_wrap=True, highlight=False)
+        return False
+    metrics = read_metrics(directory / "metrics.csv")
+    plot(directory / "training.png", metrics, job)
+    summarize(console, job, metrics, seconds)
+    console.print(f"Metrics, plot and checkpoint are in {directory}/", soft_wrap=True, highlight=False)
+    return True
+
+
+def _train(job: Job, directory: Path, console: Console) -> float:
+    fastopt.set_num_threads(job.config.threads)
+    started = perf_counter()
+    with (
+        threadpool_limits(job.config.threads, user_api="blas"),
+        MetricsLog(directory / "metrics.csv", job.score_names, job.run.step) as log,
+        Interrupt() as interrupt,
+        Display(console, job.run) as display,
+    ):
+
+        def observe(record: StepRecord) -> None:
+            log.append(record)
+            display.show(record)
+
+        def save() -> None:
+            log.sync()  # first: every step of a checkpoint has its row
+            job.checkpoint().save(directory / CHECKPOINT)
+
+        train(job.run, observe=observe, save=save, should_stop=lambda: interrupt.requested)
+    return perf_counter() - started
