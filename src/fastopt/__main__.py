@@ -1,4 +1,4 @@
-"""The entry point of the command ``fastopt``: it says what to install where the libraries of the command line are missing."""
+"""The entry point of the command ``fastopt``, which says what to install where a library of it is missing."""
 
 import sys
 

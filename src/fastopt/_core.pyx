@@ -164,6 +164,34 @@ def check_gradient(gradient, param, str label, bint writeable) -> None:
                          f"got strides {gradient.strides}")
 
 
+def same_objects(list a, list b) -> bool:
+    """Whether two lists have the very same entries."""
+    cdef Py_ssize_t i
+    if len(a) != len(b):
+        return False
+    for i in range(len(a)):
+        if a[i] is not b[i]:
+            return False
+    return True
+
+
+def count_none(list objects) -> int:
+    """How many entries are None."""
+    cdef Py_ssize_t i, count = 0
+    for i in range(len(objects)):
+        count += objects[i] is None
+    return count
+
+
+def entries_are(list dicts, str key, list values) -> bool:
+    """Whether the entry of that name is, dict by dict, the very object in `values`."""
+    cdef Py_ssize_t i
+    for i in range(len(dicts)):
+        if (<dict>dicts[i]).get(key) is not values[i]:
+            return False
+    return True
+
+
 cdef class Memory:
     """Address ranges that must stay disjoint, sorted once so that a look-up is a binary search."""
 
@@ -259,6 +287,22 @@ cdef class Plan:
         self.plan.tensors[tensor].rule = <fo_rule><int>RULES[rule][0]
         for k, state in enumerate(states):
             self.plan.tensors[tensor].state[k] = cnp.PyArray_DATA(state)
+
+    def set_params(self, list addresses) -> None:
+        """Take the parameters' addresses; the caller keeps the memory alive."""
+        for i in range(self.plan.count):
+            self.plan.tensors[i].param = <void *><uintptr_t>addresses[i]
+
+    def set_state_addresses(self, size_t tensor, str rule, list addresses) -> None:
+        """Choose a tensor's rule and say where its states are; the caller keeps the memory alive."""
+        self.plan.tensors[tensor].rule = <fo_rule><int>RULES[rule][0]
+        for k, address in enumerate(addresses):
+            self.plan.tensors[tensor].state[k] = <void *><uintptr_t>address
+
+    def set_gradient_addresses(self, list addresses) -> None:
+        """Take the gradients' addresses; 0 leaves a tensor out."""
+        for i in range(self.plan.count):
+            self.plan.tensors[i].grad = <void *><uintptr_t>addresses[i]
 
     def set_gradients(self, list gradients, list labels, bint writeable) -> int:
         """Check every gradient against its parameter, then take it; return how many are None, which are left out."""

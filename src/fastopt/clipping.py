@@ -58,8 +58,8 @@ def clip_grad_norm(grads: Any, max_norm: float) -> float:
         Bound("max_norm value").check(max_norm)
     plan = gradient_plan(grads, writeable=True)
     norm = plan.norm(environment.get_num_threads())
-    coefficient = max_norm / (norm + 1e-6)
-    if not coefficient >= 1.0:  # a NaN norm scales too, as in torch
+    coefficient = clip_coefficient(norm, max_norm)
+    if coefficient != 1.0:
         plan.scale(coefficient, environment.get_num_threads())
     return norm
 
@@ -82,6 +82,12 @@ def clip_grad_value(grads: Any, clip_value: float) -> None:
     if clip_value != math.inf:
         Bound("clip_value value").check(clip_value)
     gradient_plan(grads, writeable=True).clamp(clip_value, environment.get_num_threads())
+
+
+def clip_coefficient(norm: float, max_norm: float) -> float:
+    """Return ``min(1, max_norm / (norm + 1e-6))``; NaN for a NaN norm, as in torch."""
+    coefficient = max_norm / (norm + 1e-6)
+    return 1.0 if coefficient > 1.0 else coefficient
 
 
 def gradient_plan(grads: Any, *, writeable: bool) -> _core.Plan:

@@ -44,17 +44,22 @@ def set_num_threads(threads: int) -> None:
     TypeError, ValueError
         If `threads` is not an integer of at least 1.
     """
-    global _threads
+    global _chosen_threads
     if isinstance(threads, bool) or not isinstance(threads, int | np.integer):
         raise TypeError(f"threads: expected an integer, got {type(threads).__name__}")
     if threads < 1:
         raise ValueError(f"threads: expected at least 1, got {threads}")
-    _threads = int(threads)
+    _chosen_threads = int(threads)
 
 
 def get_num_threads() -> int:
     """Return how many threads a step may use at most."""
-    return _threads
+    return _chosen_threads or _default_threads
+
+
+def chosen_threads() -> int | None:
+    """Return the number of threads that was asked for, None if nobody did."""
+    return _chosen_threads
 
 
 def isa() -> str:
@@ -110,10 +115,10 @@ def openmp_runtimes() -> list[str]:
     return sorted(file for file in mapped if re.search(r"/lib(gomp|omp|iomp5)[^/]*\.so", file))
 
 
-def _threads_at_start() -> int:
+def _threads_of_environment() -> int | None:
     wanted = os.environ.get("FASTOPT_NUM_THREADS", "")
     if not wanted:
-        return _core.hardware_threads()
+        return None
     if not wanted.isdecimal() or int(wanted) < 1:
         raise ImportError(f"FASTOPT_NUM_THREADS: expected an integer of at least 1, got {wanted!r}")
     return int(wanted)
@@ -128,5 +133,6 @@ def _use_isa_of_environment() -> None:
             raise ImportError(f"FASTOPT_ISA: {error}") from None
 
 
-_threads = _threads_at_start()
+_default_threads = _core.hardware_threads()
+_chosen_threads = _threads_of_environment()
 _use_isa_of_environment()

@@ -31,7 +31,7 @@ class BetaBounds:
 
     def check(self, value: Any) -> None:
         """Raise `ValueError` in the words of `torch.optim` unless both rates are in [0, 1)."""
-        if not isinstance(value, tuple | list) or len(value) != 2:
+        if not isinstance(value, (tuple, list)) or len(value) != 2:
             raise ValueError(f"Invalid betas: expected two numbers, got {value!r}")
         for index, beta in enumerate(value):
             Bound(f"beta parameter at index {index}", high=1.0).check(beta)
@@ -47,7 +47,7 @@ def is_number(value: Any) -> bool:
 
 def is_scheduled(value: Any) -> bool:
     """Whether the value, or an entry of it (as in `betas`), is a schedule."""
-    if isinstance(value, tuple | list):
+    if isinstance(value, (tuple, list)):
         return any(callable(entry) for entry in value)
     return callable(value)
 
@@ -56,6 +56,6 @@ def at_step(value: Any, step: int) -> Any:
     """Return the value of a hyper-parameter after `step` steps, schedules evaluated."""
     if callable(value):
         return float(value(step))
-    if isinstance(value, tuple | list):
+    if isinstance(value, (tuple, list)):
         return tuple(at_step(entry, step) for entry in value)
     return value

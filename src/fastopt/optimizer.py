@@ -127,7 +127,7 @@ class Optimizer:
         self._rows: list[int] = []
         self._grouped = False
         self._lock = threading.Lock()
-        self._clipping()
+        clipping_at(0, clip_norm, clip_value, nonfinite)
         self._check_options(options)
         groups, grouped = as_groups(params)
         self._add_groups(groups, grouped)
@@ -250,19 +250,6 @@ class Optimizer:
             self.check(group)
         return resolved
 
-    def _clipping(self) -> tuple[float | None, float]:
-        """Return the clipping bounds at this step: by norm (None: not asked for) and by value."""
-        asked = (self.clip_norm, self.clip_value, self.nonfinite)
-        if asked == NO_CLIPPING:
-            return None, math.inf
-        if self.nonfinite not in NONFINITE:
-            raise ValueError(f"Invalid nonfinite: expected one of {NONFINITE}, got {self.nonfinite!r}")
-        norm, value = (at_step(bound, self.step_count) for bound in asked[:2])
-        for name, bound in (("clip_norm", norm), ("clip_value", value)):
-            if bound is not None and bound != math.inf:
-                Bound(f"{name} value").check(bound)
-        return norm, math.inf if value is None else value
-
     # ---- the step ----
 
     def step(self, grads: Any, *, zero_grad: bool = False) -> StepInfo:
@@ -292,7 +279,7 @@ class Optimizer:
         """
         with self._lock:
             groups = self._resolve()
-            clip_norm, clip_value = self._clipping()
+            clip_norm, clip_value = clipping_at(self.step_count, self.clip_norm, self.clip_value, self.nonfinite)
             gradients = self._gradients(grads)
             missing = self._plan.set_gradients(gradients, self._labels, zero_grad)
             rows, cohorts = (
@@ -316,7 +303,7 @@ class Optimizer:
                 self._rows, self._cohorts = rows, cohorts
                 self.step_count += 1
             known = watch or clip_norm is not None
-            return StepInfo(groups[0]["lr"], norm if known else None, coefficient < 1.0, skipped)
+            return StepInfo(groups[0]["lr"], norm if known else None, coefficient != 1.0, skipped)
 
     def _gradients(self, grads: Any) -> list[Any]:
         """Return one gradient a parameter, in order."""
@@ -482,6 +469,21 @@ class Optimizer:
             if value is not None
         ]
         return "\n".join([*lines, f"nonfinite: {self.nonfinite}", f"steps taken: {self.step_count}", ")"])
+
+
+def clipping_at(
+    step: int, clip_norm: float | Schedule | None, clip_value: float | Schedule | None, nonfinite: str
+) -> tuple[float | None, float]:
+    """Return the bounds of clipping after `step` steps, checked: by norm (None: not asked for) and by value."""
+    if (clip_norm, clip_value, nonfinite) == NO_CLIPPING:
+        return None, math.inf
+    if nonfinite not in NONFINITE:
+        raise ValueError(f"Invalid nonfinite: expected one of {NONFINITE}, got {nonfinite!r}")
+    norm, value = at_step(clip_norm, step), at_step(clip_value, step)
+    for name, bound in (("clip_norm", norm), ("clip_value", value)):
+        if bound is not None and bound != math.inf:
+            Bound(f"{name} value").check(bound)
+    return norm, math.inf if value is None else value
 
 
 def cohorts_of(steps: list[tuple[int, int]]) -> tuple[list[int], list[tuple[int, int]]]:

@@ -645,7 +645,7 @@ def cliff(steps: int = 20) -> Surface:
 
     return Planar(
         name="cliff",
-        formula=f"f(w, b) = (sigmoid(z) - 0.7)², z = w sigmoid(z) + b, {steps} times",
+        formula=f"f(x, y) = (sigmoid(z) - 0.7)², {steps} times z = x sigmoid(z) + y",
         source="Pascanu, Mikolov and Bengio 2013, figure 6",
         f=f,
         df=df,

@@ -1,1 +1,116 @@
-def page(): ...
+"""The page: one file of HTML on which the paths move, with everything it needs inside."""
+
+from __future__ import annotations
+
+import html
+import json
+from collections.abc import Sequence
+from importlib import resources
+from string import Template
+from typing import Any
+
+import numpy as np
+
+from fastopt.landscape.curves import Curves
+from fastopt.landscape.relief import Array, Relief
+from fastopt.landscape.runs import Run, best
+from fastopt.landscape.styles import styles
+from fastopt.surfaces import Surface
+
+GRID_LINES = 101
+"""Along each axis; the browser draws the contours anew at every step."""
+
+DIGITS = 6
+"""Significant digits of the numbers in the page: more than a screen can show, at half the size."""
+
+
+def page(runs: Sequence[Run], title: str = "Optimizers on their way down") -> str:
+    """Build a page that shows the runs as a contour map, in three dimensions and as loss curves, step by step.
+
+    It opens offline in any browser; without WebGL it leaves out the three dimensions. Reader's choices are the
+    surface, the learning rate and the optimizers, out of what is in `runs`.
+
+    Parameters
+    ----------
+    runs : sequence of Run
+        At least one.
+    title : str
+        Heading of the page.
+
+    Returns
+    -------
+    str
+        HTML, about 5 MB: it holds plotly.js.
+
+    Raises
+    ------
+    ImportError
+        If plotly is not installed.
+    ValueError
+        If a surface has more than two coordinates.
+    """
+    from plotly.offline import get_plotlyjs  # type: ignore[import-untyped]
+
+    return Template(_asset("page.html")).substitute(
+        title=html.escape(title),
+        style=_asset("page.css"),
+        plotly=get_plotlyjs(),
+        # A "</script>" inside a name would end the element; "<\/" is the same to JSON.
+        data=json.dumps(_data(runs), allow_nan=False, separators=(",", ":")).replace("</", r"<\/"),
+        script=_asset("page.js"),
+    )
+
+
+def _asset(name: str) -> str:
+    return resources.files(__package__).joinpath(name).read_text(encoding="utf-8")
+
+
+def _data(runs: Sequence[Run]) -> dict[str, Any]:
+    by_surface: dict[Surface, list[Run]] = {}
+    for run in runs:
+        by_surface.setdefault(run.surface, []).append(run)
+    looks = styles(run.optimizer for run in runs)
+    return {
+        "steps": max(run.path.steps for run in runs),
+        "styles": {name: look._asdict() for name, look in looks.items()},
+        "surfaces": [_surface_data(surface, members) for surface, members in by_surface.items()],
+    }
+
+
+def _surface_data(surface: Surface, runs: Sequence[Run]) -> dict[str, Any]:
+    relief = Relief.of(surface, GRID_LINES)
+    curves = Curves.of(relief, runs)
+    winners = set(best(runs))
+    return {
+        "name": surface.name,
+        "formula": surface.formula,
+        "source": surface.source,
+        "axes": [_numbers(axis) for axis in relief.axes],
+        "values": _numbers(relief.values),
+        "heights": _numbers(relief.height(relief.values)),
+        "ticks": relief.ticks(),
+        "start": _numbers(runs[0].path.points[0]),
+        "minima": _numbers(surface.minima),
+        "saddles": _numbers(surface.saddles),
+        "lossAxis": {"label": curves.label, "logarithmic": curves.logarithmic, "limits": curves.limits},
+        "runs": [
+            {
+                "optimizer": run.optimizer,
+                "lr": run.lr,
+                "best": run in winners,
+                "diverged": run.path.diverged,
+                "points": _numbers(run.path.points),
+                "loss": _numbers(run.path.loss),
+                "gradNorm": _numbers(run.path.grad_norm),
+                "heights": _numbers(relief.height(run.path.loss)),
+                "curve": _numbers(values),
+            }
+            for run, values in zip(runs, curves.values, strict=True)
+        ],
+    }
+
+
+def _numbers(array: Array) -> Any:
+    """Nested lists of the numbers, rounded."""
+    rounded = [float(f"{number:.{DIGITS}g}") for number in array.ravel()]
+    return np.array(rounded).reshape(array.shape).tolist()

@@ -11,9 +11,6 @@ from fastopt.surfaces import Surface
 
 Array = NDArray[np.float64]
 
-GRID = 121
-"""Points along an axis; odd, so that the centre of the domain is one of them."""
-
 TICKS = 6
 
 
@@ -26,9 +23,9 @@ class Relief:
 
     Attributes
     ----------
-    axes : tuple of ndarray, each of shape (GRID,)
+    axes : tuple of ndarray, each of shape (k,)
         Coordinates of the grid lines.
-    values : ndarray, shape (GRID,) or (GRID, GRID)
+    values : ndarray, shape (k,) or (k, k)
         Values of the surface; the last index runs along the first axis, as in an image.
     floor : float
         The lowest known minimum, or 0.
@@ -42,8 +39,8 @@ class Relief:
     scale: float
 
     @classmethod
-    def of(cls, surface: Surface) -> Relief:
-        """Sample a surface.
+    def of(cls, surface: Surface, lines: int) -> Relief:
+        """Sample a surface on so many grid lines along each axis.
 
         Raises
         ------
@@ -52,18 +49,18 @@ class Relief:
         """
         if surface.n > 2:
             raise ValueError(f"only surfaces with one or two coordinates can be drawn; {surface.name} has {surface.n}")
-        axes = tuple(np.linspace(lower, upper, GRID) for lower, upper in surface.domain.T)
+        axes = tuple(np.linspace(lower, upper, lines) for lower, upper in surface.domain.T)
         values = surface.value(np.stack(np.meshgrid(*axes), axis=-1))
         floor = surface.lowest or 0.0
-        return cls(axes, values, floor, scale=float(np.quantile(np.abs(values - floor), 0.25)))
+        return cls(axes, values, floor, scale=float(np.quantile(np.abs(values - floor), 0.1)))
 
     def height(self, values: Array) -> Array:
         """Return the heights at which values are drawn."""
         return np.arcsinh((values - self.floor) / self.scale)
 
     def ticks(self) -> list[tuple[float, str]]:
-        """Return heights, evenly spread, with the round values they stand for."""
+        """Return heights, evenly spread between the lowest and the highest, with the round values they stand for."""
         heights = self.height(self.values)
-        even = np.linspace(heights.min(), heights.max(), TICKS)
+        even = np.linspace(heights.min(), heights.max(), TICKS + 2)[1:-1]
         labels = dict.fromkeys(f"{value:.2g}" for value in self.floor + self.scale * np.sinh(even))
-        return [(float(self.height(np.float64(label))), f"{float(label):g}") for label in labels]
+        return [(float(self.height(np.array(float(label)))), f"{float(label):g}") for label in labels]

@@ -22,7 +22,8 @@ class Checkpoint(NamedTuple):
     Attributes
     ----------
     tensors : dict of str to ndarray
-        ``param.NAME`` for each parameter, ``state.NAME.KEY`` for each array of its optimizer state, and what the data needs.
+        ``param.NAME`` for each parameter, ``state.NAME.KEY`` for each array of its optimizer state, and what the data
+        needs.
     metadata : dict
         Values that JSON can hold.
     """
@@ -76,7 +77,9 @@ def unpack(checkpoint: Checkpoint, parameters: Mapping[str, NDArray[Any]], optim
     state = {}
     for index, name in enumerate(parameters):
         prefix = f"state.{name}."
-        arrays = {key.removeprefix(prefix): array for key, array in checkpoint.tensors.items() if key.startswith(prefix)}
+        arrays = {
+            key.removeprefix(prefix): array for key, array in checkpoint.tensors.items() if key.startswith(prefix)
+        }
         state[index] = {**arrays, **checkpoint.metadata["state"].get(name, {})}
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": state, "param_groups": groups, "step_count": checkpoint.metadata["step"]})

@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-import fastopt
 from fastopt.console import fail
 from fastopt.training.config import Config, Precision, parse_options
 from fastopt.training.data import Task
@@ -34,9 +33,7 @@ def train(
     target: Annotated[
         str | None, typer.Option(metavar="NAME", help="The column of the CSV file to predict.", rich_help_panel=DATA)
     ] = None,
-    task: Annotated[
-        Task, typer.Option(help="Predict classes, or numbers.", rich_help_panel=DATA)
-    ] = "classification",
+    task: Annotated[Task, typer.Option(help="Predict classes, or numbers.", rich_help_panel=DATA)] = "classification",
     hidden: Annotated[
         str,
         typer.Option(metavar="N,N,...", help="Units of each hidden layer; '' for none.", rich_help_panel=MODEL),
@@ -48,7 +45,7 @@ def train(
     lr: Annotated[
         float | None,
         typer.Option(
-            help="The highest learning rate.", show_default="fits the optimizer", rich_help_panel=OPTIMIZER
+            min=0, help="The highest learning rate.", show_default="fits the optimizer", rich_help_panel=OPTIMIZER
         ),
     ] = None,
     schedule: Annotated[
@@ -69,6 +66,7 @@ def train(
     weight_decay: Annotated[
         float | None,
         typer.Option(
+            min=0,
             help="Strength of the pull of all weights to zero.",
             show_default="that of the optimizer",
             rich_help_panel=OPTIMIZER,
@@ -89,16 +87,14 @@ def train(
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the training rows.", rich_help_panel=RUN)] = 30,
     seed: Annotated[
         int,
-        typer.Option(
-            min=0, help="Decides the held-out rows, the first weights and the order.", rich_help_panel=RUN
-        ),
+        typer.Option(min=0, help="Decides the held-out rows, the first weights and the order.", rich_help_panel=RUN),
     ] = 0,
     threads: Annotated[
         int | None,
         typer.Option(
             min=1,
             help="Threads of the optimizer and of the matrix products.",
-            show_default="all cores",
+            show_default="all cores where they pay",
             rich_help_panel=RUN,
         ),
     ] = None,
@@ -133,7 +129,6 @@ def _started(context: typer.Context, out: Path | None) -> tuple[Job, Path]:
     settings = parse_options(context.params)
     settings["lr"] = default_lr(settings["optimizer"]) if settings["lr"] is None else settings["lr"]
     settings["warmup"] = settings["warmup"] or default_warmup(settings["schedule"])
-    settings["threads"] = settings["threads"] or fastopt.get_num_threads()
     config = Config(**settings)
     directory = out or _new_directory(config.data)
     if (directory / CHECKPOINT).exists():
@@ -141,7 +136,7 @@ def _started(context: typer.Context, out: Path | None) -> tuple[Job, Path]:
     job = Job(config)
     directory.mkdir(parents=True, exist_ok=True)
     with replacing(directory / "config.json") as temporary:
-        temporary.write_text(json.dumps(config.to_json(), indent=2) + "\n", encoding="utf-8")
+        temporary.write_text(json.dumps(job.config.to_json(), indent=2) + "\n", encoding="utf-8")
     return job, directory
 
 

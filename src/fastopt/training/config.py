@@ -1,8 +1,9 @@
 """The settings of a run, as they are given on the command line and kept in the checkpoint."""
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, Self, get_args
+from typing import Any, Literal, Self
 
 from fastopt.training.data import Task
 from fastopt.training.errors import TrainingError
@@ -42,8 +43,8 @@ class Config:
         Decides the held-out rows, the initial weights and the order of the batches.
     dtype : {"float32", "float64"}
         The precision of the model.
-    threads : int
-        Threads of the optimizer and of the matrix products.
+    threads : int or None
+        Threads of the optimizer and of the matrix products. None: all cores where they pay.
     """
 
     data: str
@@ -60,7 +61,7 @@ class Config:
     epochs: int
     seed: int
     dtype: Precision
-    threads: int
+    threads: int | None
 
     def to_json(self) -> dict[str, Any]:
         """Return the settings as values that JSON can hold."""
@@ -69,7 +70,10 @@ class Config:
     @classmethod
     def from_json(cls, settings: dict[str, Any]) -> Self:
         """Return what :meth:`to_json` was made from."""
-        return cls(**{**settings, "hidden": tuple(settings["hidden"])})
+        try:
+            return cls(**{**settings, "hidden": tuple(settings["hidden"])})
+        except (TypeError, KeyError) as error:
+            raise TrainingError(f"the settings are of another version of fastopt ({error})") from error
 
     def check_same(self, options: dict[str, Any]) -> None:
         """Refuse options that differ from the settings: a resumed run keeps those it was started with.
@@ -82,8 +86,8 @@ class Config:
         for name, value in options.items():
             if value != getattr(self, name):
                 raise TrainingError(
-                    f"--{name.replace('_', '-')} {value} contradicts the run to resume, "
-                    f"which was started with {getattr(self, name)}"
+                    f"--{name.replace('_', '-')} {_as_typed(value)} contradicts the run to resume, "
+                    f"which was started with {_as_typed(getattr(self, name))}"
                 )
 
 
@@ -96,11 +100,12 @@ def parse_options(options: dict[str, Any]) -> dict[str, Any]:
         Naming the option whose text cannot be understood.
     """
     known = {field.name for field in fields(Config)}
-    return {name: _PARSERS.get(name, _as_is)(value) for name, value in options.items() if name in known}
+    settings = {name: value for name, value in options.items() if name in known}
+    return {name: _PARSERS[name](value) if name in _PARSERS else value for name, value in settings.items()}
 
 
-def _as_is(value: Any) -> Any:
-    return value
+def _as_typed(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def _data(source: str) -> str:
@@ -125,10 +130,10 @@ def _batch_size(text: str) -> int | str:
     return int(text)
 
 
-def _task(text: str) -> str:
-    if text not in get_args(Task):
-        raise TrainingError(f"--task: expected {' or '.join(get_args(Task))}, got {text!r}")
-    return text
-
-
-_PARSERS = {"data": _data, "hidden": _hidden, "batch_size": _batch_size, "optimizer": str.lower, "schedule": str.lower}
+_PARSERS: dict[str, Callable[[str], Any]] = {
+    "data": _data,
+    "hidden": _hidden,
+    "batch_size": _batch_size,
+    "optimizer": str.lower,
+    "schedule": str.lower,
+}

@@ -38,7 +38,8 @@ class Table:
     classes : tuple of str
         The names of the classes; empty for regression.
     one_unit : bool
-        Whether all features are in one unit, as the pixels of an image are: they are then standardised by one mean and one scale.
+        Whether all features are in one unit, as the pixels of an image are: they are then standardised by one mean and
+        one scale.
     """
 
     name: str
@@ -51,8 +52,8 @@ class Table:
     def fingerprint(self) -> str:
         """SHA-256 of features and targets: a resumed run must see the same data."""
         digest = hashlib.sha256(repr((self.features.shape, self.classes)).encode())
-        digest.update(self.features)
-        digest.update(self.targets)
+        for values in (self.features, self.targets):
+            digest.update(values.data)
         return digest.hexdigest()
 
 
@@ -62,9 +63,9 @@ def load(source: str, task: Task, target: str | None = None) -> Table:
     Parameters
     ----------
     source : str
-        ``"digits"`` (the handwritten digits of scikit-learn), a ``.csv`` file with a header and numeric columns, or an ``.npz`` file
-        with the arrays ``X`` and ``y``. An ``X`` with more than two dimensions holds images or the like: each row is flattened, and
-        all its values are taken to be in one unit.
+        ``"digits"`` (the handwritten digits of scikit-learn), a ``.csv`` file with a header and numeric columns, or an
+        ``.npz`` file with the arrays ``X`` and ``y``. An ``X`` with more than two dimensions holds images or the like:
+        each row is flattened, and all its values are taken to be in one unit.
     task : {"classification", "regression"}
         Whether the targets are classes (any values) or numbers.
     target : str, optional
@@ -97,7 +98,7 @@ def load(source: str, task: Task, target: str | None = None) -> Table:
 
 
 def _digits() -> tuple[Array, Array]:
-    from sklearn.datasets import load_digits
+    from sklearn.datasets import load_digits  # type: ignore[import-untyped]
 
     digits = load_digits()
     return digits.images, digits.target
@@ -114,7 +115,9 @@ def _read_npz(path: Path) -> tuple[Array, Array]:
     if samples.ndim < 2 or samples.dtype.kind not in "buif":
         raise TrainingError(f"{path}: X must be numeric with 2 or more dimensions, is {samples.dtype} {samples.shape}")
     if labels.shape != samples.shape[:1]:
-        raise TrainingError(f"{path}: y must have the shape {samples.shape[:1]} to fit X {samples.shape}, has {labels.shape}")
+        raise TrainingError(
+            f"{path}: y must have the shape {samples.shape[:1]} to fit X {samples.shape}, has {labels.shape}"
+        )
     if not np.isfinite(samples).all():
         position = tuple(np.argwhere(~np.isfinite(samples))[0].tolist())
         raise TrainingError(f"{path}: X{list(position)} is {samples[position]}; fill or drop it")
@@ -261,14 +264,18 @@ def split(table: Table, seed: int, dtype: str) -> Split:
     held_out = round(TEST_FRACTION * len(order))
     test, train = order[:held_out], order[held_out:]
     standardization = Standardization.fit(table.features[train], table.targets[train], table.one_unit)
-    parts = (standardization.apply(table.features[rows], table.targets[rows], dtype) for rows in (train, test))
-    return Split(*parts, standardization)
+    return Split(
+        standardization.apply(table.features[train], table.targets[train], dtype),
+        standardization.apply(table.features[test], table.targets[test], dtype),
+        standardization,
+    )
 
 
 class ShuffledBatches:
     """The batches of every step: a pure function of the seed and the number of the step.
 
-    Each epoch visits all rows once in a new order. The last batch of an epoch is short when the batch size does not divide the rows.
+    Each epoch visits all rows once in a new order. The last batch of an epoch is short when the batch size does not
+    divide the rows.
 
     Parameters
     ----------

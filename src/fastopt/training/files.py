@@ -20,8 +20,8 @@ def replacing(path: Path) -> Iterator[Path]:
     Yields
     ------
     Path
-        A temporary file in the same directory, to be written and closed in the ``with`` block. When the block ends without an
-        exception the file is synced and renamed to `path`; otherwise it is removed.
+        A temporary file in the same directory, to be written and closed in the ``with`` block. When the block ends
+        without an exception the file is synced and renamed to `path`; otherwise it is removed.
     """
     temporary = path.with_name(path.name + ".tmp")
     try:

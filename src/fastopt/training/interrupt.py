@@ -16,7 +16,9 @@ class Interrupt:
         self._previous = signal.signal(signal.SIGINT, self._request)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         signal.signal(signal.SIGINT, self._previous)
 
     def _request(self, number: int, frame: FrameType | None) -> None:

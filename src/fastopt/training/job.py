@@ -1,5 +1,7 @@
 """A run of a perceptron on a table: put together from its settings, or brought back from a checkpoint."""
 
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -8,12 +10,17 @@ import numpy as np
 import fastopt
 from fastopt.training.checkpoint import Checkpoint, pack, unpack
 from fastopt.training.config import Config
-from fastopt.training.data import Batch, ShuffledBatches, Table, load, split
+from fastopt.training.data import Batch, ShuffledBatches, Task, load, split
 from fastopt.training.errors import TrainingError
 from fastopt.training.loop import Run
 from fastopt.training.losses import Loss, SoftmaxCrossEntropy, SquaredError
 from fastopt.training.mlp import MLP
 from fastopt.training.recipes import build_optimizer
+
+PARALLEL_PRODUCTS = 2**26
+"""Multiplications in the layers for one batch from which more than one thread pays: some milliseconds of a core.
+Below, the threads of BLAS and those of OpenMP, which wait by spinning, take more time from each other than they give,
+and a hundred times more where another process wants a core."""
 
 
 class Job:
@@ -26,6 +33,8 @@ class Job:
 
     Attributes
     ----------
+    config : Config
+        The settings, with the number of threads filled in.
     table : Table
         The data.
     split : Split
@@ -44,12 +53,11 @@ class Job:
     """
 
     def __init__(self, config: Config) -> None:
-        self.config = config
         self.table = load(config.data, config.task, config.target)
         self.split = split(self.table, config.seed, config.dtype)
         rows = self.split.train.samples if config.batch_size == "full" else config.batch_size
         batches = ShuffledBatches(self.split.train, rows, config.seed)
-        loss = self._loss()
+        loss = self._loss(config.task)
         self.score_names = loss.score_names
         self.widths = [self.split.train.features.shape[1], *config.hidden, len(self.table.classes) or 1]
         model = MLP(
@@ -59,12 +67,15 @@ class Job:
             dtype=config.dtype,
             seed=config.seed,
         )
+        products = batches.batch_size * sum(inputs * outputs for inputs, outputs in pairwise(self.widths))
+        threads = fastopt.get_num_threads() if products >= PARALLEL_PRODUCTS else 1
+        self.config = replace(config, threads=config.threads or threads)
         total_steps = config.epochs * batches.steps_per_epoch
         optimizer = build_optimizer(config, model.parameters, total_steps)
         self.run: Run[Batch] = Run(model, batches, optimizer, lambda: model.evaluate(self.split.test), total_steps)
 
-    def _loss(self) -> Loss:
-        if self.config.task == "regression":
+    def _loss(self, task: Task) -> Loss:
+        if task == "regression":
             return SquaredError(self.split.standardization.target_scale)
         return SoftmaxCrossEntropy()
 
@@ -95,7 +106,7 @@ class Job:
         return job
 
     def checkpoint(self) -> Checkpoint:
-        """Return all that :meth:`resume` needs, and what a prediction needs: the standardisation and the names of the classes."""
+        """Return all that :meth:`resume` needs, and for predictions the scaling and the names of the classes."""
         tensors, metadata = pack(self.run.model.parameters, self.run.optimizer)
         standardization = self.split.standardization
         tensors = {**tensors, "data.mean": standardization.mean, "data.scale": standardization.scale}

@@ -97,7 +97,8 @@ def train(
     observe : callable
         Called with the record of every step.
     save : callable
-        Called when the run is to be made durable: when it starts, after an epoch if the last time is a second ago, and when it ends.
+        Called when the run is to be made durable: when it starts, after an epoch if the last time is a second ago, and
+        when it ends.
     should_stop : callable
         Asked after every step; True ends the run early, saved and ready to be resumed.
 

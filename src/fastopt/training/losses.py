@@ -21,12 +21,13 @@ class Loss(Protocol):
 
 
 class SoftmaxCrossEntropy:
-    r"""Mean of :math:`-\log p_y` with :math:`p = \mathrm{softmax}(z)`; the gradient is :math:`(p - \mathrm{onehot}(y)) / n`.
+    r"""Mean of :math:`-\log p_y` with :math:`p = \mathrm{softmax}(z)`.
 
-    The largest output of a row is subtracted first, so no exponential overflows.
+    The gradient is :math:`(p - \mathrm{onehot}(y)) / n`. The largest output of a row is subtracted first, so no
+    exponential overflows.
     """
 
-    score_names = ("loss", "accuracy")
+    score_names: tuple[str, ...] = ("loss", "accuracy")
 
     def to_gradient(self, outputs: Array, targets: Array) -> float:
         """Return the loss and overwrite `outputs` with its gradient; `targets` are indices of classes."""
@@ -56,7 +57,7 @@ class SquaredError:
         One standardised unit of the target in its own units: the root mean squared error is reported in the latter.
     """
 
-    score_names = ("loss", "r2", "rmse")
+    score_names: tuple[str, ...] = ("loss", "r2", "rmse")
 
     def __init__(self, target_scale: float = 1.0) -> None:
         self.target_scale = target_scale

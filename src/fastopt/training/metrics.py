@@ -3,6 +3,7 @@
 import csv
 import os
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
@@ -75,7 +76,9 @@ class MetricsLog:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._file.close()
 
 
@@ -91,5 +94,4 @@ def _rows_of_steps(path: Path, steps: int) -> list[list[str]]:
     if steps == 0 or not path.exists():
         return []
     with path.open(newline="", encoding="utf-8") as file:
-        _, *rows = csv.reader(file)
-    return rows[:steps]
+        return list(islice(csv.reader(file), 1, 1 + steps))

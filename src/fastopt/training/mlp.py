@@ -19,8 +19,8 @@ EVALUATION_ROWS = 1024  # bounds the memory of an evaluation
 class MLP:
     r"""Layers :math:`a_{l+1} = \mathrm{relu}(a_l W_l^T + b_l)`, without the relu in the last one.
 
-    Weights start from a normal distribution of variance 2 / inputs [1]_, biases from zero. All buffers of a training step are made
-    once: a step writes into them and allocates nothing that grows with the network.
+    Weights start from a normal distribution of variance 2 / inputs [1]_, biases from zero. All buffers of a training
+    step are made once: a step writes into them and allocates nothing that grows with the network.
 
     Parameters
     ----------
@@ -38,8 +38,8 @@ class MLP:
     Attributes
     ----------
     parameters, gradients : dict of str to ndarray
-        ``layers.0.weight`` of shape (outputs, inputs), as in ``torch.nn.Linear``, ``layers.0.bias`` and so on. `gradients` holds what the
-        last :meth:`forward_backward` found.
+        ``layers.0.weight`` of shape (outputs, inputs), as in ``torch.nn.Linear``, ``layers.0.bias`` and so on.
+        `gradients` holds what the last :meth:`forward_backward` found.
     seconds : dict of str to float
         Time spent in ``"forward"`` and ``"backward"`` during training.
 

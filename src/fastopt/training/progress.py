@@ -54,14 +54,17 @@ class Display:
                 self._score = f"{name} {score_text(name, record.scores[name])}"
         if self._bar is not None:
             self._refresh_bar(self._bar, record)
-        elif record.step * PLAIN_LINES // self._run.total_steps > (record.step - 1) * PLAIN_LINES // self._run.total_steps:
+        elif (
+            record.step * PLAIN_LINES // self._run.total_steps
+            > (record.step - 1) * PLAIN_LINES // self._run.total_steps
+        ):
             self._console.print(*self._facts(record), sep="  ", soft_wrap=True, highlight=False)
 
     def _facts(self, record: StepRecord) -> list[str]:
         speed = self._run.new_samples / (perf_counter() - self._started)
         return [
             f"epoch {record.epoch}/{self._epochs}",
-            f"loss {record.loss:.4f}",
+            f"loss {record.loss:.3g}",
             f"lr {record.lr:.1e}",
             f"|g| {record.grad_norm:.2g}",
             f"{speed:,.0f} samples/s",

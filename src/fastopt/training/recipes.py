@@ -26,11 +26,12 @@ class Shape(NamedTuple):
     schedule: Callable[[float, int, int], Schedule]
 
 
-# Momentum by its usual names, and learning rates where the default of the class is too timid for a perceptron.
+# Momentum by its usual names, and learning rates where the default of the class does not suit a perceptron.
 RULES = {
     "sgd": Rule("SGD", {"lr": 0.1}),
-    "momentum": Rule("SGD", {"lr": 0.03, "momentum": 0.9}),
-    "nesterov": Rule("SGD", {"lr": 0.03, "momentum": 0.9, "nesterov": True}),
+    "momentum": Rule("SGD", {"lr": 0.05, "momentum": 0.9}),
+    "nesterov": Rule("SGD", {"lr": 0.05, "momentum": 0.9, "nesterov": True}),
+    "rmsprop": Rule("RMSprop", {"lr": 1e-3}),
     "adam": Rule("Adam", {"lr": 2e-3}),
     "adamw": Rule("AdamW", {"lr": 2e-3}),
 }
@@ -81,7 +82,7 @@ def build_schedule(config: Config, total_steps: int) -> Schedule:
     """Return the learning rate over a run of `total_steps` steps."""
     try:
         return _shape(config.schedule).schedule(config.lr, _warmup_steps(config.warmup, total_steps), total_steps)
-    except (ValueError, ZeroDivisionError) as error:
+    except ValueError as error:
         raise TrainingError(
             f"--schedule {config.schedule} with --warmup {config.warmup} does not fit {total_steps} steps: {error}"
         ) from error
@@ -127,4 +128,6 @@ def _warmup_steps(text: str, total_steps: int) -> int:
     steps = math.ceil(amount / 100 * total_steps) if is_share and math.isfinite(amount) else amount
     if not 0 <= steps < math.inf or steps != int(steps):
         raise TrainingError(f"--warmup: expected a number of steps or a share of all such as 5%, got {text!r}")
-    return min(int(steps), total_steps - 1) if is_share else int(steps)
+    if steps >= total_steps and not is_share:
+        raise TrainingError(f"--warmup: expected less than the {total_steps} steps of the run, got {text}")
+    return min(int(steps), total_steps - 1)

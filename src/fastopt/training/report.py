@@ -23,12 +23,14 @@ def describe(console: Console, job: Job) -> None:
     """Print what is about to be trained, on what and by what."""
     config, run, table = job.config, job.run, job.table
     train, test = job.split.train, job.split.test
-    kind = f"{len(table.classes)} classes" if table.classes else f"{config.task} (targets standardised)"
+    targets = f"{len(table.classes)} classes" if table.classes else "numbers to predict"
+    rows = f"{train.samples:,} rows to learn, {test.samples:,} held out"
     size = sum(values.size for values in run.model.parameters.values())
+    clipping = f"clipped to norm {config.clip_norm:g}" if config.clip_norm else "not clipped"
     grid = Grid.grid(padding=(0, 2))
-    grid.add_row("data", f"{table.name}: {train.samples:,} rows to learn, {test.samples:,} held out, {train.features.shape[1]} features, {kind}")
+    grid.add_row("data", f"{table.name}: {rows}, {train.features.shape[1]} features, {targets}")
     grid.add_row("model", f"perceptron {'-'.join(map(str, job.widths))}, {size:,} parameters, {config.dtype}")
-    grid.add_row("optimizer", f"{config.optimizer}, lr {config.lr:g}, {config.schedule}, clipped to norm {config.clip_norm:g}")
+    grid.add_row("optimizer", f"{config.optimizer}, lr {config.lr:g}, {config.schedule}, {clipping}")
     if run.step:
         grid.add_row("resumed", f"after step {run.step:,} of {run.total_steps:,}")
     console.print(grid, soft_wrap=True)
@@ -58,7 +60,7 @@ def plot(path: Path, metrics: Metrics, job: Job) -> None:
     _noisy_curve(loss, steps, metrics["loss"], "training")
     held_out = metrics[TEST_PREFIX + "loss"]
     known = np.isfinite(held_out)
-    loss.plot(steps[known], held_out[known], color=ORANGE, marker="o", markersize=3, label="held out")
+    loss.plot(steps[known], held_out[known], color=ORANGE, marker=".", label="held out")
     loss.set(ylabel="loss", yscale="log")
 
     rate.plot(steps, metrics["lr"], color=BLUE)
@@ -74,6 +76,7 @@ def plot(path: Path, metrics: Metrics, job: Job) -> None:
         axes.grid(alpha=0.3)
     for axes in (loss, norm):  # beside the axes: a legend inside would hide a part of the curves
         axes.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
+    figure.align_ylabels()
     with replacing(path) as temporary:
         figure.savefig(temporary, format="png", dpi=120)
 
@@ -83,7 +86,8 @@ def _noisy_curve(axes: Any, steps: NDArray[Any], values: NDArray[Any], label: st
     axes.plot(steps, values, color=GREY, linewidth=0.5, alpha=0.5)
     window = max(1, len(values) // SMOOTHED_PARTS)
     mean = np.convolve(values, np.full(window, 1 / window), mode="valid")
-    axes.plot(steps[window - 1 :], mean, color=BLUE, label=label)
+    centre = steps[window // 2 :][: len(mean)]
+    axes.plot(centre, mean, color=BLUE, label=label)
 
 
 def summarize(console: Console, job: Job, metrics: Metrics, seconds: float) -> None:
@@ -101,7 +105,9 @@ def summarize(console: Console, job: Job, metrics: Metrics, seconds: float) -> N
         Length of the training in this process.
     """
     table = Grid.grid(padding=(0, 2))
-    scores = {name.removeprefix(TEST_PREFIX): values[-1] for name, values in metrics.items() if name.startswith(TEST_PREFIX)}
+    scores = {
+        name.removeprefix(TEST_PREFIX): values[-1] for name, values in metrics.items() if name.startswith(TEST_PREFIX)
+    }
     for name, value in scores.items():
         table.add_row(f"held-out {name}", score_text(name, value))
     if job.run.new_steps:

@@ -1,11 +1,12 @@
-"""One sitting of a run: from its start or its last checkpoint to its end or to Ctrl-C, with all that it shows and writes."""
+"""One sitting of a run, to its end or to Ctrl-C, with all that it shows and writes."""
 
 from pathlib import Path
 from shlex import quote
 from time import perf_counter
 
+import numpy as np
 from rich.console import Console
-from threadpoolctl import threadpool_limits
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 import fastopt
 from fastopt.training.interrupt import Interrupt
@@ -38,7 +39,9 @@ def run_session(job: Job, directory: Path, console: Console) -> bool:
     describe(console, job)
     seconds = _train(job, directory, console)
     if not job.run.is_complete:
-        console.print(f"Stopped after step {job.run.step:,} of {job.run.total_steps:,}; everything is saved. To continue:")
+        console.print(
+            f"Stopped after step {job.run.step:,} of {job.run.total_steps:,}; everything is saved. To continue:"
+        )
         console.print(f"  fastopt train --resume --out {quote(str(directory))}", soft_wrap=True, highlight=False)
         return False
     metrics = read_metrics(directory / "metrics.csv")
@@ -49,9 +52,11 @@ def run_session(job: Job, directory: Path, console: Console) -> bool:
 
 
 def _train(job: Job, directory: Path, console: Console) -> float:
-    fastopt.set_num_threads(job.config.threads)
+    if job.config.threads is not None:
+        fastopt.set_num_threads(job.config.threads)
     started = perf_counter()
     with (
+        np.errstate(over="ignore", invalid="ignore"),  # of a run that diverges the optimizer reports it
         threadpool_limits(job.config.threads, user_api="blas"),
         MetricsLog(directory / "metrics.csv", job.score_names, job.run.step) as log,
         Interrupt() as interrupt,

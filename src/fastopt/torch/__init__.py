@@ -1,0 +1,22 @@
+"""fastopt for PyTorch: drop-in subclasses of `torch.optim`'s optimizers on fastopt's kernels, zero-copy.
+
+`from fastopt.torch import AdamW` in place of `from torch.optim import AdamW` is the whole migration.
+"""
+
+from fastopt.torch.clipping import clip_grad_norm_, clip_grad_value_, get_total_norm
+from fastopt.torch.in_backward import step_in_backward
+from fastopt.torch.optimizer import Optimizer
+from fastopt.torch.optimizers import SGD, Adagrad, Adam, AdamW, RMSprop
+
+__all__ = [
+    "SGD",
+    "Adagrad",
+    "Adam",
+    "AdamW",
+    "Optimizer",
+    "RMSprop",
+    "clip_grad_norm_",
+    "clip_grad_value_",
+    "get_total_norm",
+    "step_in_backward",
+]

@@ -1,0 +1,81 @@
+"""The step during the backward pass: each parameter as soon as its gradient is complete, while it is in the cache."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor
+from torch.utils.hooks import RemovableHandle
+
+from fastopt.torch.optimizer import Optimizer, Stepper
+
+
+class InBackward:
+    """What `step_in_backward` returns."""
+
+    def __init__(self, handles: list[RemovableHandle]) -> None:
+        self._handles = handles
+
+    def remove(self) -> None:
+        """Go back to stepping after the backward pass."""
+        for handle in self._handles:
+            handle.remove()
+
+
+def step_in_backward(optimizer: Optimizer) -> InBackward:
+    """Update each parameter in the backward pass, as soon as its gradient is complete, and free the gradient.
+
+    The gradients are never all there at once, which saves their memory, and each is still in the cache when it is used.
+    Training loops stay as they are: `optimizer.step()` finds nothing left to do, but counts for schedulers and
+    schedules; `optimizer.zero_grad()` finds nothing to zero.
+
+    Parameters
+    ----------
+    optimizer
+        Of `fastopt.torch`; its options may change between backward passes. One backward pass makes one step: gradients
+        cannot be accumulated over several.
+
+    Returns
+    -------
+    InBackward
+        Its `remove()` undoes this.
+
+    Raises
+    ------
+    TypeError
+        If the optimizer is not one of `fastopt.torch`.
+    ValueError
+        If it clips by norm or watches for gradients that are not finite: both need all gradients at once.
+    """
+    if not isinstance(optimizer, Optimizer):
+        raise TypeError(f"optimizer: expected one of fastopt.torch, got {type(optimizer).__name__}")
+    check_needs_no_norm(optimizer)
+    return InBackward(
+        [
+            param.register_post_accumulate_grad_hook(  # type: ignore[no-untyped-call]
+                stepping(optimizer, Stepper(optimizer, [(group, param)]))
+            )
+            for group, param in optimizer._members()
+            if param.requires_grad
+        ]
+    )
+
+
+def stepping(optimizer: Optimizer, stepper: Stepper) -> Callable[[Tensor], None]:
+    """Return the hook that steps one parameter."""
+
+    def hook(param: Tensor) -> None:
+        check_needs_no_norm(optimizer)
+        optimizer.last_step = stepper.step()
+        param.grad = None
+
+    return hook
+
+
+def check_needs_no_norm(optimizer: Optimizer) -> None:
+    """Raise `ValueError` if a step needs all gradients."""
+    if optimizer.clip_norm is not None or optimizer.nonfinite != "propagate":
+        raise ValueError(
+            "step_in_backward: clip_norm and nonfinite need all gradients at once, but each is freed in the backward "
+            "pass; use clip_value, or step after the backward pass"
+        )
