@@ -1,0 +1,177 @@
+"""The command line as people use it."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+import fastopt
+from fastopt.cli import app
+
+runner = CliRunner()
+
+
+def run(*arguments: str, status: int = 0) -> str:
+    result = runner.invoke(app, list(arguments), env={"COLUMNS": "120"})
+    assert result.exit_code == status, result.output
+    return result.output
+
+
+def error(*arguments: str) -> str:
+    """Return the single line of an error."""
+    lines = run(*arguments, status=2).splitlines()
+    assert len(lines) == 1
+    return lines[0]
+
+
+@pytest.fixture(autouse=True)
+def empty_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def prices(empty_directory: Path) -> str:
+    generator = np.random.default_rng(0)
+    size, rooms = generator.uniform(20, 200, 300), generator.integers(1, 8, 300)
+    price = 3000 * size + 20000 * rooms + generator.normal(size=300) * 5000
+    rows = np.column_stack([size, rooms, price])
+    np.savetxt("prices.csv", rows, delimiter=",", header="size,rooms,price", comments="")
+    return "prices.csv"
+
+
+def test_no_arguments_train_the_digits(empty_directory: Path) -> None:
+    output = run("train")
+    assert "digits: 1,438 rows to learn, 359 held out, 64 features, 10 classes" in output
+    assert "perceptron 64-256-128-10, 50,826 parameters, float32" in output
+    for part in ("forward", "backward", "optimizer", "GB/s"):
+        assert part in output
+    assert sum(line.startswith("epoch ") for line in output.splitlines()) == 20
+    out = empty_directory / "runs" / "digits-1"
+    assert {file.name for file in out.iterdir()} == {
+        "checkpoint.safetensors",
+        "config.json",
+        "metrics.csv",
+        "training.png",
+    }
+    assert (out / "training.png").read_bytes().startswith(b"\x89PNG")
+    assert json.loads((out / "config.json").read_text())["lr"] == 0.002
+    header, *_, last = (out / "metrics.csv").read_text().splitlines()
+    assert header == "step,epoch,loss,lr,grad_norm,test_loss,test_accuracy"
+    assert last.startswith("1350,30,")
+    assert float(last.split(",")[-1]) >= 0.97
+    run("train", "--epochs", "1")
+    assert (empty_directory / "runs" / "digits-2").is_dir()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(8))
+def test_digits_reach_97_percent_for_every_seed(seed: int) -> None:
+    run("train", "--seed", str(seed), "--out", "run")
+    assert float(Path("run/metrics.csv").read_text().splitlines()[-1].split(",")[-1]) >= 0.97
+
+
+@pytest.mark.parametrize("batch_size", ["1", "full"])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_batch_size_and_dtype(batch_size: str, dtype: str) -> None:
+    np.savez("t.npz", X=np.repeat([[0.0, 1], [1, 0]], 20, axis=0), y=np.repeat(["left", "right"], 20))
+    arguments = ["--data=t.npz", "--epochs=20", "--hidden=4", "--lr=0.05", "--out=o"]
+    run("train", *arguments, "--batch-size", batch_size, "--dtype", dtype)
+    *_, last = Path("o/metrics.csv").read_text().splitlines()
+    assert last.startswith("640,20," if batch_size == "1" else "20,20,")
+    assert last.endswith(",1.0")
+
+
+def test_regression_reports_original_units(prices: str) -> None:
+    output = run("train", "--data", prices, "--target", "price", "--task", "regression", "--epochs=60", "--out=o")
+    assert "numbers to predict" in output
+    last = dict(
+        zip(*(line.split(",") for line in Path("o/metrics.csv").read_text().splitlines()[:: 60 * 8]), strict=True)
+    )
+    assert float(last["test_r2"]) > 0.99
+    assert 4000 < float(last["test_rmse"]) < 12000  # the noise has a standard deviation of 5000
+
+
+def test_linear_model_finds_the_line(prices: str) -> None:
+    arguments = ["--data", prices, "--target=price", "--task=regression", "--hidden=", "--out=o", "--lr=0.02"]
+    output = run("train", *arguments)
+    assert "perceptron 2-1, 3 parameters" in output
+
+
+def test_run_is_not_overwritten_and_resumes_with_the_same_command() -> None:
+    arguments = ["train", "--epochs", "2", "--hidden", "8", "--out", "run"]
+    run(*arguments)
+    before = Path("run/checkpoint.safetensors").read_bytes()
+    assert error(*arguments) == "error: run holds a run already: add --resume to continue it, or choose another --out"
+    assert "after step 90 of 90" in run(*arguments, "--resume")
+    assert "after step 90 of 90" in run("train", "--resume", "--out", "run")
+    assert error("train", "--resume", "--out=run", "--epochs=3") == (
+        "error: --epochs 3 contradicts the run to resume, which was started with 2"
+    )
+    assert Path("run/checkpoint.safetensors").read_bytes() == before
+
+
+def test_errors_take_one_line(prices: str) -> None:
+    assert error("train", "--resume") == "error: --resume needs --out DIR, the directory of the run"
+    assert "nothing to resume" in error("train", "--resume", "--out", "nowhere")
+    assert "the columns are size, rooms, price" in error("train", "--data", prices, "--target", "cost")
+    assert "--optimizer: expected one of adagrad" in error("train", "--optimizer", "best")
+    assert "--schedule: expected one of constant" in error("train", "--schedule", "best")
+    assert "--batch-size: expected a number of rows" in error("train", "--batch-size", "0")
+    assert not Path("runs").exists()
+
+
+def test_divergence_takes_one_line() -> None:
+    output = run("train", "--optimizer=sgd", "--lr=1e30", "--clip-norm=0", "--epochs=1", "--out=run", status=2)
+    assert "error: the training diverged at step" in output.splitlines()[-1]
+
+
+@pytest.mark.parametrize("option", ["--epochs=0", "--seed=-1", "--clip-norm=-1", "--task=guess", "--lr=-1"])
+def test_values_out_of_range_name_the_option(option: str) -> None:
+    assert option.partition("=")[0] in run("train", option, status=2)
+
+
+def test_info_shows_every_fact(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fastopt.environment.openmp_runtimes", lambda: ["/a/libgomp.so"])
+    output = run("info")
+    for name in fastopt.info():
+        assert name.replace("_", " ") in output
+    assert fastopt.isa() in output
+
+
+def test_info_shows_warnings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fastopt.environment.openmp_runtimes", lambda: ["/a/libgomp.so", "/b/libiomp5.so"])
+    assert "warning: 2 OpenMP runtimes are loaded in this process (/a/libgomp.so, /b/libiomp5.so)" in run("info")
+
+
+def test_version() -> None:
+    assert run("--version") == f"fastopt {fastopt.__version__}\n"
+
+
+def in_new_process(code: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+
+
+def test_library_imports_nothing_of_the_command_line() -> None:
+    code = "import sys, fastopt; print(*sys.modules)"
+    modules = set(in_new_process(code).stdout.split())
+    assert "fastopt.optimizers" in modules
+    assert not modules & {"typer", "rich", "matplotlib", "plotly", "safetensors", "sklearn", "threadpoolctl"}
+
+
+@pytest.mark.parametrize("missing", ["typer", "rich", "safetensors", "threadpoolctl", "sklearn", "matplotlib"])
+def test_missing_library_is_said_in_one_line(missing: str) -> None:
+    code = f"""
+import sys
+sys.modules[{missing!r}] = None
+sys.argv = ["fastopt", "train", "--epochs=1", "--hidden=2"]
+from fastopt.__main__ import main
+main()
+"""
+    process = in_new_process(code)
+    expected = f"fastopt: the command line needs {missing}; install its libraries with: pip install 'fastopt[cli]'\n"
+    assert (process.returncode, process.stderr) == (1, expected)

@@ -1,0 +1,166 @@
+"""Every optimizer and schedule by name, and what is said of names and numbers that do not fit."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+import fastopt
+from fastopt.training.config import Config, parse_options
+from fastopt.training.errors import TrainingError
+from fastopt.training.job import Job
+from fastopt.training.loop import train
+from fastopt.training.recipes import (
+    SHAPES,
+    build_optimizer,
+    build_schedule,
+    default_lr,
+    default_warmup,
+    optimizer_names,
+)
+
+CONFIG = Config(
+    data="digits",
+    target=None,
+    task="classification",
+    hidden=(64,),
+    optimizer="adamw",
+    lr=0.5,
+    schedule="constant",
+    warmup="0",
+    weight_decay=None,
+    clip_norm=1.0,
+    batch_size=32,
+    epochs=4,
+    seed=0,
+    dtype="float32",
+    threads=1,
+)
+
+
+def values(name: str, warmup: str | None = None, total: int = 100) -> np.ndarray:
+    config = replace(CONFIG, schedule=name, warmup=default_warmup(name) if warmup is None else warmup)
+    schedule = build_schedule(config, total)
+    return np.array([schedule(step) for step in range(total)])
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_schedules_reach_the_learning_rate_and_never_exceed_it(name: str) -> None:
+    rates = values(name)
+    assert rates.max() == pytest.approx(0.5, rel=1e-3)
+    assert rates.min() >= 0
+    assert (rates[-1] < 0.15) == (name != "constant")
+
+
+@pytest.mark.parametrize("name", set(SHAPES) - {"one-cycle"})
+def test_warmup_goes_before_every_schedule(name: str) -> None:
+    rates = values(name, warmup="10")
+    np.testing.assert_array_equal(values(name, warmup="10%"), rates)
+    assert rates[0] == 0
+    assert (np.diff(rates[:11]) > 0).all()
+    assert rates[10] == 0.5
+    assert (np.diff(rates[10:]) <= 0).all()
+
+
+def test_schedules_at_chosen_steps() -> None:
+    np.testing.assert_allclose(values("step", total=90)[[29, 30, 60]], [0.5, 0.05, 0.005])
+    np.testing.assert_allclose(values("exponential")[50], 0.05)
+    np.testing.assert_allclose(values("linear")[50], 0.25)
+    np.testing.assert_allclose(values("inverse-sqrt", warmup="16")[64], 0.25)
+    assert values("one-cycle").argmax() == 29
+    np.testing.assert_array_equal(values("cosine", warmup="7"), values("warmup-cosine", warmup="7"))
+
+
+@pytest.mark.parametrize("name", set(SHAPES) - {"one-cycle", "inverse-sqrt"})
+def test_a_run_may_have_a_single_step(name: str) -> None:
+    assert values(name, total=1) == [0.5]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"warmup": "many"}, r"--warmup: expected a number of steps or a share of all such as 5%, got 'many'"),
+        ({"warmup": "1.5"}, r"--warmup: expected a number of steps"),
+        ({"warmup": "-1"}, r"--warmup: expected a number of steps"),
+        ({"warmup": "inf%"}, r"--warmup: expected a number of steps"),
+        ({"warmup": "100"}, r"--warmup: expected less than the 100 steps of the run, got 100"),
+        ({"schedule": "inverse-sqrt"}, r"--schedule inverse-sqrt with --warmup 0 does not fit 100 steps: .*warmup"),
+        ({"schedule": "sinus"}, r"--schedule: expected one of constant, linear, cosine, .*, got 'sinus'"),
+        ({"optimizer": "adamm"}, r"--optimizer: expected one of adagrad, adam, adamw, .*, got 'adamm'"),
+        ({"optimizer": "sgd", "lr": -1.0}, r"--optimizer sgd: Invalid learning rate: -1"),
+        ({"weight_decay": -1.0}, r"--optimizer adamw: Invalid weight_decay value: -1"),
+    ],
+)
+def test_unfit_settings(settings: dict[str, object], message: str) -> None:
+    with pytest.raises(TrainingError, match=message):
+        build_optimizer(replace(CONFIG, **settings), [np.ones(2)], 100)  # type: ignore[arg-type]
+
+
+def test_every_class_has_a_name() -> None:
+    assert {name.lower() for name in fastopt.optimizers.registry()} <= set(optimizer_names())
+
+
+@pytest.mark.parametrize("name", optimizer_names())
+def test_every_optimizer_learns_with_its_own_learning_rate(name: str) -> None:
+    settings = {"optimizer": name, "lr": default_lr(name), "schedule": "warmup-cosine", "warmup": "5%", "epochs": 8}
+    job = Job(replace(CONFIG, **settings))  # type: ignore[arg-type]
+    train(job.run, observe=lambda record: None, save=lambda: None, should_stop=lambda: False)
+    assert job.run.evaluate()["accuracy"] > 0.93
+
+
+def test_arguments_reach_the_optimizer() -> None:
+    config = replace(CONFIG, optimizer="nesterov", weight_decay=0.25, clip_norm=0.0, lr=0.5)
+    parameters = [np.zeros(2)]
+    optimizer = build_optimizer(config, parameters, 100)
+    group = optimizer.param_groups[0]
+    assert (group["momentum"], group["nesterov"], group["weight_decay"]) == (0.9, True, 0.25)
+    info = optimizer.step([np.array([30.0, 40.0])])
+    assert (info.lr, info.grad_norm, info.clipped) == (0.5, 50.0, False)
+    clipped = build_optimizer(replace(config, clip_norm=5.0), parameters, 100).step([np.array([30.0, 40.0])])
+    assert (clipped.grad_norm, clipped.clipped) == (50.0, True)
+
+
+@pytest.mark.parametrize(
+    ("name", "states"), [("sgd", 0), ("momentum", 1), ("rmsprop", 1), ("adagrad", 1), ("adam", 2), ("adamw", 2)]
+)
+def test_traffic_counts_every_read_and_write(name: str, states: int) -> None:
+    job = Job(replace(CONFIG, optimizer=name, lr=0.01, dtype="float64"))
+    elements = 64 * 64 + 64 + 64 * 10 + 10
+    reads = 1 + 1 + 1 + states  # the gradient for its norm; gradient, parameter and states for the step
+    writes = 1 + states
+    assert job.optimizer_bytes() == (reads + writes) * elements * 8
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"hidden": "12,x"}, r"--hidden: expected numbers of units such as 256,128, got '12,x'"),
+        ({"hidden": "0"}, r"--hidden: expected"),
+        ({"batch_size": "0"}, r"--batch-size: expected a number of rows, 1 or more, or 'full', got '0'"),
+        ({"batch_size": "all"}, r"--batch-size: expected"),
+    ],
+)
+def test_unfit_options(options: dict[str, str], message: str) -> None:
+    with pytest.raises(TrainingError, match=message):
+        parse_options(options)
+
+
+def test_options_become_settings() -> None:
+    typed = {"hidden": " 8, 4", "batch_size": "full", "optimizer": "AdamW", "data": "t.csv", "out": "x", "epochs": 3}
+    settings = parse_options(typed)
+    assert settings.pop("data").endswith("/t.csv")
+    assert settings == {"hidden": (8, 4), "batch_size": "full", "optimizer": "adamw", "epochs": 3}
+    assert parse_options({"hidden": "", "data": "digits"}) == {"hidden": (), "data": "digits"}
+
+
+def test_settings_come_back_from_json() -> None:
+    assert Config.from_json(CONFIG.to_json()) == CONFIG
+    with pytest.raises(TrainingError, match="another version"):
+        Config.from_json({**CONFIG.to_json(), "novelty": 1})
+
+
+def test_small_layers_get_one_thread_and_large_ones_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fastopt, "get_num_threads", lambda: 7)
+    assert Job(replace(CONFIG, threads=None)).config.threads == 1
+    assert Job(replace(CONFIG, threads=None, hidden=(2048,), batch_size="full")).config.threads == 7
+    assert Job(replace(CONFIG, threads=3)).config.threads == 3
