@@ -157,10 +157,3 @@ def test_settings_come_back_from_json() -> None:
     assert Config.from_json(CONFIG.to_json()) == CONFIG
     with pytest.raises(TrainingError, match="another version"):
         Config.from_json({**CONFIG.to_json(), "novelty": 1})
-
-
-def test_small_layers_get_one_thread_and_large_ones_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fastopt, "get_num_threads", lambda: 7)
-    assert Job(replace(CONFIG, threads=None)).config.threads == 1
-    assert Job(replace(CONFIG, threads=None, hidden=(2048,), batch_size="full")).config.threads == 7
-    assert Job(replace(CONFIG, threads=3)).config.threads == 3

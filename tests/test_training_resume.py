@@ -6,12 +6,15 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from rich.console import Console
+from threadpoolctl import threadpool_info  # type: ignore[import-untyped]
 
+import fastopt
 from fastopt.training import loop
 from fastopt.training.checkpoint import Checkpoint
 from fastopt.training.config import Config
@@ -225,3 +228,25 @@ def test_contradicting_options_are_refused(tmp_path: Path, table: Path) -> None:
         Job.resume(tmp_path / CHECKPOINT, {"epochs": 3, "hidden": (8, 8)})
     with pytest.raises(TrainingError, match=r"--batch-size full contradicts the run .* with 50"):
         Job.resume(tmp_path / CHECKPOINT, {"batch_size": "full"})
+
+
+@pytest.mark.parametrize(("threads", "expected"), [(None, {"fastopt": 3, "blas": 1}), (2, {"fastopt": 2, "blas": 2})])
+def test_threads_while_it_trains(tmp_path: Path, table: Path, threads: int | None, expected: dict[str, int]) -> None:
+    seen = {}
+    job = Job(replace(new_job(table).config, threads=threads, epochs=1))
+    evaluate = job.run.evaluate
+
+    def look_and_evaluate() -> dict[str, float]:
+        seen["fastopt"] = fastopt.get_num_threads()
+        seen["blas"] = max(pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas")
+        return evaluate()
+
+    job.run.evaluate = look_and_evaluate
+    before = fastopt.get_num_threads()
+    fastopt.set_num_threads(3)
+    try:
+        run_session(job, tmp_path, QUIET)
+        assert fastopt.get_num_threads() == 3
+    finally:
+        fastopt.set_num_threads(before)
+    assert seen == expected

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 import fastopt
+from fastopt.landscape.command import landscape
 from fastopt.training.command import train
 
 app = typer.Typer(
@@ -16,7 +17,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-app.command()(train)
+for command in (train, landscape):
+    app.command()(command)
 
 
 def _show_version(asked: bool) -> None:

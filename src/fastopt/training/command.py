@@ -93,8 +93,8 @@ def train(
         int | None,
         typer.Option(
             min=1,
-            help="Threads of the optimizer and of the matrix products.",
-            show_default="all cores where they pay",
+            help="Threads of the optimizer and of the matrix products; more pay for wide layers on idle cores.",
+            show_default="all cores, and one for the products",
             rich_help_panel=RUN,
         ),
     ] = None,
@@ -136,7 +136,7 @@ def _started(context: typer.Context, out: Path | None) -> tuple[Job, Path]:
     job = Job(config)
     directory.mkdir(parents=True, exist_ok=True)
     with replacing(directory / "config.json") as temporary:
-        temporary.write_text(json.dumps(job.config.to_json(), indent=2) + "\n", encoding="utf-8")
+        temporary.write_text(json.dumps(config.to_json(), indent=2) + "\n", encoding="utf-8")
     return job, directory
 
 

@@ -44,7 +44,8 @@ class Config:
     dtype : {"float32", "float64"}
         The precision of the model.
     threads : int or None
-        Threads of the optimizer and of the matrix products. None: all cores where they pay.
+        Threads of the optimizer and of the matrix products. None: those of :func:`fastopt.get_num_threads` for the
+        optimizer, whose bits do not depend on it, and one for the products.
     """
 
     data: str

@@ -1,7 +1,5 @@
 """A run of a perceptron on a table: put together from its settings, or brought back from a checkpoint."""
 
-from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +15,6 @@ from fastopt.training.losses import Loss, SoftmaxCrossEntropy, SquaredError
 from fastopt.training.mlp import MLP
 from fastopt.training.recipes import build_optimizer
 
-PARALLEL_PRODUCTS = 2**26
-"""Multiplications in the layers for one batch from which more than one thread pays: some milliseconds of a core.
-Below, the threads of BLAS and those of OpenMP, which wait by spinning, take more time from each other than they give,
-and a hundred times more where another process wants a core."""
-
 
 class Job:
     """Everything that the settings of a run stand for.
@@ -33,8 +26,6 @@ class Job:
 
     Attributes
     ----------
-    config : Config
-        The settings, with the number of threads filled in.
     table : Table
         The data.
     split : Split
@@ -53,6 +44,7 @@ class Job:
     """
 
     def __init__(self, config: Config) -> None:
+        self.config = config
         self.table = load(config.data, config.task, config.target)
         self.split = split(self.table, config.seed, config.dtype)
         rows = self.split.train.samples if config.batch_size == "full" else config.batch_size
@@ -60,16 +52,7 @@ class Job:
         loss = self._loss(config.task)
         self.score_names = loss.score_names
         self.widths = [self.split.train.features.shape[1], *config.hidden, len(self.table.classes) or 1]
-        model = MLP(
-            self.widths,
-            loss,
-            batch_size=batches.batch_size,
-            dtype=config.dtype,
-            seed=config.seed,
-        )
-        products = batches.batch_size * sum(inputs * outputs for inputs, outputs in pairwise(self.widths))
-        threads = fastopt.get_num_threads() if products >= PARALLEL_PRODUCTS else 1
-        self.config = replace(config, threads=config.threads or threads)
+        model = MLP(self.widths, loss, batch_size=batches.batch_size, dtype=config.dtype, seed=config.seed)
         total_steps = config.epochs * batches.steps_per_epoch
         optimizer = build_optimizer(config, model.parameters, total_steps)
         self.run: Run[Batch] = Run(model, batches, optimizer, lambda: model.evaluate(self.split.test), total_steps)

@@ -20,6 +20,10 @@ def score_text(name: str, value: float) -> str:
     return f"{value:.1%}" if name == "accuracy" else f"{value:.4g}"
 
 
+def _compact(number: float) -> str:
+    return f"{number / 1000:,.0f}k" if number >= 10_000 else f"{number:,.0f}"
+
+
 class Display:
     """Shows the steps of a run while its ``with`` block lasts.
 
@@ -64,10 +68,10 @@ class Display:
         speed = self._run.new_samples / (perf_counter() - self._started)
         return [
             f"epoch {record.epoch}/{self._epochs}",
-            f"loss {record.loss:.3g}",
+            f"loss {record.loss:.2g}",
             f"lr {record.lr:.1e}",
             f"|g| {record.grad_norm:.2g}",
-            f"{speed:,.0f} samples/s",
+            f"{_compact(speed)} samples/s",
             self._score,
         ]
 
