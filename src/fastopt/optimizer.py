@@ -357,7 +357,7 @@ class Optimizer:
             state = {
                 tensor: {**({"step": step} if self.counts_steps else {}), **copy.deepcopy(self.state[tensor])}
                 for tensor, (_, step) in enumerate(self._steps())
-                if step > 0
+                if step > 0 and (self.state[tensor] or self.counts_steps)
             }
             indices = iter(range(len(self._params)))
             groups = [{**group, "params": [next(indices) for _ in group["params"]]} for group in self.param_groups]
