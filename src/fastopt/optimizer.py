@@ -220,19 +220,18 @@ class Optimizer:
 
     def _bind_states(self, index: int, rule: str, names: tuple[str, ...]) -> None:
         group = self.param_groups[index]
-        created = False
-        for tensor, (owner, _) in enumerate(self._steps()):
+        steps = self._steps()
+        for tensor, (owner, _) in enumerate(steps):
             if owner != index:
                 continue
             state = self.state[tensor]
-            for name in names:
-                if name not in state:
-                    state[name] = np.full_like(self._params[tensor], self.initial_state(group))
-                    created = True
+            missing = [name for name in names if name not in state]
+            for name in missing:
+                state[name] = np.full_like(self._params[tensor], self.initial_state(group))
+            if missing and not self.counts_steps:
+                steps[tensor] = (owner, 0)  # what is counted there is how often the states were updated
             self._plan.set_states(tensor, rule, [state[name] for name in names])
-        if created and not self.counts_steps:
-            # What is counted there is how often the states were updated; new ones start over.
-            self._set_steps([(owner, 0 if owner == index else steps) for owner, steps in self._steps()])
+        self._set_steps(steps)
         self._rules[index] = rule
 
     def _resolve(self) -> list[Group]:
