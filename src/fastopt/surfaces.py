@@ -7,9 +7,9 @@ with its domain, its known minima and saddles, points to start from and where it
 >>> valley = surfaces.rosenbrock()
 >>> valley.value([0.0, 1.0])
 array(101.)
->>> valley.gradient([[0.0, 0.0], [1.0, 1.0]])
-array([[-2.,  0.],
-       [ 0.,  0.]])
+>>> valley.gradient([[0.0, 0.0], [0.0, 1.0]])
+array([[ -2.,   0.],
+       [ -2., 200.]])
 
 `registry` lists them all by name. All derivatives are written out by hand; nothing but NumPy is needed.
 """

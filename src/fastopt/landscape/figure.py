@@ -9,7 +9,7 @@ import numpy as np
 
 from fastopt.landscape.curves import Curves
 from fastopt.landscape.relief import Array, Relief
-from fastopt.landscape.runs import Run, best
+from fastopt.landscape.runs import Run, best, by_surface
 from fastopt.landscape.styles import Style, styles
 from fastopt.surfaces import Surface
 
@@ -53,18 +53,15 @@ def figure(runs: Sequence[Run]) -> Figure:
     ImportError
         If matplotlib is not installed.
     ValueError
-        If a surface has more than two coordinates.
+        If there are no runs or a surface has more than two coordinates.
     """
     from matplotlib.figure import Figure
 
     looks = styles(run.optimizer for run in runs)
-    by_surface: dict[Surface, list[Run]] = {}
-    for run in best(runs):
-        by_surface.setdefault(run.surface, []).append(run)
-
-    figure = Figure(figsize=(11, 5 * len(by_surface)), layout="constrained", facecolor=PAPER)
-    rows = figure.subplots(len(by_surface), 2, squeeze=False)
-    for (surface, members), (chart, losses) in zip(by_surface.items(), rows, strict=True):
+    groups = by_surface(best(runs))
+    figure = Figure(figsize=(11, 5 * len(groups)), layout="constrained", facecolor=PAPER)
+    rows = figure.subplots(len(groups), 2, squeeze=False)
+    for (surface, members), (chart, losses) in zip(groups.items(), rows, strict=True):
         relief = Relief.of(surface, GRID_LINES)
         _draw_map(chart, surface, relief, members, looks)
         _draw_losses(losses, relief, members, looks)

@@ -279,7 +279,7 @@ function describeRelief() {
       scene: {
         aspectmode: "manual",
         aspectratio: { x: 1, y: 1, z: 0.7 },
-        camera: { eye: { x: -1.1, y: -1.9, z: 1.55 }, center: { x: -0.05, y: 0, z: -0.12 } },
+        camera: { eye: { x: -0.95, y: -1.65, z: 1.9 }, center: { x: -0.05, y: 0, z: -0.12 } },
         xaxis: { title: { text: "x" }, range: ends(x), ...edge },
         yaxis: { title: { text: "y" }, range: ends(y), ...edge },
         zaxis: { title: { text: "loss" }, range: [low, high + 2 * lift], ...edge, ...lossTicks() },
@@ -466,12 +466,25 @@ function listen() {
     play: toggle,
     forth: () => jump(state.step + 1),
     last: () => jump(data.steps),
-    map: toggle,
-    curves: toggle,
   };
   for (const [id, act] of Object.entries(buttons)) $(id).addEventListener("click", act);
+  for (const { element } of panels) onTap(element, toggle);
   document.addEventListener("keydown", onKey);
   prefersDark.addEventListener("change", drawPanels);
+}
+
+/** A press and a release at the same place; plots swallow the click that would follow. */
+function onTap(element, act) {
+  let pressed;
+  element.addEventListener("pointerdown", (event) => {
+    pressed = event.button === 0 ? event : undefined;
+  });
+  document.addEventListener("pointerup", (event) => {
+    const moved = pressed ? Math.hypot(event.clientX - pressed.clientX, event.clientY - pressed.clientY) : Infinity;
+    pressed = undefined;
+    if (moved < 5) act();
+  });
+  document.addEventListener("pointercancel", () => (pressed = undefined)); // the finger scrolls
 }
 
 /** Keys act wherever the focus is, except on controls that use the same key themselves. */

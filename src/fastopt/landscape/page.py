@@ -13,7 +13,7 @@ import numpy as np
 
 from fastopt.landscape.curves import Curves
 from fastopt.landscape.relief import Array, Relief
-from fastopt.landscape.runs import Run, best
+from fastopt.landscape.runs import Run, best, by_surface
 from fastopt.landscape.styles import styles
 from fastopt.surfaces import Surface
 
@@ -47,7 +47,7 @@ def page(runs: Sequence[Run], title: str = "Optimizers on their way down") -> st
     ImportError
         If plotly is not installed.
     ValueError
-        If a surface has more than two coordinates.
+        If there are no runs or a surface has more than two coordinates.
     """
     from plotly.offline import get_plotlyjs  # type: ignore[import-untyped]
 
@@ -66,14 +66,12 @@ def _asset(name: str) -> str:
 
 
 def _data(runs: Sequence[Run]) -> dict[str, Any]:
-    by_surface: dict[Surface, list[Run]] = {}
-    for run in runs:
-        by_surface.setdefault(run.surface, []).append(run)
+    groups = by_surface(runs)
     looks = styles(run.optimizer for run in runs)
     return {
         "steps": max(run.path.steps for run in runs),
         "styles": {name: look._asdict() for name, look in looks.items()},
-        "surfaces": [_surface_data(surface, members) for surface, members in by_surface.items()],
+        "surfaces": [_surface_data(surface, members) for surface, members in groups.items()],
     }
 
 

@@ -84,6 +84,16 @@ def best(runs: Iterable[Run]) -> list[Run]:
     return list(winners.values())
 
 
+def by_surface(runs: Iterable[Run]) -> dict[Surface, list[Run]]:
+    """Return the runs of every surface, in order of appearance; `ValueError` when there are none."""
+    groups: dict[Surface, list[Run]] = {}
+    for member in runs:
+        groups.setdefault(member.surface, []).append(member)
+    if not groups:
+        raise ValueError("runs must hold at least one run, got none")
+    return groups
+
+
 def _rank(candidate: Run) -> tuple[bool, float]:
     return candidate.path.diverged, candidate.path.loss[-1]
 
