@@ -14,8 +14,9 @@
 
 #include "fastopt.h"
 
-/* Waking a thread costs about as much as this many bytes of parameters (measured: docs/design.md). */
-enum { BYTES_A_THREAD = 64 * 1024 };
+/* A thread is worth waking for this many bytes of parameters. Alone on the machine, half of that would do; but where
+ * others compete for the cores, a woken thread can cost milliseconds (measured: docs/design.md). */
+enum { BYTES_A_THREAD = 128 * 1024 };
 
 /* ---- the plan ---- */
 
