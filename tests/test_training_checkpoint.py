@@ -11,7 +11,7 @@ from safetensors import safe_open
 import fastopt
 from fastopt.training.checkpoint import Checkpoint, pack, unpack
 from fastopt.training.errors import TrainingError
-from fastopt.training.files import replacing
+from fastopt.files import replacing
 
 OPTIMIZERS: dict[str, dict[str, Any]] = {
     "SGD": {},

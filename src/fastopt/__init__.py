@@ -11,11 +11,12 @@ array([4.8])
 
 from importlib.metadata import version
 
-from fastopt import optimizers, schedules
+from fastopt import optimizers, schedules, surfaces
 from fastopt.clipping import clip_grad_norm, clip_grad_value, global_norm
 from fastopt.environment import available_isas, get_num_threads, info, isa, set_num_threads
 from fastopt.optimizer import Optimizer, StepInfo
 from fastopt.optimizers import SGD, Adagrad, Adam, AdamW, RMSprop
+from fastopt.trajectories import Trajectory, trajectory
 
 __version__ = version("fastopt")
 
@@ -27,6 +28,7 @@ __all__ = [
     "Optimizer",
     "RMSprop",
     "StepInfo",
+    "Trajectory",
     "available_isas",
     "clip_grad_norm",
     "clip_grad_value",
@@ -37,4 +39,6 @@ __all__ = [
     "optimizers",
     "schedules",
     "set_num_threads",
+    "surfaces",
+    "trajectory",
 ]

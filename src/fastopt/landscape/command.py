@@ -12,7 +12,7 @@ from rich.table import Table
 from fastopt import surfaces
 from fastopt.console import fail
 from fastopt.landscape import Run, best, figure, optimizer_names, page, run
-from fastopt.training.files import replacing
+from fastopt.files import replacing
 
 
 def landscape(

@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from fastopt.training.errors import TrainingError
-from fastopt.training.files import replacing
+from fastopt.files import replacing
 
 HEADER_KEY = "fastopt"  # one key for all: the header keeps no order of its keys, the file would not be reproducible
 

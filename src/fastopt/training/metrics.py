@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from fastopt.training.files import replacing
+from fastopt.files import replacing
 
 STEP_COLUMNS = ("step", "epoch", "loss", "lr", "grad_norm")
 TEST_PREFIX = "test_"

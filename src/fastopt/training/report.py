@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table as Grid
 
-from fastopt.training.files import replacing
+from fastopt.files import replacing
 from fastopt.training.job import Job
 from fastopt.training.metrics import TEST_PREFIX
 from fastopt.training.progress import score_text
