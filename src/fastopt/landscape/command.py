@@ -11,8 +11,8 @@ from rich.table import Table
 
 from fastopt import surfaces
 from fastopt.console import fail
-from fastopt.landscape import Run, best, figure, optimizer_names, page, run
 from fastopt.files import replacing
+from fastopt.landscape import Run, best, figure, optimizer_names, page, run
 
 
 def landscape(

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from fastopt.training.errors import TrainingError
 from fastopt.files import replacing
+from fastopt.training.errors import TrainingError
 
 HEADER_KEY = "fastopt"  # one key for all: the header keeps no order of its keys, the file would not be reproducible
 

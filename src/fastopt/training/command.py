@@ -9,10 +9,10 @@ import typer
 from rich.console import Console
 
 from fastopt.console import fail
+from fastopt.files import replacing
 from fastopt.training.config import Config, Precision, parse_options
 from fastopt.training.data import Task
 from fastopt.training.errors import TrainingError
-from fastopt.files import replacing
 from fastopt.training.job import Job
 from fastopt.training.recipes import SHAPES, default_lr, default_warmup, optimizer_names
 from fastopt.training.session import CHECKPOINT, run_session
