@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from fastopt import _core, environment, trees
-from fastopt.hyperparameters import Bound
+from fastopt.hyperparameters import Bound, plain
 
 
 def global_norm(grads: Any) -> float:
@@ -54,6 +54,7 @@ def clip_grad_norm(grads: Any, max_norm: float) -> float:
     TypeError, ValueError
         If an argument is unfit; nothing has been changed then.
     """
+    max_norm = plain(max_norm)
     if max_norm != math.inf:
         Bound("max_norm value").check(max_norm)
     plan = gradient_plan(grads, writeable=True)

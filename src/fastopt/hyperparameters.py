@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 Schedule = Callable[[int], float]
@@ -41,8 +43,17 @@ Bounds = Mapping[str, Bound | BetaBounds]
 
 
 def is_number(value: Any) -> bool:
-    """Whether the value is a real number (NumPy's scalars are, `bool` and strings are not)."""
-    return hasattr(value, "__float__") and not isinstance(value, bool | str) and math.isfinite(value)
+    """Whether the value is a real number in the range of double precision (`bool` and strings are none)."""
+    value = plain(value)
+    return isinstance(value, Real) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+
+
+def plain(value: Any) -> Any:
+    """Return the Python number in a scalar of NumPy or torch, anything else as it is.
+
+    What is computed with it is in double precision then, whatever the scalar was in.
+    """
+    return value.item() if getattr(value, "ndim", None) == 0 and hasattr(value, "item") else value
 
 
 def is_scheduled(value: Any) -> bool:
@@ -54,8 +65,6 @@ def is_scheduled(value: Any) -> bool:
 
 def at_step(value: Any, step: int) -> Any:
     """Return the value of a hyper-parameter after `step` steps, schedules evaluated."""
-    if callable(value):
-        return float(value(step))
     if isinstance(value, (tuple, list)):
         return tuple(at_step(entry, step) for entry in value)
-    return value
+    return plain(value(step) if callable(value) else value)

@@ -6,13 +6,14 @@ import copy
 import math
 import threading
 from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fastopt import _core, environment, trees
-from fastopt.hyperparameters import Bound, Bounds, Schedule, at_step, is_scheduled
+from fastopt.hyperparameters import Bound, Bounds, Schedule, at_step, is_number, is_scheduled, plain
 
 Array = NDArray[np.float32] | NDArray[np.float64]
 Group = dict[str, Any]
@@ -119,7 +120,7 @@ class Optimizer:
         self.nonfinite = nonfinite
         self.step_count = 0
         self.param_groups: list[Group] = []
-        self.state: list[dict[str, Array]] = []
+        self._state: list[dict[str, Array]] = []
         self._params: list[Array] = []
         self._labels: list[str] = []
         self._shapes: list[trees.Shape] = []
@@ -131,6 +132,11 @@ class Optimizer:
         self._check_options(options)
         groups, grouped = as_groups(params)
         self._add_groups(groups, grouped)
+
+    @property
+    def state(self) -> tuple[Mapping[str, Array], ...]:
+        """The state arrays of each parameter by name: what is in them may be changed, not which they are."""
+        return tuple(MappingProxyType(state) for state in self._state)
 
     # ---- parameters ----
 
@@ -151,6 +157,8 @@ class Optimizer:
             self._add_groups([param_group], grouped=True)
 
     def _add_groups(self, new: Iterable[Mapping[str, Any]], grouped: bool) -> None:
+        for index in range(len(self.param_groups)):
+            self._evaluated(index)
         groups, params, labels, shapes = [], list(self._params), list(self._labels), list(self._shapes)
         for given in new:
             unknown = given.keys() - self.defaults.keys() - {"params"}
@@ -179,7 +187,7 @@ class Optimizer:
         for index, group in enumerate(groups, start=len(self.param_groups)):
             steps += [(index, 0)] * len(group["params"])
         self.param_groups += groups
-        self.state += [{} for _ in params[len(self._params) :]]
+        self._state += [{} for _ in params[len(self._params) :]]
         self._params, self._labels, self._shapes, self._grouped = params, labels, shapes, grouped
         self._set_steps(steps)
         self._make_plan()
@@ -187,7 +195,8 @@ class Optimizer:
     def _make_plan(self) -> None:
         """Cut the parameters into blocks and bind their states; all that a step does not have to do again."""
         self._plan = _core.Plan.of_arrays(self._params)
-        self._seen: list[Group] = [{}] * len(self.param_groups)
+        self._seen: list[list[Any]] = [[]] * len(self.param_groups)
+        self._options: list[Group] = [{}] * len(self.param_groups)
         self._rules = [""] * len(self.param_groups)
         for index in range(len(self.param_groups)):
             self._take_options(index)
@@ -202,32 +211,40 @@ class Optimizer:
 
     # ---- options ----
 
-    def _check_options(self, group: Mapping[str, Any]) -> None:
-        resolved = {name: at_step(value, self.step_count) for name, value in group.items() if name != "params"}
-        self.check(resolved)
+    def _check_options(self, group: Mapping[str, Any]) -> Group:
+        """Return a group's options as they are at this step, checked."""
+        options = {name: at_step(value, self.step_count) for name, value in group.items() if name != "params"}
+        self.check(options)
+        return options
+
+    def _evaluated(self, index: int) -> Group:
+        """Return the options of a group of the optimizer, which may have been edited."""
+        group = self.param_groups[index]
+        owned = [param for param, (owner, _) in zip(self._params, self._steps(), strict=True) if owner == index]
+        if not _core.same_objects(list(group["params"]), owned):
+            raise ValueError(f"param_groups[{index}]['params'] was replaced; make a new optimizer or add a group")
+        return self._check_options(group)
 
     def _take_options(self, index: int) -> None:
         """Look at a group's options again: it is new, or was edited."""
         group = self.param_groups[index]
-        if self._seen[index] and group["params"] is not self._seen[index]["params"]:
-            raise ValueError(f"param_groups[{index}]['params'] was replaced; make a new optimizer or add a group")
-        self._check_options(group)
+        self._options[index] = self._evaluated(index)
         rule, names = self.rule(group)
         if rule != self._rules[index]:
             self._bind_states(index, rule, names)
-        self._seen[index] = dict(group)
+        self._seen[index] = list(group.values())
         self._scheduled = any(is_scheduled(value) for group in self.param_groups for value in group.values())
 
     def _bind_states(self, index: int, rule: str, names: tuple[str, ...]) -> None:
-        group = self.param_groups[index]
+        initial = self.initial_state(self._options[index])
         steps = self._steps()
         for tensor, (owner, _) in enumerate(steps):
             if owner != index:
                 continue
-            state = self.state[tensor]
+            state = self._state[tensor]
             missing = [name for name in names if name not in state]
             for name in missing:
-                state[name] = np.full_like(self._params[tensor], self.initial_state(group))
+                state[name] = np.full_like(self._params[tensor], initial)
             if missing and not self.counts_steps:
                 steps[tensor] = (owner, 0)  # what is counted there is how often the states were updated
             self._plan.set_states(tensor, rule, [state[name] for name in names])
@@ -237,17 +254,11 @@ class Optimizer:
     def _resolve(self) -> list[Group]:
         """Return the groups with their options as they are at this step."""
         for index, group in enumerate(self.param_groups):
-            if group != self._seen[index]:
+            if not _core.same_objects(list(group.values()), self._seen[index]):
                 self._take_options(index)
-        if not self._scheduled:
-            return self.param_groups
-        resolved = [
-            {name: value if name == "params" else at_step(value, self.step_count) for name, value in group.items()}
-            for group in self.param_groups
-        ]
-        for group in resolved:
-            self.check(group)
-        return resolved
+        if self._scheduled:
+            self._options = [self._check_options(group) for group in self.param_groups]
+        return self._options
 
     # ---- the step ----
 
@@ -354,9 +365,9 @@ class Optimizer:
         """
         with self._lock:
             state = {
-                tensor: {**({"step": step} if self.counts_steps else {}), **copy.deepcopy(self.state[tensor])}
+                tensor: {**({"step": step} if self.counts_steps else {}), **copy.deepcopy(self._state[tensor])}
                 for tensor, (_, step) in enumerate(self._steps())
-                if step > 0 and (self.state[tensor] or self.counts_steps)
+                if step > 0 and (self._state[tensor] or self.counts_steps)
             }
             indices = iter(range(len(self._params)))
             groups = [{**group, "params": [next(indices) for _ in group["params"]]} for group in self.param_groups]
@@ -374,23 +385,29 @@ class Optimizer:
         with self._lock:
             groups, indices = self._loaded_groups(state_dict)
             states, steps = self._loaded_states(state_dict, groups, indices)
+            most = max((step for _, step in steps), default=0)
+            step_count = as_count(state_dict.get("step_count", most), "state_dict: step_count")
             for group, loaded in zip(self.param_groups, groups, strict=True):
                 group.update(loaded)
-            self.state = states
-            self.step_count = int(state_dict.get("step_count", max((step for _, step in steps), default=0)))
+            self._state = states
+            self.step_count = step_count
             self._set_steps(steps)
             self._make_plan()
 
     def _loaded_groups(self, state_dict: Mapping[str, Any]) -> tuple[list[Group], list[Any]]:
         """Return each group's options and the indices of all parameters in `state_dict`."""
-        for key in ("state", "param_groups"):
+        expect("state_dict", state_dict, Mapping, "a dict")
+        for key, kind, words in (("state", Mapping, "a dict"), ("param_groups", (list, tuple), "a list")):
             if key not in state_dict:
                 raise ValueError(f"state_dict: expected the keys 'state' and 'param_groups', got {list(state_dict)}")
+            expect(f"state_dict[{key!r}]", state_dict[key], kind, words)
         saved = state_dict["param_groups"]
         if len(saved) != len(self.param_groups):
             raise ValueError(f"state_dict: expected {len(self.param_groups)} parameter groups, got {len(saved)}")
         groups, indices = [], []
         for number, (group, given) in enumerate(zip(self.param_groups, saved, strict=True)):
+            expect(f"state_dict: group {number}", given, Mapping, "a dict")
+            expect(f"state_dict: params of group {number}", given.get("params"), (list, tuple), "a list")
             if len(given["params"]) != len(group["params"]):
                 raise ValueError(
                     f"state_dict: expected {len(group['params'])} parameters in group {number}, "
@@ -412,7 +429,7 @@ class Optimizer:
         saved = state_dict["state"]
         strangers = saved.keys() - set(indices)
         if strangers:
-            raise ValueError(f"state_dict: state for unknown parameters {sorted(strangers)}")
+            raise ValueError(f"state_dict: state for unknown parameters {sorted(strangers, key=str)}")
         states: list[dict[str, Array]] = []
         steps: list[tuple[int, int]] = []
         for tensor, (owner, _) in enumerate(self._steps()):
@@ -422,13 +439,15 @@ class Optimizer:
                 states.append({})
                 steps.append((owner, 0))
                 continue
+            label = self._labels[tensor]
+            expect(f"state_dict: state of {label}", given, Mapping, "a dict")
             expected = {*names, "step"} if self.counts_steps else {*names}
             if not expected <= given.keys():
-                raise ValueError(
-                    f"state_dict: state of {self._labels[tensor]}: expected {sorted(expected)}, got {sorted(given)}"
-                )
-            states.append({name: self._loaded_array(tensor, name, given[name]) for name in names})
-            steps.append((owner, int(given["step"]) if self.counts_steps else 1))
+                raise ValueError(f"state_dict: state of {label}: expected {sorted(expected)}, got {sorted(given)}")
+            # Also the arrays that no option asks for at present: it may be switched on again. (torch has None there.)
+            arrays = given.keys() - {"step"} - {name for name in given if given[name] is None and name not in names}
+            states.append({name: self._loaded_array(tensor, name, given[name]) for name in sorted(arrays)})
+            steps.append((owner, as_count(given["step"], f"state_dict: step of {label}") if self.counts_steps else 1))
         return states, steps
 
     def _loaded_array(self, tensor: int, name: str, value: Any) -> Array:
@@ -444,7 +463,8 @@ class Optimizer:
 
     def __getstate__(self) -> dict[str, Any]:
         with self._lock:
-            return {name: value for name, value in self.__dict__.items() if name not in ("_lock", "_plan", "_seen")}
+            remade = ("_lock", "_plan", "_seen", "_options")
+            return {name: value for name, value in self.__dict__.items() if name not in remade}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -480,7 +500,7 @@ def clipping_at(
         raise ValueError(f"Invalid nonfinite: expected one of {NONFINITE}, got {nonfinite!r}")
     norm, value = at_step(clip_norm, step), at_step(clip_value, step)
     for name, bound in (("clip_norm", norm), ("clip_value", value)):
-        if bound is not None and bound != math.inf:
+        if bound is not None and not (isinstance(bound, float) and bound == math.inf):
             Bound(f"{name} value").check(bound)
     return norm, math.inf if value is None else value
 
@@ -505,9 +525,26 @@ def as_groups(params: Any) -> tuple[list[Mapping[str, Any]], bool]:
     return [{"params": params}], False
 
 
+def expect(label: str, value: Any, kind: type | tuple[type, ...], words: str) -> None:
+    """Raise `TypeError` unless the value is of that kind."""
+    if not isinstance(value, kind):
+        raise TypeError(f"{label}: expected {words}, got {type(value).__name__}")
+
+
+def as_count(value: Any, label: str) -> int:
+    """Return a number of steps, checked; torch's is a tensor of one float."""
+    number = plain(value)
+    if not is_number(number) or number < 0 or number != int(number):
+        raise ValueError(f"{label}: expected a whole number of at least 0, got {value!r}")
+    return int(number)
+
+
 def as_array(value: Any, label: str) -> Array:
     """Return the array that shares the value's memory, checked."""
-    array = np.asarray(value) if not isinstance(value, np.ndarray) and trees.is_buffer(value) else value
+    if isinstance(value, np.ma.MaskedArray):
+        raise TypeError(f"{label}: expected a NumPy array without a mask, got a masked one")
+    shares = trees.is_buffer(value) and not isinstance(value, (np.ndarray, np.generic))
+    array = np.asarray(value) if shares else value
     _core.check_array(array, label, True)
     checked: Array = array
     return checked
