@@ -21,6 +21,16 @@
 #define FMA_DOUBLE(a, b, c) ((a) * (b) + (c))
 #endif
 
+/* A loop's own loads keep too few cache lines on their way to use all of the memory's bandwidth, and the hardware does
+ * not look far enough ahead: ask for the lines that it will need one kibibyte on, chunk by chunk. Measured: up to 1.2
+ * times as fast from memory, no difference in the caches. */
+enum { FO_CHUNK = 64, FO_AHEAD = 1024, FO_CACHE_LINE = 64 };
+
+FO_INLINE void fo_fetch(const void *x, size_t bytes)
+{
+    for (size_t k = 0; k < bytes; k += FO_CACHE_LINE) __builtin_prefetch((const char *)x + FO_AHEAD + k);
+}
+
 #define AS_IS(x) (x)
 
 /* States that have decayed into the subnormal range are zero for every purpose, but cost some hundred cycles an

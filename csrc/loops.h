@@ -15,16 +15,29 @@ FO_INLINE T NAMED(prepare)(T p, T g, const HYPER *h)
 #define LOAD_STATE(k, states) ((states) > (k) ? FROM_S(s##k[i]) : 0)
 #define STORE_STATE(k, states) if ((states) > (k)) s##k[i] = TO_S(s[k])
 
+#define ELEMENT(name, states)                                                                                        \
+    {                                                                                                                \
+        T s[FO_MAX_STATES] = {LOAD_STATE(0, states), LOAD_STATE(1, states), LOAD_STATE(2, states)};                  \
+        T x = FROM_P(p[i]), gradient = NAMED(prepare)(x, FROM_P(g[i]), &h);                                          \
+        p[i] = TO_P(NAMED(name)(x, gradient, s, &h));                                                                \
+        STORE_STATE(0, states); STORE_STATE(1, states); STORE_STATE(2, states);                                      \
+    }
+
+#define FETCH_STATE(k, states) if ((states) > (k)) fo_fetch(s##k + i, FO_CHUNK * sizeof(S))
+#define FETCH(states)                                                                                                \
+    fo_fetch(p + i, FO_CHUNK * sizeof(P)); fo_fetch(g + i, FO_CHUNK * sizeof(P));                                    \
+    FETCH_STATE(0, states); FETCH_STATE(1, states); FETCH_STATE(2, states)
+
 #define RULE(name, states)                                                                                           \
     static void NAMED(step_##name)(const fo_block *b)                                                                \
     {                                                                                                                \
         STREAMS(b);                                                                                                  \
-        VECTORISE for (size_t i = 0; i < n; i++) {                                                                   \
-            T s[FO_MAX_STATES] = {LOAD_STATE(0, states), LOAD_STATE(1, states), LOAD_STATE(2, states)};              \
-            T x = FROM_P(p[i]), gradient = NAMED(prepare)(x, FROM_P(g[i]), &h);                                      \
-            p[i] = TO_P(NAMED(name)(x, gradient, s, &h));                                                            \
-            STORE_STATE(0, states); STORE_STATE(1, states); STORE_STATE(2, states);                                  \
+        size_t i = 0;                                                                                                \
+        for (size_t end = FO_CHUNK; end <= n; end += FO_CHUNK) {                                                     \
+            FETCH(states);                                                                                           \
+            VECTORISE for (; i < end; i++) ELEMENT(name, states)                                                     \
         }                                                                                                            \
+        VECTORISE for (; i < n; i++) ELEMENT(name, states)                                                           \
     }
 
 #define STREAMS(b)                                                                                                   \
@@ -39,6 +52,9 @@ FO_INLINE T NAMED(prepare)(T p, T g, const HYPER *h)
 
 #undef STREAMS
 #undef RULE
+#undef FETCH
+#undef FETCH_STATE
+#undef ELEMENT
 #undef STORE_STATE
 #undef LOAD_STATE
 
