@@ -14,6 +14,9 @@ import numpy as np
 
 from fastopt import _core
 
+MOST_THREADS = 2**31 - 1
+"""What OpenMP can be asked for."""
+
 
 class Info(TypedDict):
     """What `info` returns."""
@@ -47,8 +50,8 @@ def set_num_threads(threads: int) -> None:
     global _chosen_threads
     if isinstance(threads, bool) or not isinstance(threads, int | np.integer):
         raise TypeError(f"threads: expected an integer, got {type(threads).__name__}")
-    if threads < 1:
-        raise ValueError(f"threads: expected at least 1, got {threads}")
+    if not 1 <= threads <= MOST_THREADS:
+        raise ValueError(f"threads: expected 1 to {MOST_THREADS}, got {threads}")
     _chosen_threads = int(threads)
 
 
@@ -119,8 +122,8 @@ def _threads_of_environment() -> int | None:
     wanted = os.environ.get("FASTOPT_NUM_THREADS", "")
     if not wanted:
         return None
-    if not wanted.isdecimal() or int(wanted) < 1:
-        raise ImportError(f"FASTOPT_NUM_THREADS: expected an integer of at least 1, got {wanted!r}")
+    if not wanted.isdecimal() or not 1 <= int(wanted) <= MOST_THREADS:
+        raise ImportError(f"FASTOPT_NUM_THREADS: expected an integer from 1 to {MOST_THREADS}, got {wanted!r}")
     return int(wanted)
 
 
