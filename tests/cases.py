@@ -1,0 +1,136 @@
+"""THE ROWS of the tests: every rule with every option of its optimizer. Tests loop over `CASES`; none lists its own."""
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fastopt import Optimizer, optimizers
+
+Maker = Callable[..., Optimizer]
+"""A class of optimizers, as something that is called with options of its own."""
+
+MAKERS: dict[str, Maker] = dict(optimizers.registry())
+
+
+def warmup(step: int) -> float:
+    return 0.1 * min(1.0, (step + 1) / 4)
+
+
+def cooling(step: int) -> float:
+    return 0.9 / (1 + 0.1 * step)
+
+
+def at(value: Any, step: int) -> Any:
+    """Return an option's value after `step` steps."""
+    if isinstance(value, tuple):
+        return tuple(at(entry, step) for entry in value)
+    return value(step) if callable(value) else value
+
+
+@dataclass(frozen=True)
+class Case:
+    """An optimizer with some options, and the rule of csrc/rules.def that they must lead to."""
+
+    optimizer: str
+    rule: str
+    options: Mapping[str, Any]
+
+    @property
+    def cls(self) -> type[Optimizer]:
+        return optimizers.registry()[self.optimizer]
+
+    @property
+    def clips_by_norm(self) -> bool:
+        return "clip_norm" in self.options
+
+    def make(self, params: Any, **more: Any) -> Optimizer:
+        return MAKERS[self.optimizer](params, **{**self.options, **more})
+
+    def options_at(self, step: int) -> dict[str, Any]:
+        """Return all options, defaults filled in and schedules evaluated after `step` steps."""
+        return {name: at(value, step) for name, value in self.make(np.zeros(1)).defaults.items()}
+
+    def clipping_at(self, step: int) -> tuple[float, float]:
+        """Return the bounds of the norm and of the entries, infinite where there is none."""
+        norm, value = (at(self.options.get(name, math.inf), step) for name in ("clip_norm", "clip_value"))
+        return norm, value
+
+    def __str__(self) -> str:
+        return "-".join([self.optimizer, *(f"{name}={spelled(value)}" for name, value in self.options.items())])
+
+
+def spelled(value: Any) -> str:
+    if isinstance(value, tuple):
+        return ",".join(spelled(entry) for entry in value)
+    return value.__name__ if callable(value) else str(value)
+
+
+ROWS: list[tuple[str, str, dict[str, Any]]] = [
+    ("SGD", "sgd", {}),
+    ("SGD", "momentum", {"momentum": 0.9}),
+    ("SGD", "momentum", {"momentum": 0.9, "dampening": 0.3}),
+    ("SGD", "momentum", {"momentum": 0.9, "nesterov": True}),
+    ("SGD", "momentum", {"momentum": cooling}),
+    ("SGD", "momentum", {"momentum": 0.9, "velocity": "mean"}),
+    ("SGD", "momentum", {"momentum": 0.9, "velocity": "mean", "nesterov": True}),
+    ("SGD", "momentum", {"momentum": cooling, "velocity": "mean", "lr": warmup}),
+    ("SGD", "momentum", {"momentum": 0.9, "velocity": "step"}),
+    ("SGD", "momentum", {"momentum": 0.9, "velocity": "step", "nesterov": True}),
+    ("SGD", "momentum", {"momentum": 0.9, "velocity": "step", "lr": warmup}),
+    ("Adagrad", "adagrad", {}),
+    ("Adagrad", "adagrad", {"lr_decay": 0.1}),
+    ("Adagrad", "adagrad", {"lr_decay": 0.1, "weight_decay": 0.01, "decoupled_weight_decay": True}),
+    ("Adagrad", "adagrad", {"initial_accumulator_value": 0.7}),
+    ("Adagrad", "adagrad", {"eps": 1e-2, "eps_root": 1e-2}),
+    ("RMSprop", "rmsprop", {}),
+    ("RMSprop", "rmsprop", {"alpha": 0.9, "eps": 1e-2, "eps_root": 1e-2}),
+    ("RMSprop", "rmsprop_momentum", {"momentum": 0.9}),
+    ("RMSprop", "rmsprop_momentum", {"momentum": cooling, "alpha": cooling}),
+    ("RMSprop", "rmsprop_centered", {"centered": True}),
+    ("RMSprop", "rmsprop_centered", {"centered": True, "eps": 1e-2, "eps_root": 1e-2}),
+    ("RMSprop", "rmsprop_centered_momentum", {"centered": True, "momentum": 0.9}),
+    ("Adam", "adam", {}),
+    ("Adam", "adam", {"betas": (0.8, 0.99), "eps": 1e-2, "eps_root": 1e-2}),
+    ("Adam", "adam", {"betas": (cooling, 0.99)}),
+    ("Adam", "adam", {"betas": (0.0, 0.0)}),
+    ("Adam", "amsgrad", {"amsgrad": True}),
+    ("Adam", "amsgrad", {"amsgrad": True, "betas": (0.8, 0.5), "eps": 1e-2, "eps_root": 1e-2}),
+    ("AdamW", "adam", {}),
+    ("AdamW", "adam", {"betas": (0.8, 0.99), "eps": 1e-2, "eps_root": 1e-2}),
+    ("AdamW", "amsgrad", {"amsgrad": True, "weight_decay": 0.01}),
+]
+"""Optimizer, rule, options."""
+
+VARIATIONS: list[dict[str, Any]] = [
+    {"weight_decay": 0.01},
+    {"weight_decay": 0.01, "decoupled_weight_decay": True},
+    {"weight_decay": 0.01, "maximize": True},
+    {"lr": warmup},
+    {"clip_value": 0.7},
+    {"clip_norm": 3.0},
+]
+"""What every rule is tried with besides, on the first row that has it."""
+
+
+def all_cases() -> Iterator[Case]:
+    seen = set()
+    for optimizer, rule, options in ROWS:
+        # Large enough that the update shows in the last places of the parameter.
+        base = {"lr": 0.1, **options}
+        yield Case(optimizer, rule, base)
+        if (optimizer, rule) not in seen:
+            seen.add((optimizer, rule))
+            for variation in VARIATIONS:
+                if not (optimizer == "AdamW" and "decoupled_weight_decay" in variation):  # it always does
+                    yield Case(optimizer, rule, {**base, **variation})
+
+
+CASES = list(all_cases())
+
+every_case = pytest.mark.parametrize("case", CASES)
+first_case_of_each_rule = pytest.mark.parametrize("case", {case.rule: case for case in reversed(CASES)}.values())
+every_optimizer = pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)

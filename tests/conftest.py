@@ -1,0 +1,49 @@
+"""Fixtures of all tests, and the settings of hypothesis."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from arrays import DTYPES
+from hypothesis import settings
+
+import fastopt
+from fastopt import _core, environment
+
+settings.register_profile("fastopt", deadline=None, max_examples=50)
+settings.load_profile("fastopt")
+
+
+@pytest.fixture(autouse=True)
+def restored_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Leave instruction set and number of threads as a test found them."""
+    isa = fastopt.isa()
+    monkeypatch.setattr(environment, "_chosen_threads", environment.chosen_threads())
+    yield
+    _core.use_isa(isa)
+
+
+@pytest.fixture(params=fastopt.available_isas())
+def isa(request: pytest.FixtureRequest, restored_environment: None) -> str:
+    """Each instruction set that this machine can run, in use."""
+    name: str = request.param
+    _core.use_isa(name)
+    return name
+
+
+@pytest.fixture(params=DTYPES)
+def dtype(request: pytest.FixtureRequest) -> str:
+    """Each dtype of the NumPy face."""
+    name: str = request.param
+    return name
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(20240229)
+
+
+def pytest_make_parametrize_id(val: Any) -> str | None:
+    """Name a test after its case."""
+    return str(val) if type(val).__name__ == "Case" else None

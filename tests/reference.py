@@ -1,0 +1,149 @@
+"""The oracle: every rule in float64 NumPy, written as the papers and torch write it.
+
+One function a row of csrc/rules.def, with the row's name. It takes the parameter, the gradient, the states from before
+(none of them before a parameter's first step), the number of this step (the first is 1) and the optimizer's options,
+and returns the new parameter and states. Nothing is folded into scalars, fused or narrowed here: sharing the kernels'
+shortcuts would hide their mistakes.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+State = dict[str, Array]
+Options = Mapping[str, Any]
+Rule = Callable[[Array, Array, State, int, Options], tuple[Array, State]]
+
+RULES: dict[str, Rule] = {}
+
+
+def rule(function: Rule) -> Rule:
+    RULES[function.__name__] = function
+    return function
+
+
+def step(
+    name: str,
+    p: Array,
+    g: Array,
+    state: State,
+    t: int,
+    options: Options,
+    *,
+    clip_coefficient: float = 1.0,
+    clip_value: float = np.inf,
+) -> tuple[Array, State]:
+    """One whole step: what every optimizer does around its rule, in torch's order, and the rule."""
+    g = np.clip(g * clip_coefficient, -clip_value, clip_value)
+    if options["maximize"]:
+        g = -g
+    if options["weight_decay"] != 0:
+        if options["decoupled_weight_decay"]:
+            p = p * (1 - options["lr"] * options["weight_decay"])
+        else:
+            g = g + options["weight_decay"] * p
+    return RULES[name](p, g, state, t, options)
+
+
+def clip_coefficient(norm: float, clip_norm: float) -> float:
+    """`torch.nn.utils.clip_grad_norm_`'s."""
+    return min(1.0, clip_norm / (norm + 1e-6))
+
+
+@rule
+def sgd(p: Array, g: Array, state: State, t: int, options: Options) -> tuple[Array, State]:
+    return p - options["lr"] * g, {}
+
+
+@rule
+def momentum(p: Array, g: Array, state: State, t: int, options: Options) -> tuple[Array, State]:
+    lr, mu = options["lr"], options["momentum"]
+    old = state.get("momentum_buffer")
+    if options["velocity"] == "sum":
+        v = g if old is None else mu * old + (1 - options["dampening"]) * g
+        ahead = g + mu * v
+        displacement = -lr * (ahead if options["nesterov"] else v)
+    elif options["velocity"] == "mean":
+        v = (1 - mu) * g if old is None else mu * old + (1 - mu) * g
+        ahead = (1 - mu) * g + mu * v
+        displacement = -lr * (ahead if options["nesterov"] else v)
+    else:
+        v = -lr * g if old is None else mu * old - lr * g
+        displacement = mu * v - lr * g if options["nesterov"] else v
+    return p + displacement, {"momentum_buffer": v}
+
+
+@rule
+def adagrad(p: Array, g: Array, state: State, t: int, options: Options) -> tuple[Array, State]:
+    total = state.get("sum", np.full_like(p, options["initial_accumulator_value"])) + g**2
+    lr = options["lr"] / (1 + (t - 1) * options["lr_decay"])
+    return p - lr * g / (np.sqrt(total + options["eps_root"]) + options["eps"]), {"sum": total}
+
+
+def moving_average(old: Array | None, new: Array, decay: float) -> Array:
+    return (1 - decay) * new if old is None else decay * old + (1 - decay) * new
+
+
+def normalized(g: Array, mean_square: Array, options: Options) -> Array:
+    scaled: Array = g / (np.sqrt(mean_square + options["eps_root"]) + options["eps"])
+    return scaled
+
+
+def heavy_ball(old: Array | None, update: Array, options: Options) -> Array:
+    return update if old is None else options["momentum"] * old + update
+
+
+@rule
+def rmsprop(p: Array, g: Array, state: State, t: int, options: Options) -> tuple[Array, State]:
+    s = moving_average(state.get("square_avg"), g**2, options["alpha"])
+    return p - options["lr"] * normalized(g, s, options), {"square_avg": s}
+
+
+@rule
+def rmsprop_momentum(p: Array, g: Array, state: State, t: int, options: Options) -> tuple[Array, State]:
+    s = moving_average(state.get("square_avg"), g**2, options["alpha"])
+    b = heavy_ball(state.get("momentum_buffer"), normalized(g, s, options), options)
+    return p - options["lr"] * b, {"square_avg": s, "momentum_buffer": b}
+
+
+@rule
+def rmsprop_centered(p: Array, g: Array, state: State, t: int, options: Options) -> tuple[Array, State]:
+    s = moving_average(state.get("square_avg"), g**2, options["alpha"])
+    a = moving_average(state.get("grad_avg"), g, options["alpha"])
+    variance = np.maximum(s - a**2, 0)
+    return p - options["lr"] * normalized(g, variance, options), {"square_avg": s, "grad_avg": a}
+
+
+@rule
+def rmsprop_centered_momentum(p: Array, g: Array, state: State, t: int, options: Options) -> tuple[Array, State]:
+    s = moving_average(state.get("square_avg"), g**2, options["alpha"])
+    a = moving_average(state.get("grad_avg"), g, options["alpha"])
+    variance = np.maximum(s - a**2, 0)
+    b = heavy_ball(state.get("momentum_buffer"), normalized(g, variance, options), options)
+    return p - options["lr"] * b, {"square_avg": s, "momentum_buffer": b, "grad_avg": a}
+
+
+def adam_update(m: Array, v: Array, t: int, options: Options) -> Array:
+    beta1, beta2 = options["betas"]
+    m_hat = m / (1 - beta1**t)
+    v_hat = v / (1 - beta2**t)
+    update: Array = options["lr"] * m_hat / (np.sqrt(v_hat + options["eps_root"]) + options["eps"])
+    return update
+
+
+@rule
+def adam(p: Array, g: Array, state: State, t: int, options: Options) -> tuple[Array, State]:
+    m = moving_average(state.get("exp_avg"), g, options["betas"][0])
+    v = moving_average(state.get("exp_avg_sq"), g**2, options["betas"][1])
+    return p - adam_update(m, v, t, options), {"exp_avg": m, "exp_avg_sq": v}
+
+
+@rule
+def amsgrad(p: Array, g: Array, state: State, t: int, options: Options) -> tuple[Array, State]:
+    m = moving_average(state.get("exp_avg"), g, options["betas"][0])
+    v = moving_average(state.get("exp_avg_sq"), g**2, options["betas"][1])
+    largest = np.maximum(state.get("max_exp_avg_sq", np.zeros_like(v)), v)
+    return p - adam_update(m, largest, t, options), {"exp_avg": m, "exp_avg_sq": v, "max_exp_avg_sq": largest}

@@ -1,0 +1,148 @@
+"""Instruction sets, numbers of threads, and what an import brings along."""
+
+import sys
+from typing import Any
+
+import numpy as np
+import pytest
+from arrays import CSRC
+from interpreter import python, said
+
+import fastopt
+from fastopt import _core, environment
+
+EXTRAS = ("torch", "typer", "rich", "matplotlib", "plotly", "safetensors", "sklearn", "scipy", "hypothesis")
+
+
+# ---- the import ----
+
+
+def test_the_import_needs_numpy_alone() -> None:
+    found = said("sorted(sys.modules)")
+    assert "numpy" in found
+    assert not {name.partition(".")[0] for name in found} & set(EXTRAS)
+
+
+def test_the_import_warns_of_nothing() -> None:
+    done = python("import warnings; warnings.simplefilter('error'); import fastopt")
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_public_names_exist() -> None:
+    for name in fastopt.__all__:
+        assert getattr(fastopt, name) is not None
+
+
+# ---- info ----
+
+
+def test_info() -> None:
+    found = said("fastopt.info()")
+    assert found == {
+        "version": fastopt.__version__,
+        "isa": found["available_isas"][0],
+        "available_isas": list(fastopt.available_isas()),
+        "threads": _core.hardware_threads(),
+        "openmp": _core.has_openmp(),
+        "openmp_runtimes": found["openmp_runtimes"],
+        "compiler": _core.compiler(),
+        "numpy": np.__version__,
+        "python": found["python"],
+        "platform": found["platform"],
+    }
+    assert found["compiler"].startswith(("gcc", "clang"))
+    if sys.platform == "linux" and _core.has_openmp():
+        assert len(found["openmp_runtimes"]) == 1
+        assert "omp" in found["openmp_runtimes"][0]
+
+
+def test_info_warns_of_two_openmp_runtimes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(environment, "openmp_runtimes", lambda: ["/a/libgomp.so.1", "/b/libomp.so"])
+    with pytest.warns(RuntimeWarning, match=r"^2 OpenMP runtimes .*/a/libgomp.so.1, /b/libomp.so"):
+        found = fastopt.info()
+    assert found["openmp_runtimes"] == ["/a/libgomp.so.1", "/b/libomp.so"]
+
+
+# ---- instruction sets ----
+
+
+def test_available_isas() -> None:
+    found = fastopt.available_isas()
+    assert found[-1] == "portable"
+    assert len(set(found)) == len(found)
+    names = (CSRC.parent / "CMakeLists.txt").read_text()
+    assert all(f"fastopt_isa({name}" in names for name in found)
+
+
+@pytest.mark.parametrize("name", fastopt.available_isas())
+def test_isa_of_the_environment(name: str) -> None:
+    assert said("fastopt.isa()", FASTOPT_ISA=name) == name
+
+
+@pytest.mark.parametrize("name", fastopt.available_isas())
+def test_use_isa(name: str) -> None:
+    _core.use_isa(name)
+    assert fastopt.isa() == name
+    w = np.ones(3)
+    fastopt.SGD(w, lr=1.0).step(np.ones(3))
+    assert not w.any()
+
+
+def test_best_isa_by_default() -> None:
+    assert said("[fastopt.isa(), fastopt.available_isas()[0]]", FASTOPT_ISA="") == [fastopt.available_isas()[0]] * 2
+
+
+@pytest.mark.parametrize("name", ["x86_v9", "PORTABLE", " portable", "Ω"])
+def test_unknown_isa(name: str) -> None:
+    before = fastopt.isa()
+    with pytest.raises(ValueError, match=rf"^instruction set '{name}' is not available here; there are .*portable"):
+        _core.use_isa(name)
+    assert fastopt.isa() == before
+    done = python("import fastopt", FASTOPT_ISA=name)
+    assert done.returncode == 1
+    assert f"ImportError: FASTOPT_ISA: instruction set {name!r} is not available here" in done.stderr
+
+
+# ---- threads ----
+
+
+def test_threads_of_the_environment() -> None:
+    assert said("fastopt.get_num_threads()", FASTOPT_NUM_THREADS="3") == 3
+    assert said("fastopt.get_num_threads()", FASTOPT_NUM_THREADS="3", OMP_NUM_THREADS="5") == 3
+    assert said("fastopt.get_num_threads()", FASTOPT_NUM_THREADS="") == said("fastopt.get_num_threads()")
+
+
+@pytest.mark.skipif(not _core.has_openmp(), reason="built without OpenMP")
+def test_threads_of_openmp() -> None:
+    assert said("fastopt.get_num_threads()", OMP_NUM_THREADS="5") == 5
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "two", "1.5", "1e3", "²", "99999999999999999999"])
+def test_bad_number_of_threads_in_the_environment(value: str) -> None:
+    done = python("import fastopt", FASTOPT_NUM_THREADS=value)
+    assert done.returncode == 1
+    assert "ImportError: FASTOPT_NUM_THREADS: expected an integer" in done.stderr
+    assert repr(value) in done.stderr
+
+
+@pytest.mark.parametrize("threads", [1, 2, 7, np.int64(3)])
+def test_set_num_threads(threads: int) -> None:
+    fastopt.set_num_threads(threads)
+    assert fastopt.get_num_threads() == threads
+    assert type(fastopt.get_num_threads()) is int
+
+
+@pytest.mark.parametrize("threads", [0, -1, 2**31, 10**30])
+def test_number_of_threads_out_of_bounds(threads: int) -> None:
+    before = fastopt.get_num_threads()
+    with pytest.raises(ValueError, match=rf"^threads: expected .*, got {threads}$"):
+        fastopt.set_num_threads(threads)
+    assert fastopt.get_num_threads() == before
+
+
+@pytest.mark.parametrize("threads", [1.0, "2", None, True, [2]])
+def test_number_of_threads_that_is_no_integer(threads: Any) -> None:
+    before = fastopt.get_num_threads()
+    with pytest.raises(TypeError, match=r"^threads: expected an integer, got"):
+        fastopt.set_num_threads(threads)
+    assert fastopt.get_num_threads() == before

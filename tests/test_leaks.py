@@ -1,0 +1,160 @@
+"""Nothing grows: neither with the number of steps, nor, during a step, with the parameters."""
+
+import gc
+import resource
+import sys
+import tracemalloc
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+from cases import Case, first_case_of_each_rule, warmup
+from interpreter import said
+
+import fastopt
+
+
+@contextmanager
+def traced() -> Iterator[Callable[[], int]]:
+    """Trace allocations of Python and NumPy; the function says how many bytes there are more than at first."""
+    gc.collect()
+    tracemalloc.start()
+    try:
+        first = tracemalloc.get_traced_memory()[0]
+        yield lambda: tracemalloc.get_traced_memory()[0] - first
+    finally:
+        tracemalloc.stop()
+
+
+def resident_bytes() -> int:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize()
+
+
+def peak_of(work: Callable[[], object]) -> int:
+    """The most that `work` allocates at a time, in bytes, as Python and NumPy see it."""
+    work()  # what is allocated once
+    with traced():
+        tracemalloc.reset_peak()
+        before = tracemalloc.get_traced_memory()[0]
+        work()
+        return tracemalloc.get_traced_memory()[1] - before
+
+
+@first_case_of_each_rule
+def test_a_step_allocates_nothing_that_grows_with_the_parameters(case: Case) -> None:
+    peaks = []
+    for size in (100, 1_000_000):
+        opt = case.make(np.ones(size), clip_norm=1.0, nonfinite="raise")
+        g = np.ones(size)
+        peaks.append(peak_of(lambda opt=opt, g=g: opt.step(g, zero_grad=False)))  # type: ignore[misc]
+    small, large = peaks
+    assert large <= small + 256
+
+
+def test_clipping_allocates_little_beside_a_number_a_block() -> None:
+    g = np.ones(1_000_000)
+    for work in (lambda: fastopt.global_norm(g), lambda: fastopt.clip_grad_norm(g, 1.0)):
+        assert peak_of(work) < 10_000
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_a_step_allocates_nothing_outside_of_pythons_sight() -> None:
+    """Parameter, gradient and states have 8 MB each; a copy of any would show in the peak of resident memory."""
+    before = """
+import numpy as np
+peak = lambda: int(open("/proc/self/status").read().partition("VmHWM:")[2].split()[0])
+w, g = np.ones(2**20), np.ones(2**20)
+opt = fastopt.Adam(w, clip_norm=1.0, nonfinite="raise")
+opt.step(g)
+first = peak()
+for _ in range(3):
+    opt.step(g, zero_grad=True)
+"""
+    kilobytes = said("peak() - first", before)
+    assert kilobytes < 1000
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+@pytest.mark.parametrize("clipping", [{}, {"clip_norm": 1.0, "clip_value": 0.5, "nonfinite": "skip"}])
+def test_ten_thousand_steps(clipping: dict[str, object]) -> None:
+    params = {"w": np.ones((10, 10)), "b": [np.ones(3), np.ones((), "float64")]}
+    grads = {"w": np.ones((10, 10)), "b": [np.ones(3), None]}
+    opt = fastopt.AdamW(params, lr=warmup, **clipping)  # type: ignore[arg-type]
+
+    def steps(count: int) -> None:
+        for _ in range(count):
+            opt.step(grads)
+
+    steps(1000)
+    resident = resident_bytes()
+    with traced() as grown:
+        steps(100)
+        gc.collect()  # the interpreter's free lists too
+        base = grown()
+        steps(400)
+        gc.collect()
+        assert grown() <= base + 512
+    steps(10_000)
+    assert resident_bytes() <= resident + 1_000_000
+    assert opt.step_count == 11_500
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_ten_thousand_of_everything_else() -> None:
+    """Optimizers made and dropped, snapshots, groups, refused steps, clipping."""
+    w, g, wrong = np.ones(50), np.ones(50), np.ones(51)
+
+    def everything() -> None:
+        opt = fastopt.RMSprop([w], momentum=0.9, centered=True)
+        opt.step([g])
+        opt.load_state_dict(opt.state_dict())
+        opt.add_param_group({"params": np.ones(3)})
+        fastopt.clip_grad_norm([g], 1.0)
+        fastopt.global_norm([g, w])
+        for bad in ([wrong], [w], [g, g, g], None):
+            with pytest.raises((TypeError, ValueError)):
+                opt.step(bad)
+
+    for _ in range(300):
+        everything()
+    gc.collect()
+    resident = resident_bytes()
+    with traced() as grown:
+        for _ in range(20):
+            everything()
+        gc.collect()
+        base = grown()
+        for _ in range(80):
+            everything()
+        gc.collect()
+        assert grown() <= base + 2048
+    for _ in range(1500):
+        everything()
+    gc.collect()
+    assert resident_bytes() <= resident + 1_000_000
+
+
+def test_arrays_are_let_go_with_the_optimizer() -> None:
+    w = np.ones(10)
+    references = sys.getrefcount(w)
+    opt = fastopt.SGD({"w": w}, momentum=0.9)
+    g = np.ones(10)
+    gradient_references = sys.getrefcount(g)
+    opt.step({"w": g})
+    assert sys.getrefcount(g) == gradient_references, "a gradient is held after the step"
+    del opt
+    gc.collect()
+    assert sys.getrefcount(w) == references
+
+
+def test_a_refused_step_holds_nothing() -> None:
+    opt = fastopt.SGD([np.ones(10), np.ones(3)])
+    g = np.ones(10)
+    references = sys.getrefcount(g)
+    for _ in range(3):
+        with pytest.raises(ValueError, match="shape"):
+            opt.step([g, np.ones(4)])
+    assert sys.getrefcount(g) == references

@@ -1,0 +1,106 @@
+"""Every rule with every option, on every dtype and instruction set, against the oracle in float64."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+import reference
+from arrays import BLOCK, LARGE, SIZES, ULPS, Array, Guarded, assert_close, joined, nonzero
+from cases import CASES, Case, every_case, first_case_of_each_rule
+
+from fastopt import Optimizer, _core
+
+
+def joined_state(opt: Optimizer) -> reference.State:
+    """The state of all parameters, end to end; empty before the first step."""
+    states = list(opt.state_dict()["state"].values())
+    names = states[0].keys() - {"step"} if states else ()
+    return {name: joined(state[name] for state in states) for name in names}
+
+
+def expected_step(
+    case: Case, p: reference.Array, grads: Sequence[Array], state: reference.State, t: int
+) -> tuple[reference.Array, reference.State]:
+    g = joined(grads)
+    clip_norm, clip_value = case.clipping_at(t - 1)
+    coefficient = reference.clip_coefficient(math.sqrt(math.fsum(g**2)), clip_norm)
+    return reference.step(
+        case.rule,
+        p,
+        g,
+        state,
+        t,
+        case.options_at(t - 1),
+        clip_coefficient=coefficient,
+        clip_value=clip_value,
+    )
+
+
+def check_steps(case: Case, sizes: Sequence[int], dtype: str, rng: np.random.Generator, steps: int) -> None:
+    """Compare step by step: the oracle goes on from what the kernel left, so that errors do not add up."""
+    params, grads = Guarded(sizes, dtype, first_offset=1), Guarded(sizes, dtype, first_offset=6)
+    params.fill(rng)
+    opt = case.make(params.arrays)
+    for t in range(1, steps + 1):
+        grads.fill(rng)
+        p, state, given = joined(params.arrays), joined_state(opt), grads.buffer.tobytes()
+        expected, expected_state = expected_step(case, p, grads.arrays, state, t)
+        opt.step(grads.arrays)
+        # Parameters and updates are of order one, and up to three of them may nearly cancel.
+        assert_close(joined(params.arrays), expected, np.maximum(np.abs(p), 1.0), dtype, f"step {t}: parameter")
+        actual_state = joined_state(opt)
+        assert actual_state.keys() == expected_state.keys()
+        for name, values in expected_state.items():
+            assert_close(actual_state[name], values, state.get(name, 0.0), dtype, f"step {t}: {name}")
+        assert grads.buffer.tobytes() == given, "a gradient was written"
+    params.assert_intact()
+
+
+@every_case
+def test_steps_match_the_oracle(case: Case, dtype: str, isa: str, rng: np.random.Generator) -> None:
+    check_steps(case, SIZES, dtype, rng, steps=6)
+
+
+@first_case_of_each_rule
+def test_steps_match_the_oracle_around_a_block(case: Case, dtype: str, isa: str, rng: np.random.Generator) -> None:
+    check_steps(case, [BLOCK - 1, BLOCK, BLOCK + 1, 2 * BLOCK, 1], dtype, rng, steps=2)
+
+
+@first_case_of_each_rule
+def test_large_array_matches_the_oracle(case: Case, dtype: str, rng: np.random.Generator) -> None:
+    check_steps(case, [LARGE], dtype, rng, steps=1)
+
+
+@pytest.mark.slow
+@every_case
+def test_large_arrays_match_the_oracle(case: Case, dtype: str, isa: str, rng: np.random.Generator) -> None:
+    check_steps(case, [LARGE, 1, LARGE - 3], dtype, rng, steps=2)
+
+
+@every_case
+def test_many_steps_stay_with_the_oracle(case: Case, dtype: str, rng: np.random.Generator) -> None:
+    """The oracle goes its own way here; the errors of the steps may add up."""
+    steps, size = 200, 37
+    p = nonzero(rng, size, dtype)
+    opt = case.make(p)
+    expected, state, scale = joined([p]), reference.State(), np.abs(p).astype(np.float64)
+    for t in range(1, steps + 1):
+        g = nonzero(rng, size, dtype)
+        expected, state = expected_step(case, expected, [g], state, t)
+        scale = np.maximum(scale, np.abs(expected))
+        opt.step(g)
+    assert_close(joined([p]), expected, scale, dtype, "parameter", ulps=ULPS[dtype] * steps / 4)
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if _core.RULES[case.rule][1] > 0])
+def test_states_below_the_normal_range_become_zero(case: Case, dtype: str, isa: str) -> None:
+    smallest = float(np.finfo(dtype).smallest_normal)
+    p = np.ones(67, dtype)
+    opt = case.make(p)
+    opt.step(np.full(67, smallest * 4, dtype))
+    for _ in range(60):
+        opt.step(np.full(67, smallest / 8, dtype))
+    for name, values in joined_state(opt).items():
+        assert ((values == 0) | (np.abs(values) >= smallest)).all(), name
+    assert np.isfinite(p).all()
