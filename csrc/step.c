@@ -269,7 +269,9 @@ fo_result fo_step(const fo_kernels *kernels, fo_plan *plan, fo_hyper *hypers, si
     bool clip = isfinite(request->clip_norm);
     if (clip || request->want_norm || request->skip_nonfinite) {
         result.norm = request->unscale * fo_global_norm(kernels, plan, request->threads);
-        if (request->skip_nonfinite && !isfinite(result.norm)) {
+        /* The norm of finite gradients can be beyond the range of double: only the gradients themselves decide. */
+        if (request->skip_nonfinite && !isfinite(result.norm) &&
+            !isfinite(fo_global_max_abs(kernels, plan, request->threads))) {
             result.skipped = true;
             return result;
         }

@@ -318,6 +318,8 @@ cdef class Plan:
             tensor = &self.plan.tensors[i]
             if cnp.PyArray_DATA(param) != tensor.param or <size_t>cnp.PyArray_SIZE(param) != tensor.n:
                 raise RuntimeError(f"{labels[i]}: was resized after the optimizer was made; make a new optimizer")
+            if not cnp.PyArray_ISWRITEABLE(param):
+                check_array(param, labels[i], True)
             if not isinstance(gradients[i], cnp.ndarray):
                 check_gradient(gradients[i], param, "gradient of " + labels[i], writeable)
             gradient = <cnp.ndarray>gradients[i]
