@@ -5,6 +5,7 @@ from libc.stdint cimport uintptr_t
 from libc.stdlib cimport free, malloc, realloc
 from libc.string cimport memset
 
+import numpy as np
 cimport numpy as cnp
 
 cdef extern from "fastopt.h" nogil:
@@ -135,6 +136,15 @@ cdef int storage(cnp.ndarray array):
     if cnp.PyArray_TYPE(array) == cnp.NPY_FLOAT32:
         return FO_F32
     return FO_F64 if cnp.PyArray_TYPE(array) == cnp.NPY_FLOAT64 else -1
+
+
+cdef object as_array(value):
+    """Return memory that is no array (a NumPy scalar, `array.array`, ...) as one, anything else as it is."""
+    try:
+        memoryview(value)
+    except TypeError:
+        return value
+    return np.asarray(value)
 
 
 def check_array(array, str label, bint writeable) -> None:
@@ -321,6 +331,7 @@ cdef class Plan:
             if not cnp.PyArray_ISWRITEABLE(param):
                 check_array(param, labels[i], True)
             if not isinstance(gradients[i], cnp.ndarray):
+                gradients[i] = as_array(gradients[i])
                 check_gradient(gradients[i], param, "gradient of " + labels[i], writeable)
             gradient = <cnp.ndarray>gradients[i]
             if (storage(gradient) != <int>tensor.dtype or not same_shape(gradient, param)

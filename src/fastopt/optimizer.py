@@ -7,7 +7,7 @@ import math
 import threading
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,7 @@ from fastopt.hyperparameters import Bound, Bounds, Schedule, at_step, is_number,
 
 Array = NDArray[np.float32] | NDArray[np.float64]
 Group = dict[str, Any]
+Cohort = TypeVar("Cohort", bound=tuple[int, ...])
 NONFINITE = ("propagate", "skip", "raise")
 NO_CLIPPING = (None, None, "propagate")
 
@@ -271,7 +272,7 @@ class Optimizer:
             Gradients in the structure that the parameters were given in; for groups, a list with one entry a group
             or one flat list. Each has its parameter's shape, dtype and memory order; None leaves a parameter out.
         zero_grad
-            Zero the gradients in the same pass. Otherwise they are not written.
+            Zero the gradients in the same pass, also where the step is skipped. Otherwise they are not written.
 
         Returns
         -------
@@ -312,6 +313,10 @@ class Optimizer:
             if not skipped:
                 self._rows, self._cohorts = rows, cohorts
                 self.step_count += 1
+            elif zero_grad:  # or what accumulates on it would be skipped for ever
+                for gradient in gradients:
+                    if gradient is not None:
+                        gradient[...] = 0
             known = watch or clip_norm is not None
             return StepInfo(groups[0]["lr"], norm if known else None, coefficient != 1.0, skipped)
 
@@ -505,10 +510,10 @@ def clipping_at(
     return norm, math.inf if value is None else value
 
 
-def cohorts_of(steps: list[tuple[int, int]]) -> tuple[list[int], list[tuple[int, int]]]:
-    """Return the distinct (group, steps taken), and for each parameter the row of its own among them."""
-    rows = {key: row for row, key in enumerate(dict.fromkeys(steps))}
-    return [rows[key] for key in steps], list(rows)
+def cohorts_of(keys: list[Cohort]) -> tuple[list[int], list[Cohort]]:
+    """Return the distinct keys, (group, steps taken), and for each parameter the row of its own among them."""
+    rows = {key: row for row, key in enumerate(dict.fromkeys(keys))}
+    return [rows[key] for key in keys], list(rows)
 
 
 def is_group(value: Any) -> bool:
