@@ -7,7 +7,8 @@ from collections.abc import Callable
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
-from fastopt.torch.optimizer import Optimizer, Stepper
+from fastopt.torch.optimizer import Optimizer
+from fastopt.torch.stepper import Stepper
 
 
 class InBackward:
@@ -53,9 +54,10 @@ def step_in_backward(optimizer: Optimizer) -> InBackward:
     return InBackward(
         [
             param.register_post_accumulate_grad_hook(  # type: ignore[no-untyped-call]
-                stepping(optimizer, Stepper(optimizer, [(group, param)]))
+                stepping(optimizer, Stepper(optimizer, [(number, [param])]))
             )
-            for group, param in optimizer._members()
+            for number, params in optimizer._parts()
+            for param in params
             if param.requires_grad
         ]
     )

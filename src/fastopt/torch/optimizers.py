@@ -10,6 +10,7 @@ class SGD(Optimizer, torch.optim.SGD):
     """`torch.optim.SGD`, faster on the CPU; beyond torch: `velocity`, `decoupled_weight_decay`. See `fastopt.SGD`."""
 
     method = optimizers.SGD
+    takes_sparse = True
 
 
 class Adagrad(Optimizer, torch.optim.Adagrad):
@@ -19,6 +20,7 @@ class Adagrad(Optimizer, torch.optim.Adagrad):
     """
 
     method = optimizers.Adagrad
+    takes_sparse = True
 
 
 class RMSprop(Optimizer, torch.optim.RMSprop):

@@ -1,0 +1,476 @@
+"""The step of some parameters: from their gradients and states in torch to one call of the kernels."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from itertools import chain
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import increment_version
+
+from fastopt import _core
+from fastopt.clipping import clip_coefficient
+from fastopt.optimizer import StepInfo, clipping_at, cohorts_of
+from fastopt.torch.clipping import thread_count
+from fastopt.torch.work import (
+    DTensor,
+    any_overlap,
+    brought,
+    complaint,
+    fitted_state,
+    has_plain_view,
+    local_part,
+    plain,
+    plain_gradient,
+    plan_over,
+    same_order,
+    state_dtype,
+    work_on,
+    work_on_rows,
+)
+
+if TYPE_CHECKING:
+    from fastopt.torch.optimizer import Optimizer
+
+Group = dict[str, Any]
+Cohort = tuple[int, int, bool]
+"""Owner, steps taken so far, whether there is a gradient now: what parameters with the same scalars have in common."""
+
+EXACT = 2**24
+"""Where float32 stops counting."""
+
+ROW_BY_ROW = frozenset({"sgd", "adagrad"})
+"""The rules that leave an entry alone whose gradient is zero, if there is no weight decay."""
+
+gradient_of = attrgetter("grad")
+size_of = attrgetter("nbytes")
+
+
+class Prepared(NamedTuple):
+    """A plan with everything set but the scalars."""
+
+    plan: _core.Plan
+    rows: list[int]
+    cohorts: list[Cohort]
+    grads: list[Tensor]
+    """What the plan reads, kept alive here."""
+    in_place: bool
+    """Whether those are the gradients themselves."""
+    serial: bool
+    """Whether parameters share memory, so that threads would get into each other's way."""
+    write_back: list[Callable[[], object]]
+
+
+class Stepper:
+    """Some parameters of an optimizer, and what their step does not have to find out again each time.
+
+    The truth is in the optimizer's `param_groups` and `state`. What is remembered of it is compared with it before each
+    step, so that whatever a user, a hook or a wrapper replaces there is noticed.
+    """
+
+    def __init__(self, optimizer: Optimizer, parts: list[tuple[int, list[Tensor]]]) -> None:
+        self.optimizer = optimizer
+        self.method = optimizer.method
+        self.numbers = [number for number, _ in parts]
+        self.lengths = [len(params) for _, params in parts]
+        self.params = [param for _, params in parts for param in params]
+        self.owners = [owner for owner, (_, params) in enumerate(parts) for _ in params]
+        self.everyone = list(range(len(self.params)))
+        self.sharded = any(isinstance(param, DTensor) for param in self.params)
+        double = torch.get_default_dtype() == torch.float64
+        with torch.inference_mode(False):
+            self.count_in(torch.zeros(len(self.params), dtype=torch.float64 if double else torch.float32))
+        self.resident: Resident | None = None
+        self.made: list[tuple[int, str]] = []
+        self.seen: list[Group] = []
+        self.values: list[Group] = []
+        self.rules: list[tuple[str, tuple[str, ...]]] = []
+
+    def count_in(self, steps: Tensor) -> None:
+        """Take the tensor of which every parameter's "step" is an entry: counting is one addition then."""
+        self.steps = steps
+        self.step_views = list(steps)
+
+    def is_current(self) -> bool:
+        """Whether these are still all parameters of the optimizer."""
+        groups = self.optimizer.param_groups
+        if len(groups) == 1:
+            return _core.same_objects(groups[0]["params"], self.params)
+        return self.lengths == [len(group["params"]) for group in groups] and _core.same_objects(
+            [param for group in groups for param in group["params"]], self.params
+        )
+
+    def step(self) -> StepInfo:
+        """Step with the gradients that the parameters have now."""
+        optimizer = self.optimizer
+        values = self.options()
+        clip_norm, clip_value = clipping_at(
+            optimizer.step_count, optimizer.clip_norm, optimizer.clip_value, optimizer.nonfinite
+        )
+        lr = values[0]["lr"]
+        members, grads = self.everyone, list(map(gradient_of, self.params))
+        if _core.count_none(grads):
+            members = [member for member, grad in enumerate(grads) if grad is not None]
+            grads = [grads[member] for member in members]
+        if not grads:
+            return StepInfo(lr, None, False, False)
+        if float(getattr(optimizer, "found_inf", None) or 0.0):
+            self.discard(grads)
+            return StepInfo(lr, None, False, True)
+        unscale = 1.0 / float(getattr(optimizer, "grad_scale", None) or 1.0)
+
+        prepared = self.prepare(members, grads)
+        # (A gradient that two parameters share must not be zeroed before both have used it.)
+        zero = optimizer.zero_grad_in_step and prepared.in_place and len(set(map(Tensor.data_ptr, grads))) == len(grads)
+        scalars = [
+            self.method.all_scalars(values[owner], steps + 1, clip_value) for owner, steps, _ in prepared.cohorts
+        ]
+        norm, coefficient, skipped = self.run(prepared, grads, scalars, unscale, clip_norm, zero)
+        if skipped:
+            self.undo()
+            if optimizer.nonfinite == "raise":
+                raise FloatingPointError(f"not finite: {self.nonfinite(members, grads)}")
+            self.discard(grads)
+        else:
+            self.conclude(prepared, members, grads, zero)
+        known = clip_norm is not None or optimizer.nonfinite != "propagate"
+        return StepInfo(lr, norm if known else None, coefficient != 1.0, skipped)
+
+    def run(
+        self,
+        prepared: Prepared,
+        grads: list[Tensor],
+        scalars: list[dict[str, float]],
+        unscale: float,
+        clip_norm: float | None,
+        zero: bool,
+    ) -> tuple[float, float, bool]:
+        """Call the kernels; return the norm before clipping, the clip coefficient and whether the step was skipped."""
+        watch, clip = self.optimizer.nonfinite != "propagate", clip_norm is not None
+        threads = 1 if prepared.serial else thread_count()
+        if not (self.sharded and (watch or clip)):
+            limit = math.inf if clip_norm is None else clip_norm
+            return prepared.plan.step(prepared.rows, scalars, unscale, limit, clip, watch, zero, threads)
+        norm = unscale * norm_of_shards(grads)
+        if watch and not math.isfinite(norm):
+            return norm, 1.0, True
+        coefficient = 1.0 if clip_norm is None else clip_coefficient(norm, clip_norm)
+        prepared.plan.step(prepared.rows, scalars, unscale * coefficient, math.inf, False, False, zero, threads)
+        return norm, coefficient, False
+
+    def options(self) -> list[Group]:
+        """Return every group's options as numbers, checked."""
+        groups = [self.optimizer.param_groups[number] for number in self.numbers]
+        if groups != self.seen:
+            self.values = list(map(self.optimizer._checked_options, groups))
+            self.rules = list(map(self.method.rule, groups))
+            # Schedules and tensors change without being replaced: those groups are looked at each time.
+            self.seen = [] if any(map(self.optimizer._is_moving, groups)) else [dict(group) for group in groups]
+        return self.values
+
+    # ---- what the kernels work on ----
+
+    def prepare(self, members: list[int], grads: list[Tensor]) -> Prepared:
+        """Return the plan of this step: the resident one, if it still holds, pointed at the gradients."""
+        try:
+            if self.resident is None or not self.resident.holds(self, members):
+                self.bind(members)
+            if self.resident is not None and self.resident.fits(members, grads):
+                return self.resident.pointed_at(grads, in_place=True)
+            return self.prepare_copies(members, grads)
+        except Exception:
+            self.undo()
+            raise
+
+    @torch.no_grad()
+    def prepare_copies(self, members: list[int], grads: list[Tensor]) -> Prepared:
+        """Return the plan of a step for which something has to be viewed otherwise, or copied."""
+        grads = list(map(self.admitted, members, grads))
+        params = [self.params[member] for member in members]
+        if self.resident is not None and not any(grad.is_sparse for grad in grads):
+            plains = map(plain_gradient, grads, params)
+            return self.resident.pointed_at(list(map(brought, plains, self.resident.like)), in_place=False)
+        works = [
+            (work_on_rows if grad.is_sparse else work_on)(param, grad, self.states_of(member))
+            for member, param, grad in zip(members, params, grads, strict=True)
+        ]
+        owners = [self.owners[member] for member in members]
+        plan = plan_over(
+            [work.param for work in works], [work.states for work in works], [self.rules[owner][0] for owner in owners]
+        )
+        copies = [work.grad for work in works]
+        plan.set_gradient_addresses(list(map(Tensor.data_ptr, copies)))
+        rows, cohorts = cohorts_of(
+            [(owner, steps, True) for owner, steps in zip(owners, self.counts(members), strict=True)]
+        )
+        write_back = [write for work in works for write in work.write_back]
+        return Prepared(plan, rows, cohorts, copies, False, any_overlap([work.param for work in works]), write_back)
+
+    def admitted(self, member: int, grad: Tensor) -> Tensor:
+        """Return a gradient, checked; a sparse one made dense unless the entries it has are all that a step changes."""
+        param, owner = self.params[member], self.owners[member]
+        if grad.shape != param.shape:
+            self.refuse(f"has shape {tuple(grad.shape)}, expected {tuple(param.shape)}", member, "gradient of ")
+        if not (grad.is_sparse and self.optimizer.takes_sparse):
+            self.refuse(complaint(grad), member, "gradient of ")
+            return grad
+        rule, _ = self.rules[owner]
+        if rule in ROW_BY_ROW and self.values[owner]["weight_decay"] == 0:
+            return grad
+        if rule == "adagrad":
+            raise RuntimeError("weight_decay option is not compatible with sparse gradients")
+        return grad.to_dense()
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def bind(self, members: list[int]) -> None:
+        """Make the states that are missing, and a plan to keep if all memory can be used as it is."""
+        before = [] if self.resident is None else self.resident.members
+        self.resident = None
+        for member in members:
+            self.check(member)
+        # Parameters that had a gradient before stay: which have one may change from step to step.
+        bound = sorted({*members, *(member for member in before if not complaint(self.params[member]))})
+        self.adopt_counts(bound)
+        states = list(map(self.states_of, bound))
+        if all(
+            has_plain_view(tensor) and same_order(local_part(tensor), local_part(self.params[member]))
+            for member, several in zip(bound, states, strict=True)
+            for tensor in (self.params[member], *several)
+        ):
+            self.resident = Resident(self, bound, states)
+
+    def check(self, member: int) -> None:
+        """Raise `RuntimeError` if a parameter, or a state that it has, is none to step on."""
+        param = self.params[member]
+        self.refuse(complaint(param), member)
+        if any(stride == 0 and size > 1 for stride, size in zip(param.stride(), param.shape, strict=True)):
+            self.refuse("has elements that share memory, which no step can update; make it a clone()", member)
+        for name, state in self.optimizer.state.get(param, {}).items():
+            if isinstance(state, Tensor) and name != "step" and state.shape != param.shape:
+                self.refuse(f"has shape {tuple(state.shape)}, expected {tuple(param.shape)}", member, f"{name} of ")
+
+    def refuse(self, why: str, member: int, whose: str = "") -> None:
+        """Raise `RuntimeError` if there is a reason."""
+        if why:
+            raise RuntimeError(f"{whose}{self.optimizer._label(self.params[member])} {why}")
+
+    # ---- states and counts ----
+
+    def entries(self) -> list[Any]:
+        """Return the parameters' entries in the optimizer's state."""
+        state = self.optimizer.state
+        # (To pass by all of them is ten times as fast as to look each up.)
+        return list(state.values()) if len(self.params) > 1 else [state.get(self.params[0])]
+
+    def states_of(self, member: int) -> list[Tensor]:
+        """Return a parameter's states, made now if they are not there yet and fit for the kernels."""
+        param, (_, names) = self.params[member], self.rules[self.owners[member]]
+        if not names:
+            return []
+        state = self.optimizer.state[param]
+        present = [state[name] for name in names if state.get(name) is not None]
+        dtype = state_dtype(param, present, self.optimizer.state_dtype)
+        # (As in torch, the value is the optimizer's, not the group's.)
+        initial = self.method.initial_state(self.optimizer.defaults)
+        for name in names:
+            if state.get(name) is None:
+                value = complex(initial, initial) if param.is_complex() else initial
+                state[name] = torch.full_like(param.detach(), value, dtype=dtype)
+                self.made.append((member, name))
+            else:
+                state[name] = fitted_state(state[name], param, dtype)
+        return [state[name] for name in names]
+
+    def adopt_counts(self, members: list[int]) -> None:
+        """Make the members' "step" entries of `steps`, with the values that they have."""
+        if not self.method.counts_steps:
+            return
+        entries = [self.optimizer.state[self.params[member]] for member in members]
+        taken = self.steps.tolist()
+        for member, entry in zip(members, entries, strict=True):
+            if entry.get("step") is not self.step_views[member]:
+                taken[member] = float(entry.get("step", 0.0))
+        if max(taken) >= EXACT:
+            self.count_in(self.steps.double())
+        self.steps.copy_(torch.tensor(taken, dtype=torch.float64))
+        for member, entry in zip(members, entries, strict=True):
+            if "step" not in entry:
+                self.made.append((member, "step"))
+            entry["step"] = self.step_views[member]
+
+    def counts(self, members: list[int]) -> list[int]:
+        """Return how many steps the members have taken; without "step" all that matters is whether it is the first."""
+        if self.method.counts_steps:
+            taken = self.steps.tolist()
+            return [int(taken[member]) for member in members]
+        fresh = {member for member, _ in self.made}
+        return [int(member not in fresh) for member in members]
+
+    def undo(self) -> None:
+        """Take back the states that were made for a step that was then skipped."""
+        for member, name in self.made:
+            entry = self.optimizer.state[self.params[member]]
+            del entry[name]
+            if not entry:
+                del self.optimizer.state[self.params[member]]
+            self.resident = None
+        self.made = []
+
+    def conclude(self, prepared: Prepared, members: list[int], grads: list[Tensor], zeroed: bool) -> None:
+        """Do what remains after the pass: copies back, version counters, step counts."""
+        everyone = members is self.everyone
+        increment_version(self.params if everyone else [self.params[member] for member in members])
+        if prepared.write_back:
+            with torch.no_grad():
+                for write in prepared.write_back:
+                    write()
+        if zeroed:
+            increment_version(grads)
+        else:
+            self.discard(grads)
+        if self.method.counts_steps:
+            if everyone:
+                self.steps.add_(1)
+            else:
+                self.steps[members] += 1
+        self.made = []
+        if self.resident is not None and prepared.plan is self.resident.plan:
+            self.resident.advance(self.steps._version)
+        else:
+            self.resident = None
+
+    def discard(self, grads: list[Tensor]) -> None:
+        """Zero the gradients, if that was asked for, where the pass has not done it."""
+        if self.optimizer.zero_grad_in_step:
+            with torch.no_grad():
+                for grad in grads:
+                    grad.zero_()
+
+    def nonfinite(self, members: list[int], grads: list[Tensor]) -> str:
+        """Return what to call the gradients that are not finite."""
+        names = [
+            f"gradient of {self.optimizer._label(self.params[member])}"
+            for member, grad in zip(members, map(local_part, grads), strict=True)
+            if not torch.isfinite(grad.coalesce().values() if grad.is_sparse else grad).all()
+        ]
+        return ", ".join(names) or "a gradient in another process"
+
+
+class Resident:
+    """A plan that stays from step to step, over parameters and states whose memory can be used as it is."""
+
+    def __init__(self, stepper: Stepper, members: list[int], states: list[list[Tensor]]) -> None:
+        params = [stepper.params[member] for member in members]
+        owners = [stepper.owners[member] for member in members]
+        self.members = members
+        self.rules = stepper.rules
+        self.version = stepper.steps._version
+        self.entries = stepper.entries()
+        # Which entry of which dict has to stay the tensor that the plan points into, and where its memory is.
+        self.named: dict[str, tuple[list[Any], list[Tensor]]] = {}
+        for member, owner, param, several in zip(members, owners, params, states, strict=True):
+            named = dict(zip(stepper.rules[owner][1], several, strict=True))
+            if stepper.method.counts_steps:
+                named["step"] = stepper.step_views[member]
+            for name, tensor in named.items():
+                dicts, tensors = self.named.setdefault(name, ([], []))
+                dicts.append(stepper.optimizer.state[param])
+                tensors.append(tensor)
+        self.tensors = [*params, *chain.from_iterable(states)]
+        self.addresses = addresses_of(self.tensors, stepper.sharded)
+        # These views keep the memory, so that nothing else can be at an address that has not changed.
+        self.views = list(map(plain, params))
+        self.state_views = [list(map(plain, several)) for several in states]
+        self.plan = plan_over(self.views, self.state_views, [stepper.rules[owner][0] for owner in owners])
+        self.serial = any_overlap(self.views)
+        # Whether gradients have to be looked at one by one: to be viewed otherwise, or for their dtype.
+        self.choosy = any(
+            isinstance(param, DTensor) or param.is_complex() or param.grad_dtype != param.dtype for param in params
+        )
+        counts = stepper.counts(members)
+        self.left = EXACT - max(counts) if stepper.steps.dtype == torch.float32 else math.inf
+        self.rows, self.cohorts = cohorts_of(
+            [(owner, steps, True) for owner, steps in zip(owners, counts, strict=True)]
+        )
+        self.follow(members)
+
+    def follow(self, members: list[int]) -> None:
+        """Expect gradients of these members, no others."""
+        present = set(members)
+        cohorts = [self.cohorts[row] for row in self.rows]
+        self.rows, self.cohorts = cohorts_of(
+            [(owner, steps, member in present) for member, (owner, steps, _) in zip(self.members, cohorts, strict=True)]
+        )
+        self.present = members
+        self.positions = [position for position, member in enumerate(self.members) if member in present]
+        self.like = [self.views[position] for position in self.positions]
+        self.sizes = list(map(size_of, self.like))
+        self.strides = list(map(Tensor.stride, self.like))
+        self.contiguous = all(map(Tensor.is_contiguous, self.like))
+        self.single = [position for position, view in enumerate(self.like) if view.numel() == 1]
+
+    def holds(self, stepper: Stepper, members: list[int]) -> bool:
+        """Whether parameters, states and step counts are what they were, and these members among them."""
+        return (
+            stepper.rules == self.rules
+            and stepper.steps._version == self.version
+            and self.left > 0
+            and _core.same_objects(stepper.entries(), self.entries)
+            and all(_core.entries_are(dicts, name, tensors) for name, (dicts, tensors) in self.named.items())
+            and addresses_of(self.tensors, stepper.sharded) == self.addresses
+            and (members == self.present or set(self.members).issuperset(members))
+        )
+
+    def fits(self, members: list[int], grads: list[Tensor]) -> bool:
+        """Whether the gradients can be read beside the parameters as they are."""
+        if members != self.present:
+            self.follow(members)
+        if self.choosy:
+            return False
+        try:
+            return (
+                list(map(size_of, grads)) == self.sizes
+                and (
+                    all(map(Tensor.is_contiguous, grads))
+                    if self.contiguous
+                    else list(map(Tensor.stride, grads)) == self.strides
+                )
+                # (A lazy sign comes with gaps between the elements, unless there is only one.)
+                and not any(grads[position].is_neg() for position in self.single)
+            )
+        except RuntimeError:  # a layout without strides
+            return False
+
+    def pointed_at(self, grads: list[Tensor], in_place: bool) -> Prepared:
+        """Return the plan with these gradients, the others left out."""
+        addresses = list(map(Tensor.data_ptr, grads))
+        if len(grads) < len(self.members):
+            given = dict(zip(self.positions, addresses, strict=True))
+            addresses = [given.get(position, 0) for position in range(len(self.members))]
+        self.plan.set_gradient_addresses(addresses)
+        return Prepared(self.plan, self.rows, self.cohorts, grads, in_place, self.serial, [])
+
+    def advance(self, version: int) -> None:
+        """Count a step of those that had a gradient."""
+        self.cohorts = [(owner, steps + present, present) for owner, steps, present in self.cohorts]
+        self.version = version
+        self.left -= 1
+
+
+def addresses_of(tensors: list[Tensor], sharded: bool) -> list[int]:
+    """Return where the tensors, or this process's parts of them, are in memory."""
+    if not sharded:
+        return list(map(Tensor.data_ptr, tensors))
+    with torch.no_grad():  # else each look at a local part is recorded
+        return list(map(Tensor.data_ptr, map(local_part, tensors)))
+
+
+def norm_of_shards(grads: list[Tensor]) -> float:
+    """Return the norm of all gradients of all processes that share them."""
+    norm = torch.nn.utils.get_total_norm(grads)
+    return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
