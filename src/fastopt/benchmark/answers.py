@@ -1,0 +1,74 @@
+"""Checking a contestant's answers before it is timed: a fast wrong step is worth nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastopt.benchmark import textbook
+from fastopt.benchmark.contestants import Contestant
+from fastopt.benchmark.tasks import MAX_NORM, Array, Arrays, Task
+
+STEPS = 3
+
+SAMPLE = 1000
+"""About how many elements of each parameter are looked at, spread over all of it."""
+
+EPSILONS = {"float32": 2.0**-24, "float64": 2.0**-53, "bfloat16": 2.0**-8}
+"""Relative error of rounding once."""
+
+UPDATE_ERRORS = {"float32": 1e-3, "float64": 1e-9, "bfloat16": 0.1}
+"""How far a displacement may be off, as a part of it. (Bias corrections of a library may be formed in float32, where
+1 - 0.999 has four digits.)"""
+
+
+class WrongAnswerError(Exception):
+    """A contestant's parameters are not what the textbook's formula gives in float64."""
+
+
+def check(contestant: Contestant, task: Task, arrays: Arrays) -> None:
+    """Take the first steps of a contestant, and compare its parameters with the textbook's in float64.
+
+    Raises
+    ------
+    WrongAnswerError
+        Saying how far off they are.
+    """
+    for _ in range(STEPS):
+        contestant.load_gradients(arrays.grads)
+        contestant.step()
+    if not contestant.answers:
+        return
+    starts = sample(arrays.params)
+    relative = max(UPDATE_ERRORS[task.dtype], contestant.precision)
+    for actual, start, expected in zip(sample(contestant.values()), starts, solution(task, arrays), strict=True):
+        rounding = 4 * STEPS * EPSILONS[task.dtype] * np.maximum(np.abs(start), np.abs(expected))
+        excess = np.abs(actual - expected) / (rounding + relative * np.abs(expected - start))
+        if not (excess <= 1).all():
+            worst = int(np.argmax(np.where(np.isnan(excess), np.inf, excess)))
+            raise WrongAnswerError(
+                f"wrong answer: after {STEPS} steps from {start[worst]:.6g} it is at {actual[worst]:.6g} "
+                f"instead of {expected[worst]:.6g}"
+            )
+
+
+def sample(arrays: Sequence[Array]) -> list[NDArray[np.float64]]:
+    """Return some elements of each array in float64."""
+    return [array.reshape(-1)[:: max(1, array.size // SAMPLE)].astype(np.float64) for array in arrays]
+
+
+def solution(task: Task, arrays: Arrays) -> list[NDArray[np.float64]]:
+    """Return where the textbook's steps take the elements of `sample`."""
+    params, grads = sample(arrays.params), sample(arrays.grads)
+    if task.clips:
+        # The norm is that of the whole gradients.
+        norm = np.sqrt(sum(np.sum(grad**2, dtype=np.float64) for grad in arrays.grads))
+        grads = [min(1.0, MAX_NORM / norm) * grad for grad in grads]
+    options = task.method.all_options
+    states: list[textbook.State] = [{} for _ in params]
+    for step in range(1, STEPS + 1):
+        for param, grad, state in zip(params, grads, states, strict=True):
+            textbook.STEPS[task.method.optimizer](param, grad, state, step, options)
+    return params

@@ -1,0 +1,180 @@
+"""The command ``fastopt bench``."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from io import BytesIO
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+import fastopt
+from fastopt.benchmark import plan, sheets, works
+from fastopt.benchmark.display import bar, show
+from fastopt.benchmark.field import RIVALS
+from fastopt.benchmark.records import Record, changes
+from fastopt.benchmark.targets import all_targets
+from fastopt.benchmark.tasks import ACTIONS, ITEM_SIZES, methods
+from fastopt.console import fail
+from fastopt.files import replacing
+
+PICTURES = (".png", ".svg")
+
+
+def bench(
+    optimizer: Annotated[
+        str, typer.Option(metavar="NAME,...", help=f"Out of {', '.join(methods())}; or 'all'.")
+    ] = "adamw",
+    work: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME,...",
+            help=f"Shapes of {', '.join(works.MODELS)}, or arrays such as 1K, 64M or 1000x1K; or 'all'.",
+        ),
+    ] = ",".join(plan.QUICK_WORKS),
+    rivals: Annotated[
+        str, typer.Option(metavar="NAME,...", help=f"Out of {', '.join(RIVALS)}; or 'all', or '' for none.")
+    ] = "all",
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Threads that everybody may take.", show_default="fastopt's own choice")
+    ] = None,
+    dtype: Annotated[
+        str, typer.Option(metavar="NAME,...", help=f"Out of {', '.join(ITEM_SIZES)}; or 'all'.")
+    ] = "float32",
+    action: Annotated[str, typer.Option(metavar="NAME,...", help=f"Out of {', '.join(ACTIONS)}; or 'all'.")] = "step",
+    targets: Annotated[bool, typer.Option("--targets", help="Check the project's targets, and nothing else.")] = False,
+    full: Annotated[
+        bool, typer.Option("--full", help="Everything: targets, all works, sizes, threads, training steps, trainings.")
+    ] = False,
+    json: Annotated[Path | None, typer.Option(metavar="FILE", help="Keep all figures in a file.")] = None,
+    plot: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw the figures, as .png or .svg.")] = None,
+    baseline: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Say what became slower since a run with --json, by the share of the floor's speed."
+        ),
+    ] = None,
+) -> None:
+    """Time optimizer steps against the floor, and against what else is installed.
+
+    The floor is a loop with the same streams of reads and writes and one addition each. All take turns on the same
+    data, their answers are checked before, and each ratio comes with the interval that it is known to lie in. Ctrl-C
+    ends it early and shows what there is.
+    """
+    try:
+        before = Record.load(baseline) if baseline else None
+        check_writable(json, plot)
+        comparison = {
+            "chosen": [methods()[name] for name in listed(optimizer, methods(), "--optimizer")],
+            "work_names": works_of(work),
+            "dtypes": listed(dtype, ITEM_SIZES, "--dtype"),
+            "actions": listed(action, ACTIONS, "--action"),
+            "rivals": listed(rivals, RIVALS, "--rivals"),
+        }
+    except (ValueError, OSError) as error:
+        fail(str(error))
+    fastopt.set_num_threads(threads or fastopt.get_num_threads())
+    count = fastopt.get_num_threads()
+    wanted = all_targets(count)
+    if full:
+        jobs = list(plan.everything(count, wanted))
+    elif targets:
+        jobs = list(plan.of_targets(wanted))
+    else:
+        jobs = list(plan.comparison(**comparison, threads=count))
+    console = Console()
+    record = measured(console, jobs)
+    for sheet in sheets.all_sheets(
+        record, wanted if targets or full else [], changes(before, record) if before else None
+    ):
+        show(console, sheet)
+    console.print(sheets.machine_line(record), style="dim", soft_wrap=True, highlight=False)
+    write(console, record, json, plot)
+
+
+def measured(console: Console, jobs: Sequence[plan.Job]) -> Record:
+    """Do all jobs, or those up to Ctrl-C."""
+    record = Record()
+    done = 0
+    try:
+        with bar(console, sum(job.seconds for job in jobs)) as progress:
+            for job in jobs:
+                progress.start(job.title, job.seconds)
+                job.measure(record, progress.advance)
+                done += 1
+    except KeyboardInterrupt:
+        console.print(Text(f"Stopped after {done} of {len(jobs)} runs.", style="yellow"))
+    return record
+
+
+def write(console: Console, record: Record, json: Path | None, plot: Path | None) -> None:
+    """Write the files that were asked for."""
+    try:
+        if json:
+            record.save(json)
+            console.print(f"All figures are in {json}", soft_wrap=True, highlight=False)
+        if plot:
+            save_plot(record, plot)
+            console.print(f"The plot is in {plot}", soft_wrap=True, highlight=False)
+    except (ValueError, OSError) as error:
+        fail(str(error))
+
+
+def save_plot(record: Record, path: Path) -> None:
+    """Draw a record into a file."""
+    from fastopt.benchmark.plots import figure
+
+    content = BytesIO()
+    figure(record).savefig(content, format=path.suffix[1:].lower(), dpi=110)
+    with replacing(path) as temporary:
+        temporary.write_bytes(content.getvalue())
+
+
+def listed(text: str, known: Collection[str], option: str) -> list[str]:
+    """Return the names in a list with commas.
+
+    Raises
+    ------
+    ValueError
+        If one is unknown.
+    """
+    names = list(known) if text == "all" else [name.strip() for name in text.split(",") if name.strip()]
+    for name in names:
+        if name not in known:
+            raise ValueError(f"{option}: expected names out of {', '.join(known)}, got {name!r}")
+    return list(dict.fromkeys(names))
+
+
+def works_of(text: str) -> list[str]:
+    """Return the names of works in a list with commas.
+
+    Raises
+    ------
+    ValueError
+        If one is not a work's.
+    """
+    names = list(works.STANDARD) if text == "all" else [name.strip() for name in text.split(",")]
+    for name in names:
+        try:
+            works.find(name)
+        except ValueError as error:
+            raise ValueError(f"--work: {error}") from None
+    return list(dict.fromkeys(names))
+
+
+def check_writable(json: Path | None, plot: Path | None) -> None:
+    """Find out before everything is measured that it could not be written.
+
+    Raises
+    ------
+    ValueError
+        If there is no such directory, or no such kind of picture.
+    """
+    for option, path in (("--json", json), ("--plot", plot)):
+        if path and not path.parent.is_dir():
+            raise ValueError(f"{option}: there is no directory {path.parent}")
+    if plot and plot.suffix.lower() not in PICTURES:
+        raise ValueError(f"--plot must end in {' or '.join(PICTURES)}, got {plot}")

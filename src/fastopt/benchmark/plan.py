@@ -1,0 +1,135 @@
+"""Which measurements there are to be: who takes turns with whom, on what."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from importlib.util import find_spec
+from itertools import product
+from typing import NamedTuple
+
+from fastopt.benchmark import works
+from fastopt.benchmark.field import CONTESTANTS, OURS, RIVALS
+from fastopt.benchmark.records import Record
+from fastopt.benchmark.runs import Entrant, perform
+from fastopt.benchmark.targets import TORCH, Target, runs_for
+from fastopt.benchmark.tasks import ACTIONS, Method, Task, methods
+
+QUICK_WORKS = ("1K", "1M", "16M", "1000x1K", "policy")
+
+SIZES = tuple(str(round(10 ** (half / 2))) for half in range(4, 17))
+"""From 1e2 to 1e8 elements, two a decade."""
+
+LARGE = 50_000_000
+"""Elements from which the slowest rivals take many seconds a round."""
+
+AfterRound = Callable[[float], object]
+
+
+class Job(NamedTuple):
+    """Something to be measured."""
+
+    title: str
+    seconds: float
+    """About how long it takes."""
+    measure: Callable[[Record, AfterRound], None]
+    """Measures, adds it to the record, and tells how much is done meanwhile."""
+
+
+# ---- runs ----
+
+
+def run_of(section: str, entrants: Sequence[Entrant], seconds: float) -> Job:
+    """Return the job of a run."""
+    task = entrants[0].task
+    return Job(
+        f"{section}: {task.method}, {task.work}, {task.dtype}", seconds, partial(add_run, section, entrants, seconds)
+    )
+
+
+def add_run(section: str, entrants: Sequence[Entrant], seconds: float, record: Record, after_round: AfterRound) -> None:
+    """Make a run."""
+    record.runs.setdefault(section, []).append(perform(entrants, seconds, after_round))
+
+
+def on_task(task: Task, contestants: Iterable[str]) -> list[Entrant]:
+    """Return entrants on one task, in the order of the field."""
+    wanted = set(contestants)
+    return [Entrant(name, task) for name in CONTESTANTS if name in wanted]
+
+
+def comparison(
+    chosen: Sequence[Method],
+    work_names: Sequence[str],
+    dtypes: Sequence[str],
+    actions: Sequence[str],
+    rivals: Sequence[str],
+    threads: int,
+    seconds: float = 1.5,
+) -> Iterator[Job]:
+    """Yield runs of fastopt and rivals on every combination."""
+    for method, dtype, action, name in product(chosen, dtypes, actions, work_names):
+        task = Task(method, works.find(name), dtype, action, threads)
+        yield run_of("comparison", on_task(task, (*OURS, *rivals)), seconds)
+
+
+def of_targets(wanted: Sequence[Target]) -> Iterator[Job]:
+    """Yield the runs that decide targets."""
+    for entrants in runs_for(wanted):
+        yield run_of("targets", entrants, 1.5)
+
+
+def of_sizes(threads: int) -> Iterator[Job]:
+    """Yield runs of AdamW from 1e2 to 1e8 elements."""
+    for name in SIZES:
+        task = Task(methods()["adamw"], works.find(name), threads=threads)
+        rivals = ("torch fused",) if task.work.elements > LARGE else ("torch fused", "NumPy")
+        yield run_of("sizes", on_task(task, (*OURS, *rivals)), 1.0)
+
+
+def of_threads(most: int) -> Iterator[Job]:
+    """Yield runs of AdamW on 1, 2, 4, ... and `most` threads, from a cache and from memory."""
+    counts = sorted({most, *(2**k for k in range(most.bit_length()))})
+    for name in ("1M", "16M"):
+        task = Task(methods()["adamw"], works.find(name))
+        by_count = [on_task(replace(task, threads=count), (*OURS, "torch fused")) for count in counts]
+        yield run_of("threads", [entrant for entrants in by_count for entrant in entrants], 1.5)
+
+
+# ---- what needs torch ----
+
+
+def of_training_steps(threads: int) -> Iterator[Job]:
+    """Yield whole training steps of several models."""
+    from fastopt.benchmark import whole
+    from fastopt.benchmark.models import MODELS
+
+    for model in MODELS:
+
+        def measure(record: Record, after_round: AfterRound, model: str = model) -> None:
+            record.steps += whole.whole_steps(model, threads, 2.0, after_round)
+
+        yield Job(f"training step: {model}", 10.0, measure)
+
+
+def everything(threads: int, wanted: Sequence[Target]) -> Iterator[Job]:
+    """Yield all there is."""
+    yield from of_targets(wanted)
+    # Every kernel, from the caches and from memory.
+    every = list(methods().values())
+    usual = ("NumPy", *TORCH)
+    yield from comparison(every, ("1K", "1M"), ("float32", "float64"), ("step",), usual, threads, 0.5)
+    yield from comparison(every, ("16M",), ("float32",), ("step",), usual, threads, 0.5)
+    # Every work and action with every rival.
+    for action, name in product(ACTIONS, works.STANDARD):
+        in_time = works.find(name).elements < LARGE or (name, action) == ("64M", "step")
+        rivals = RIVALS if in_time else [rival for rival in RIVALS if rival != "NumPy"]
+        yield from comparison([methods()["adamw"]], (name,), ("float32",), (action,), rivals, threads, 0.7)
+    # The other dtype, where NumPy is out.
+    half = [methods()[name] for name in ("sgd-momentum", "adagrad", "rmsprop", "adam", "adamw")]
+    yield from comparison(half, ("1M", "16M"), ("bfloat16",), ("step",), RIVALS, threads, 0.7)
+    yield from of_sizes(threads)
+    yield from of_threads(threads)
+    if find_spec("torch"):
+        yield from of_training_steps(threads)

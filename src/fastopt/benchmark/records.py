@@ -1,0 +1,157 @@
+"""All that one call of the benchmark measured: kept as JSON, and compared with what an earlier call measured."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fastopt.benchmark import machine
+from fastopt.benchmark.measure import Ratio, Seconds
+from fastopt.benchmark.runs import Entrant, Run, rounded
+from fastopt.files import replacing
+
+FORMAT = 1
+
+SLOWER = 0.95
+"""A share of the floor's speed that is at least this part of the earlier one is no news."""
+
+
+@dataclass(frozen=True)
+class WholeStep:
+    """What a model's training step costs with one optimizer."""
+
+    model: str
+    optimizer: str
+    seconds: Seconds
+    """Of a step, round by round; the optimizers of a model take turns."""
+    share: float
+    """The optimizer's part of it, from clipping to zeroing."""
+    peak_memory: int | None
+    """How much memory the process grew by at most, in bytes; None where the system cannot tell."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as values that JSON can hold."""
+        return {**asdict(self), "seconds": rounded(self.seconds)}
+
+    @classmethod
+    def from_json(cls, entry: Mapping[str, Any]) -> WholeStep:
+        """Return what `to_json` was made from."""
+        return cls(**{**entry, "seconds": np.array(entry["seconds"])})
+
+
+@dataclass(frozen=True)
+class WholeTraining:
+    """The course of `fastopt train` with one optimizer."""
+
+    model: str
+    optimizer: str
+    seconds: Seconds
+    """Since the start, at some points of the run."""
+    losses: Seconds
+    """There, smoothed."""
+    share: float
+    """The optimizer's part of the time."""
+
+    def seconds_to(self, loss: float) -> float:
+        """Return when the loss was reached first."""
+        return float(self.seconds[np.argmax(self.losses <= loss)])
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as values that JSON can hold."""
+        return {**asdict(self), "seconds": rounded(self.seconds), "losses": rounded(self.losses)}
+
+    @classmethod
+    def from_json(cls, entry: Mapping[str, Any]) -> WholeTraining:
+        """Return what `to_json` was made from."""
+        return cls(**{**entry, "seconds": np.array(entry["seconds"]), "losses": np.array(entry["losses"])})
+
+
+@dataclass
+class Record:
+    """Figures, and the machine that they were measured on."""
+
+    facts: dict[str, Any] = field(default_factory=machine.facts)
+    date: str = field(default_factory=lambda: datetime.now(UTC).date().isoformat())
+    runs: dict[str, list[Run]] = field(default_factory=dict)
+    """By section: comparison, targets, sizes, threads."""
+    steps: list[WholeStep] = field(default_factory=list)
+    trainings: list[WholeTraining] = field(default_factory=list)
+
+    @property
+    def all_runs(self) -> list[Run]:
+        """The runs of all sections."""
+        return [run for section in self.runs.values() for run in section]
+
+    def save(self, path: Path) -> None:
+        """Write it as JSON, whole or not at all."""
+        content = {
+            "format": FORMAT,
+            "date": self.date,
+            "facts": self.facts,
+            "runs": {section: [run.to_json() for run in runs] for section, runs in self.runs.items()},
+            "steps": [step.to_json() for step in self.steps],
+            "trainings": [training.to_json() for training in self.trainings],
+        }
+        with replacing(path) as temporary:
+            temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: Path) -> Record:
+        """Read what `save` wrote.
+
+        Raises
+        ------
+        OSError
+            If the file cannot be read.
+        ValueError
+            If it is not such a file.
+        """
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            if content["format"] != FORMAT:
+                raise ValueError(f"of format {content['format']}, expected {FORMAT}")
+            return cls(
+                content["facts"],
+                content["date"],
+                {section: [Run.from_json(run) for run in runs] for section, runs in content["runs"].items()},
+                [WholeStep.from_json(step) for step in content["steps"]],
+                [WholeTraining.from_json(training) for training in content["trainings"]],
+            )
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path} is not a file that fastopt bench --json wrote ({error})") from error
+
+
+class Change(NamedTuple):
+    """An entrant's share of the floor's speed, before and now."""
+
+    entrant: Entrant
+    before: Ratio
+    now: Ratio
+
+    @property
+    def is_slower(self) -> bool:
+        """Whether it is, beyond what the spreads explain."""
+        return self.now.high < self.before.low and self.now.median < SLOWER * self.before.median
+
+
+def changes(before: Record, now: Record) -> list[Change]:
+    """Return what both have measured, by the share of the floor, so that machines compare."""
+    old = dict(shares(before))
+    return [Change(entrant, old[entrant], share) for entrant, share in shares(now) if entrant in old]
+
+
+def shares(record: Record) -> Iterator[tuple[Entrant, Ratio]]:
+    """Yield the share of the floor's speed of every entrant that was timed in turns with a floor."""
+    seen = set()
+    for run in record.all_runs:
+        for entrant in run.seconds:
+            share = run.share_of_floor(entrant)
+            if entrant.contestant != "floor" and share and entrant not in seen:
+                seen.add(entrant)
+                yield entrant, share

@@ -1,0 +1,202 @@
+"""A run: several contestants on one or several tasks, checked, then timed in turns."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+import fastopt
+from fastopt.benchmark import answers, machine
+from fastopt.benchmark.contestants import Contestant
+from fastopt.benchmark.field import CONTESTANTS, counterparts
+from fastopt.benchmark.measure import Ratio, Seconds, take_turns
+from fastopt.benchmark.tasks import Arrays, Task, fading
+
+MEMORY_SHARE = 0.8
+"""How much of the free memory a run may take."""
+
+DIGITS = 5
+"""Significant ones, of the times that are kept."""
+
+
+@dataclass(frozen=True)
+class Entrant:
+    """A contestant with a task."""
+
+    contestant: str
+    task: Task
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as values that JSON can hold."""
+        return {"contestant": self.contestant, "task": self.task.to_json()}
+
+    @classmethod
+    def from_json(cls, entry: Mapping[str, Any]) -> Entrant:
+        """Return what `to_json` was made from."""
+        return cls(entry["contestant"], Task.from_json(entry["task"]))
+
+
+class Absence(NamedTuple):
+    """Why an entrant was not timed."""
+
+    entrant: Entrant
+    reason: str
+
+
+@dataclass(frozen=True)
+class Run:
+    """What came of entrants that took turns."""
+
+    seconds: dict[Entrant, Seconds]
+    """Of a step, round by round."""
+    absences: list[Absence]
+
+    def ratio(self, numerator: Entrant, denominator: Entrant) -> Ratio:
+        """Return the ratio of two entrants' times."""
+        return Ratio.of(self.seconds[numerator], self.seconds[denominator])
+
+    def share_of_floor(self, entrant: Entrant) -> Ratio | None:
+        """Return the entrant's speed as a part of the floor's in the same run, None where that was not measured."""
+        floor = next(
+            (e for e in self.seconds if e.contestant == "floor" and same_streams(e.task, entrant.task)),
+            None,
+        )
+        return floor and self.ratio(floor, entrant)
+
+    def counterpart(self, entrant: Entrant) -> Entrant | None:
+        """Return which of ours an entrant is compared with, None where that was not measured."""
+        ours = (Entrant(name, entrant.task) for name in counterparts(entrant.contestant))
+        return next((own for own in ours if own in self.seconds), None)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as values that JSON can hold."""
+        return {
+            "results": [
+                {**entrant.to_json(), "seconds": rounded(seconds)} for entrant, seconds in self.seconds.items()
+            ],
+            "absences": [{**absence.entrant.to_json(), "reason": absence.reason} for absence in self.absences],
+        }
+
+    @classmethod
+    def from_json(cls, entry: Mapping[str, Any]) -> Run:
+        """Return what `to_json` was made from."""
+        return cls(
+            {Entrant.from_json(result): np.array(result["seconds"]) for result in entry["results"]},
+            [Absence(Entrant.from_json(absence), absence["reason"]) for absence in entry["absences"]],
+        )
+
+
+def rounded(values: Seconds) -> list[float]:
+    """Return numbers with so many digits as mean something."""
+    return [float(f"{value:.{DIGITS}g}") for value in values]
+
+
+def same_streams(a: Task, b: Task) -> bool:
+    """Whether two tasks' steps move the same bytes with the same threads."""
+    return (a.method.states, a.work, a.dtype, a.threads) == (b.method.states, b.work, b.dtype, b.threads)
+
+
+class Ready:
+    """An entrant that is built and checked, as `take_turns` wants it."""
+
+    def __init__(self, entrant: Entrant, contestant: Contestant, arrays: Arrays) -> None:
+        self.task = entrant.task
+        self.step = contestant.step
+        self.contestant = contestant
+        self.arrays = arrays
+
+    def before_sample(self) -> None:
+        """Set the number of threads; where the step changes the gradients, set those."""
+        use_threads(self.task.threads)
+        if self.task.clips:
+            self.contestant.load_gradients(self.arrays.grads)
+
+
+def perform(
+    entrants: Sequence[Entrant], seconds: float, after_round: Callable[[float], object] = lambda share: None
+) -> Run:
+    """Build and check all entrants, then time them in turns.
+
+    Parameters
+    ----------
+    entrants
+        Who takes part.
+    seconds
+        How long to time them, as in `measure.take_turns`.
+    after_round
+        Told how much of that is done.
+    """
+    absences = [
+        Absence(entrant, reason)
+        for entrant in entrants
+        if (reason := CONTESTANTS[entrant.contestant].obstacle(entrant.task))
+    ]
+    absences += without_memory(remaining(entrants, absences))
+    ready: dict[Entrant, Ready] = {}
+    data: dict[Task, Arrays] = {}
+    with threads_restored():
+        for entrant in remaining(entrants, absences):
+            try:
+                ready[entrant] = prepare(entrant, data)
+            except Exception as error:  # a rival may fail in any way, which is not the end of the run
+                absences.append(Absence(entrant, str(error).partition("\n")[0] or type(error).__name__))
+        times = take_turns(list(ready.values()), seconds, after_round) if ready else np.empty((0, 0))
+    return Run(dict(zip(ready, times.T, strict=True)), absences)
+
+
+def remaining(entrants: Sequence[Entrant], absences: Sequence[Absence]) -> list[Entrant]:
+    """Return the entrants that nothing speaks against so far."""
+    absent = {absence.entrant for absence in absences}
+    return [entrant for entrant in entrants if entrant not in absent]
+
+
+def prepare(entrant: Entrant, data: dict[Task, Arrays]) -> Ready:
+    """Build and check an entrant; `data` keeps what several start from."""
+    task = entrant.task
+    arrays = data.get(task) or data.setdefault(task, Arrays.of(task))
+    use_threads(task.threads)
+    contestant = CONTESTANTS[entrant.contestant](task, arrays)
+    answers.check(contestant, task, arrays)
+    if task.fading:  # on a new one: the moments of the one that was checked are large
+        contestant = CONTESTANTS[entrant.contestant](task, Arrays(arrays.params, fading(task)))
+        contestant.step()
+        contestant.load_gradients([np.zeros_like(grad) for grad in arrays.grads])
+    return Ready(entrant, contestant, arrays)
+
+
+def without_memory(entrants: Sequence[Entrant]) -> list[Absence]:
+    """Return those for whose arrays the memory does not suffice, if the ones before them take theirs."""
+    available = machine.memory("MemAvailable")
+    if available is None:
+        return []
+    # What the largest starts from, and checking it, take as much again.
+    taken = max((entrant.task.footprint for entrant in entrants), default=0)
+    absences = []
+    for entrant in entrants:
+        taken += entrant.task.footprint
+        if taken > MEMORY_SHARE * available:
+            absences.append(Absence(entrant, f"of {available / 1e9:.1f} GB of free memory too little would remain"))
+            taken -= entrant.task.footprint
+    return absences
+
+
+def use_threads(count: int) -> None:
+    """Let every library that can be told so use this many threads."""
+    fastopt.set_num_threads(count)
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(count)
+
+
+@contextmanager
+def threads_restored() -> Iterator[None]:
+    """Use as many threads after the block as before it."""
+    before = fastopt.get_num_threads()
+    try:
+        yield
+    finally:
+        use_threads(before)

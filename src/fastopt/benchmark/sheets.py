@@ -1,0 +1,292 @@
+"""The tables: what was measured as titles and rows of text, for the terminal and for the documents alike."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+
+from fastopt.benchmark import works
+from fastopt.benchmark.field import OURS, RIVALS
+from fastopt.benchmark.machine import level_of
+from fastopt.benchmark.measure import Ratio, Seconds
+from fastopt.benchmark.records import Change, Record, WholeStep, WholeTraining
+from fastopt.benchmark.runs import Absence, Entrant, Run
+from fastopt.benchmark.targets import Outcome, Target
+from fastopt.benchmark.tasks import Task, methods
+
+ACTION_NAMES = {
+    "step": "step",
+    "clip": "clip by norm and step",
+    "clip+zero": "clip by norm, step, zero the gradients",
+}
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """A table."""
+
+    title: str
+    columns: Sequence[str]
+    rows: list[Sequence[str]]
+    notes: list[str] = field(default_factory=list)
+    """What is to be said below it."""
+
+
+def all_sheets(record: Record, targets: Sequence[Target], changes: Sequence[Change] | None) -> Iterator[Sheet]:
+    """Yield a table of everything that a record has, of targets, and of what changed if there is a baseline."""
+    yield from comparisons(record)
+    if record.steps:
+        yield step_sheet(record.steps)
+    if record.trainings:
+        yield training_sheet(record.trainings)
+    if targets:
+        yield target_sheet([target.judge(record.all_runs) for target in targets])
+    if changes is not None:
+        yield change_sheet(changes)
+
+
+# ---- cells ----
+
+PREFIXES = ((1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""), (1e-3, "m"), (1e-6, "µ"), (1e-9, "n"))
+
+
+def digits(number: float) -> str:
+    """Return a number with three digits and no exponent."""
+    return f"{number:.0f}" if number >= 100 else f"{number:.1f}" if number >= 10 else f"{number:.2f}"
+
+
+def si(number: float) -> str:
+    """Return a number with the prefix of a power of 1000."""
+    unit, name = next(((u, n) for u, n in PREFIXES if number >= u), PREFIXES[-1])
+    return f"{digits(number / unit)} {name}"
+
+
+def time(seconds: float) -> str:
+    """Return a time."""
+    return f"{si(seconds)}s"
+
+
+def size(count: float) -> str:
+    """Return a number of bytes."""
+    return f"{si(count)}B"
+
+
+def times(ratio: Ratio) -> str:
+    """Return a ratio with the interval that it lies in."""
+    return f"{digits(ratio.median)}x ({digits(ratio.low)} to {digits(ratio.high)})"
+
+
+def ranking(ratio: Ratio) -> str:
+    """Return how many times as fast, where the interval allows to say which is faster."""
+    return times(ratio) if ratio.is_decided else f"no telling ({digits(ratio.low)} to {digits(ratio.high)})"
+
+
+def percent(share: float) -> str:
+    """Return a share."""
+    return f"{100 * share:.0f} %"
+
+
+def spread(seconds: Seconds) -> str:
+    """Return half the distance of the quartiles, as a part of the median."""
+    low, middle, high = np.percentile(seconds, (25, 50, 75))
+    return f"±{percent((high - low) / 2 / middle)}"
+
+
+# ---- comparisons ----
+
+COMPARISON_COLUMNS = ("", "step", "spread", "elem/s", "GB/s", "of floor", "fastopt's speed-up")
+
+
+def comparisons(record: Record) -> list[Sheet]:
+    """Return a table for each optimizer, dtype, action and number of threads, with all its works."""
+    by_kind: dict[str, list[Run]] = {}
+    for run in record.runs.get("comparison", []):
+        if run.seconds:
+            by_kind.setdefault(kind(task_of(run)), []).append(run)
+    return [comparison(title, runs, record.facts["caches"]) for title, runs in by_kind.items()]
+
+
+def task_of(run: Run) -> Task:
+    """Return the task of a run that has one."""
+    return next(iter(run.seconds)).task
+
+
+def kind(task: Task) -> str:
+    """Return what a task is, without its work."""
+    threads = "1 thread" if task.threads == 1 else f"{task.threads} threads"
+    return f"{task.method}, {task.dtype}: {ACTION_NAMES[task.action]}, {threads}"
+
+
+def comparison(title: str, runs: Sequence[Run], caches: dict[str, int]) -> Sheet:
+    """Return the table of some works."""
+    rows: list[Sequence[str]] = []
+    for run in runs:
+        rows.append([load(task_of(run), caches)])
+        rows += [comparison_row(run, entrant) for entrant in run.seconds]
+    return Sheet(title, COMPARISON_COLUMNS, rows, left_out(absence for run in runs for absence in run.absences))
+
+
+def load(task: Task, caches: dict[str, int]) -> str:
+    """Return what a task works on, how much that is, and where it lies."""
+    level = level_of(task.footprint, caches)
+    arrays = len(task.work.shapes)
+    names = [task.work.name, f"{arrays} arrays" if arrays > 1 and task.work.name in works.MODELS else ""]
+    return ", ".join(filter(None, [*names, size(task.footprint), level]))
+
+
+def comparison_row(run: Run, entrant: Entrant) -> list[str]:
+    """Return the row of a contestant."""
+    seconds = run.seconds[entrant]
+    median = float(np.median(seconds))
+    share = run.share_of_floor(entrant)
+    reference = run.counterpart(entrant)
+    return [
+        entrant.contestant,
+        time(median),
+        spread(seconds),
+        si(entrant.task.work.elements / median),
+        digits(entrant.task.bytes / median / 1e9),
+        percent(share.median) if share else "",
+        ranking(run.ratio(entrant, reference)) if reference and entrant.contestant not in OURS else "",
+    ]
+
+
+def left_out(absences: Iterable[Absence]) -> list[str]:
+    """Return a line for each contestant and reason."""
+    return list(dict.fromkeys(f"{absence.entrant.contestant}: {absence.reason}" for absence in absences))
+
+
+# ---- targets ----
+
+
+def target_sheet(outcomes: Sequence[Outcome]) -> Sheet:
+    """Return the table of targets."""
+    rows: list[Sequence[str]] = []
+    for against, group in groupby(outcomes, key=lambda outcome: outcome.target.against):
+        rows.append([f"Against {against}"])
+        rows += [target_row(outcome) for outcome in group]
+    return Sheet("Targets", ("", "wanted", "measured", "step", ""), rows)
+
+
+def target_row(outcome: Outcome) -> list[str]:
+    """Return what was wanted and what came of it."""
+    figures = [times(outcome.ratio), time(outcome.seconds)] if outcome.ratio else ["", ""]
+    return [outcome.target.what, outcome.target.wanted, *figures, outcome.verdict]
+
+
+# ---- whole steps, whole trainings ----
+
+
+def step_sheet(steps: Sequence[WholeStep]) -> Sheet:
+    """Return the table of whole training steps."""
+    rows: list[Sequence[str]] = []
+    for model, group in groupby(steps, key=lambda step: step.model):
+        by_optimizer = {step.optimizer: step for step in group}
+        rows.append([model])
+        rows += [
+            [
+                step.optimizer,
+                time(float(np.median(step.seconds))),
+                percent(step.share),
+                size(step.peak_memory) if step.peak_memory else "",
+                ranking(Ratio.of(step.seconds, by_optimizer["fastopt.torch"].seconds))
+                if step.optimizer not in OURS
+                else "",
+            ]
+            for step in by_optimizer.values()
+        ]
+    columns = ("", "step", "optimizer", "memory", "fastopt's speed-up")
+    return Sheet("Training steps: forward, backward, clip, step, zero_grad", columns, rows)
+
+
+def training_sheet(trainings: Sequence[WholeTraining]) -> Sheet:
+    """Return the table of whole trainings."""
+    rows: list[Sequence[str]] = []
+    for model, group in groupby(trainings, key=lambda training: training.model):
+        several = list(group)
+        loss = common_loss(several)
+        rows.append([f"{model}, to a loss of {loss:.3g}"])
+        rows += [[t.optimizer, time(t.seconds_to(loss)), percent(t.share)] for t in several]
+    return Sheet("Trainings: fastopt train", ("", "time", "optimizer"), rows)
+
+
+def common_loss(trainings: Sequence[WholeTraining]) -> float:
+    """Return the lowest loss that every one of them reached."""
+    return max(float(training.losses.min()) for training in trainings)
+
+
+# ---- what became slower ----
+
+
+def change_sheet(changes: Sequence[Change]) -> Sheet:
+    """Return the table of what became slower, by the share of the floor's speed."""
+    slower = [change for change in changes if change.is_slower]
+    rows: list[Sequence[str]] = [
+        [
+            change.entrant.contestant,
+            f"{kind(change.entrant.task)}, {change.entrant.task.work}",
+            percent(change.before.median),
+            percent(change.now.median),
+        ]
+        for change in sorted(slower, key=lambda change: change.now.median / change.before.median)
+    ]
+    note = f"{len(slower)} of {len(changes)} figures that both have became slower than before."
+    return Sheet("Slower than the baseline, as a share of the floor's speed", ("", "", "before", "now"), rows, [note])
+
+
+# ---- the headline ----
+
+
+def headline(record: Record) -> Sheet:
+    """Return AdamW in float32 on all works, as times of fastopt and how many times as long others take."""
+    found = [
+        run
+        for run in record.runs.get("comparison", [])
+        if run.seconds and task_of(run).method == methods()["adamw"] and task_of(run).dtype == "float32"
+    ]
+    rivals = [name for name in RIVALS if any(name == e.contestant for run in found for e in run.seconds)]
+    rows = [headline_row(run, rivals) for run in found if task_of(run).action != "clip+zero"]
+    return Sheet("AdamW, float32", ("", "fastopt", "of the floor", *rivals), rows)
+
+
+def headline_row(run: Run, rivals: Sequence[str]) -> list[str]:
+    """Return the row of a run."""
+    task = task_of(run)
+    ours = Entrant("fastopt", task)
+    share = run.share_of_floor(ours)
+    return [
+        f"{task.work}{', clipped' if task.clips else ''}",
+        time(float(np.median(run.seconds[ours]))),
+        percent(share.median) if share else "",
+        *(headline_cell(run, Entrant(name, task)) for name in rivals),
+    ]
+
+
+def headline_cell(run: Run, entrant: Entrant) -> str:
+    """Return how many times as long a rival takes."""
+    reference = run.counterpart(entrant)
+    if entrant not in run.seconds or reference is None:
+        return ""
+    ratio = run.ratio(entrant, reference)
+    return f"{digits(ratio.median)}x" if ratio.is_decided else f"({digits(ratio.median)}x)"
+
+
+def machine_line(record: Record) -> str:
+    """Return what was measured where."""
+    facts: dict[str, Any] = record.facts
+    libraries = ", ".join(f"{name} {version}" for name, version in facts["libraries"].items())
+    caches = ", ".join(f"{size} {level}" for level, size in readable_caches(facts))
+    return (
+        f"{facts['cpu']}, {facts['cores']} cores ({caches}), {facts['isa']}; fastopt {facts['fastopt']}, "
+        f"Python {facts['python']}, {libraries}; {record.date}"
+    )
+
+
+def readable_caches(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield level and size of the caches."""
+    for level, count in facts["caches"].items():
+        yield level, f"{count / 2**20:.3g} MiB" if count >= 2**20 else f"{count / 2**10:.0f} KiB"

@@ -1,0 +1,172 @@
+"""What a contestant is asked to do: an optimizer's steps on a list of parameters."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import combinations
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastopt import Optimizer, _core, optimizers
+from fastopt.benchmark import works
+from fastopt.benchmark.works import Work
+
+Array = NDArray[Any]
+
+LEARNING_RATE = 0.01
+MAX_NORM = 1.0
+
+SWITCHES: dict[str, Any] = {"centered": True, "momentum": 0.9, "amsgrad": True}
+"""Options that lead an optimizer to another kernel."""
+
+ACTIONS = ("step", "clip", "clip+zero")
+"""The step alone; after clipping the gradients' norm; and zeroing the gradients as well."""
+
+ITEM_SIZES = {"float32": 4, "float64": 8, "bfloat16": 2}
+
+
+@dataclass(frozen=True)
+class Method:
+    """An optimizer with options."""
+
+    optimizer: str
+    options: Mapping[str, Any] = field(hash=False)
+
+    @property
+    def cls(self) -> type[Optimizer]:
+        """Its class for NumPy arrays."""
+        return optimizers.registry()[self.optimizer]
+
+    @property
+    def all_options(self) -> dict[str, Any]:
+        """The options, and the defaults of the others."""
+        return self.cls(np.zeros(1), **self.options).defaults
+
+    @property
+    def rule(self) -> str:
+        """The kernel that it leads to."""
+        return self.cls.rule(self.all_options)[0]
+
+    @property
+    def states(self) -> int:
+        """Number of state arrays a parameter."""
+        return int(_core.RULES[self.rule][1])
+
+    def __str__(self) -> str:
+        switched = [
+            name if value is True else f"{name} {value}"
+            for name, value in self.options.items()
+            if name != "lr" and value is not False
+        ]
+        return ", ".join([self.optimizer, *switched])
+
+
+def methods() -> dict[str, Method]:
+    """Return every optimizer with every option that leads to another kernel, by a name for the command line."""
+    return {
+        "-".join([name.lower(), *switched]): Method(
+            name, {"lr": LEARNING_RATE, **{switch: SWITCHES[switch] for switch in switched}}
+        )
+        for name, cls in optimizers.registry().items()
+        for switched in subsets([switch for switch in SWITCHES if switch in inspect.signature(cls).parameters])
+    }
+
+
+def subsets(names: list[str]) -> Iterator[tuple[str, ...]]:
+    """Yield all subsets, smallest first."""
+    for size in range(len(names) + 1):
+        yield from combinations(names, size)
+
+
+@dataclass(frozen=True)
+class Task:
+    """One kind of step."""
+
+    method: Method
+    work: Work
+    dtype: str = "float32"
+    action: str = "step"
+    threads: int = 1
+    fading: bool = False
+    """Whether the gradients are zero after a first one of every magnitude, so that moments decay into denormals."""
+
+    @property
+    def clips(self) -> bool:
+        """Whether the norm of the gradients is clipped to `MAX_NORM`."""
+        return self.action != "step"
+
+    @property
+    def zeroes(self) -> bool:
+        """Whether the gradients are zeroed after the step."""
+        return self.action == "clip+zero"
+
+    @property
+    def bytes(self) -> int:
+        """Bytes that the step has to move: gradient, parameter and states read, parameter and states written."""
+        return (3 + 2 * self.method.states) * ITEM_SIZES[self.dtype] * self.work.elements
+
+    @property
+    def footprint(self) -> int:
+        """Bytes of the parameters, gradients and states."""
+        return (2 + self.method.states) * ITEM_SIZES[self.dtype] * self.work.elements
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as values that JSON can hold."""
+        return {
+            "optimizer": self.method.optimizer,
+            "options": dict(self.method.options),
+            "work": self.work.name,
+            "dtype": self.dtype,
+            "action": self.action,
+            "threads": self.threads,
+            "fading": self.fading,
+        }
+
+    @classmethod
+    def from_json(cls, entry: Mapping[str, Any]) -> Task:
+        """Return what `to_json` was made from."""
+        rest = {name: entry[name] for name in ("dtype", "action", "threads", "fading")}
+        return cls(Method(entry["optimizer"], entry["options"]), works.find(entry["work"]), **rest)
+
+    @property
+    def key(self) -> str:
+        """The task as a text, the same for the same task."""
+        return json.dumps(self.to_json(), sort_keys=True)
+
+
+class Arrays(NamedTuple):
+    """What every contestant on a task starts from, in float64 or float32 (of which bfloat16 has the upper half)."""
+
+    params: list[Array]
+    grads: list[Array]
+
+    @classmethod
+    def of(cls, task: Task) -> Arrays:
+        """Return random arrays, always the same; of large ones, a stretch is repeated."""
+        rng = np.random.default_rng(20150507)
+        stretch = min(task.work.elements, 1_000_003)
+        return cls(
+            like_shapes(0.1 * rng.standard_normal(stretch), task),
+            like_shapes(rng.standard_normal(stretch), task),
+        )
+
+
+def fading(task: Task) -> list[Array]:
+    """Return gradients of every magnitude that float32 has."""
+    rng = np.random.default_rng(20150508)
+    return like_shapes(10.0 ** rng.uniform(-37, 0, min(task.work.elements, 1_000_003)), task)
+
+
+def like_shapes(stretch: Array, task: Task) -> list[Array]:
+    """Cut arrays of the task's shapes and dtype out of a stretch of numbers, repeated as often as needed."""
+    stretch = stretch.astype("float64" if task.dtype == "float64" else "float32")
+    if task.dtype == "bfloat16":
+        stretch.view(np.uint32)[...] &= 0xFFFF0000
+    whole = np.resize(stretch, task.work.elements)
+    ends = np.cumsum([int(np.prod(shape)) for shape in task.work.shapes])
+    return [part.reshape(shape) for part, shape in zip(np.split(whole, ends[:-1]), task.work.shapes, strict=True)]
