@@ -18,14 +18,12 @@ NAMES = list(optimizers.registry())
 every_optimizer = pytest.mark.parametrize("name", NAMES)
 
 
-def ours(name: str) -> type[fastopt.torch.Optimizer]:
-    cls: type[fastopt.torch.Optimizer] = getattr(fastopt.torch, name)
-    return cls
+def ours(name: str) -> Any:
+    return getattr(fastopt.torch, name)
 
 
-def theirs(name: str) -> type[torch.optim.Optimizer]:
-    cls: type[torch.optim.Optimizer] = getattr(torch.optim, name)
-    return cls
+def theirs(name: str) -> Any:
+    return getattr(torch.optim, name)
 
 
 def torch_has(case: Case) -> bool:

@@ -127,6 +127,9 @@ class Optimizer(torch.optim.Optimizer):
         self._over_defaults = {**given, **schedules}
         bound.arguments.update((name, at_step(value, 0)) for name, value in schedules.items())
         super().__init__(*bound.args, **bound.kwargs)
+        if state_dtype is not None:
+            # Adagrad's first states are in the parameter's dtype, rounded; others come with the first step.
+            self.state.clear()
 
     # ---- torch's bookkeeping ----
 
