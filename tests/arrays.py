@@ -27,7 +27,7 @@ def block_length() -> int:
 
 BLOCK = block_length()
 
-SIZES = (0, 1, 2, 7, 8, 9, 15, 16, 17, 31, 33, 63, 64, 65, 1000)
+SIZES = (0, 1, 2, 7, 8, 9, 15, 16, 17, 31, 33, 63, 64, 65, 129, 1000)
 """Around every boundary of vectors and unrolled loops."""
 
 LARGE = 2**20 + 3

@@ -125,8 +125,9 @@ def all_cases() -> Iterator[Case]:
         if (optimizer, rule) not in seen:
             seen.add((optimizer, rule))
             for variation in VARIATIONS:
-                if not (optimizer == "AdamW" and "decoupled_weight_decay" in variation):  # it always does
-                    yield Case(optimizer, rule, {**base, **variation})
+                varied = {**base, **variation}
+                if varied != base and not (optimizer == "AdamW" and "decoupled_weight_decay" in varied):
+                    yield Case(optimizer, rule, varied)
 
 
 CASES = list(all_cases())

@@ -11,7 +11,7 @@ from hypothesis import settings
 import fastopt
 from fastopt import _core, environment
 
-settings.register_profile("fastopt", deadline=None, max_examples=50)
+settings.register_profile("fastopt", deadline=None, max_examples=100)
 settings.load_profile("fastopt")
 
 

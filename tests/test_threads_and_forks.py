@@ -5,6 +5,7 @@ import os
 import pickle
 import sys
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -125,13 +126,14 @@ def test_a_step_lets_other_threads_of_python_run() -> None:
     w, g = np.zeros(size), np.ones(size)
     opt = fastopt.SGD(w, lr=1.0)
     interval = sys.getswitchinterval()
-    sys.setswitchinterval(1000)  # the interpreter takes the lock from nobody who does not give it
+    sys.setswitchinterval(1000)  # nobody loses the interpreter's lock who does not give it away
     try:
         for attempt in range(200):
             stepper = threading.Thread(target=opt.step, args=[g])
             stepper.start()
             caught = False
             while stepper.is_alive() and not caught:
+                time.sleep(0)  # let the other thread have it
                 caught = float(w[0]) == -1.0 - attempt and float(w[-1]) == -float(attempt)
             stepper.join(PATIENCE)
             if caught:
