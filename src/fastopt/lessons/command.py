@@ -1,0 +1,120 @@
+"""The command ``fastopt lessons``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+
+from fastopt.console import fail
+from fastopt.files import replacing
+from fastopt.lessons.lesson import Finding, Lesson, registry
+from fastopt.lessons.report import Findings, print_lesson, print_table, to_json, to_markdown
+
+FIGURES = (".png", ".svg")
+
+
+def lessons(
+    name: Annotated[
+        str | None,
+        typer.Argument(metavar="[NAME]", help="Run only this lesson, and draw its figure.", show_default=False),
+    ] = None,
+    figure: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Where the figure of NAME goes: .png or .svg.", show_default="NAME.png"),
+    ] = None,
+    html: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Make a site there: texts, formulas, figures, numbers and code.")
+    ] = None,
+    markdown: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the table as Markdown.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the table as JSON.")] = False,
+) -> None:
+    """Measure the claims about optimization that this library rests on, and say which hold."""
+    try:
+        chosen = _chosen(name)
+        picture = _picture(name, figure)
+        # The matrices are small: more threads only get into each other's way.
+        with threadpool_limits(1, user_api="blas"):
+            findings = _checked(chosen)
+            for path, content in _files(findings, picture, html, markdown):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with replacing(path) as temporary:
+                    temporary.write_bytes(content)
+    except (ValueError, OSError) as error:
+        fail(str(error))
+    _show(findings, as_json)
+
+
+def _chosen(name: str | None) -> list[Lesson]:
+    known = registry()
+    if name is not None and name not in known:
+        raise ValueError(f"NAME must be one of {', '.join(known)}, got {name!r}")
+    return list(known.values()) if name is None else [known[name]]
+
+
+def _picture(name: str | None, figure: Path | None) -> Path | None:
+    if figure is None:
+        return None if name is None else Path(f"{name}.png")
+    if name is None:
+        raise ValueError("--figure needs the NAME of a lesson; --html DIR makes all figures")
+    if figure.suffix not in FIGURES:
+        raise ValueError(f"--figure must end in {' or '.join(FIGURES)}, got {figure}")
+    return figure
+
+
+def _checked(chosen: Sequence[Lesson]) -> Findings:
+    findings: dict[Lesson, list[Finding]] = {}
+    total = sum(len(lesson.claims) for lesson in chosen)
+    with _progress() as bar:
+        task = bar.add_task("", total=total)
+        for lesson in chosen:
+            bar.update(task, description=lesson.title)
+            findings[lesson] = []
+            for claim in lesson.claims:
+                findings[lesson].append(claim.check())
+                bar.advance(task)
+    return findings
+
+
+def _files(
+    findings: Findings, picture: Path | None, html: Path | None, markdown: Path | None
+) -> Iterator[tuple[Path, bytes]]:
+    if picture is not None:
+        from fastopt.lessons.drawing import image
+
+        [lesson] = findings
+        yield picture, image(lesson.figure(), picture.suffix[1:])
+    if markdown is not None:
+        yield markdown, to_markdown(findings).encode()
+    if html is not None:
+        from fastopt.lessons.site import pages
+
+        yield from _drawn(html, pages(findings), len(findings) + 2)
+
+
+def _drawn(html: Path, pages: Iterable[tuple[str, str]], total: int) -> Iterator[tuple[Path, bytes]]:
+    with _progress() as bar:
+        for file, page in bar.track(pages, total, description="Pages"):
+            yield html / file, page.encode()
+
+
+def _progress() -> Progress:
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description:<17}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+
+
+def _show(findings: Findings, as_json: bool) -> None:
+    if as_json:
+        print(to_json(findings))
+        return
+    console = Console()
+    if len(findings) == 1:
+        [lesson] = findings
+        print_lesson(console, lesson)
+    print_table(console, findings)

@@ -1,0 +1,126 @@
+"""The findings as a table for a terminal, as Markdown and as JSON."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from fastopt.lessons.lesson import Finding, Lesson
+
+Findings = Mapping[Lesson, Sequence[Finding]]
+"""What came out for each lesson, in order."""
+
+
+def summary(findings: Findings) -> str:
+    """Return in a sentence how many claims hold."""
+    verdicts = [finding.holds for group in findings.values() for finding in group]
+    return f"{sum(verdicts)} of {len(verdicts)} claims hold."
+
+
+def print_table(console: Console, findings: Findings) -> None:
+    """Print the claims by lesson: what was measured, the number, what was expected, and the verdict."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 1, 0), header_style="bold")
+    table.add_column("claim", ratio=6)
+    table.add_column("measured", ratio=5)
+    table.add_column(Text.assemble("number\n", ("expected", "dim")), ratio=3)
+    table.add_column("verdict", width=8)
+    for lesson, group in findings.items():
+        table.add_row(Text(f"{lesson.number}. {lesson.title}", style="bold cyan"))
+        for finding in group:
+            table.add_row(
+                Text(finding.claim.statement),
+                Text(finding.claim.quantity),
+                Text.assemble(finding.number_text, "\n", (finding.expected_text, "dim")),
+                Text(finding.verdict, style="green" if finding.holds else "bold red"),
+            )
+    console.print(table)
+    console.print(summary(findings))
+
+
+def print_lesson(console: Console, lesson: Lesson) -> None:
+    """Print the title, the text and the formula of a lesson."""
+    console.print(Text(lesson.title, style="bold cyan"))
+    console.print()
+    console.print(Text(" ".join(lesson.text.split())))
+    console.print()
+    console.print(Text(lesson.formula, style="cyan"), soft_wrap=True)
+    console.print()
+
+
+def to_json(findings: Findings) -> str:
+    """Return the findings as a JSON list, an object a claim; what is not finite is null, as are open ends of ranges."""
+    records = [
+        {
+            "lesson": lesson.name,
+            "name": finding.claim.name,
+            "claim": finding.claim.statement,
+            "setting": finding.claim.setting,
+            "measured": finding.claim.quantity,
+            "numbers": [_finite(number) for number in finding.numbers],
+            "expected": [[_finite(expected.low), _finite(expected.high)] for expected in finding.claim.expected],
+            "holds": finding.holds,
+            "varies": finding.claim.varies,
+        }
+        for lesson, group in findings.items()
+        for finding in group
+    ]
+    return json.dumps(records, indent=2, ensure_ascii=False, allow_nan=False)
+
+
+def to_markdown(findings: Findings) -> str:
+    """Return the findings as a page of Markdown, without the numbers that depend on the machine."""
+    sections = [_section(lesson, group) for lesson, group in findings.items()]
+    head = (
+        "# The lessons, run\n\n"
+        "What is said about optimization, measured on fastopt's own kernels. Where a number has to be for a claim to "
+        "hold was\nstated before the experiment, from the theory; a claim that does not hold is left as it is. "
+        f"{summary(findings)}\n\n"
+        "This page is made by `fastopt lessons --markdown docs/lessons.md`. `fastopt lessons` runs them all, "
+        "`fastopt lessons NAME`\none of them with its figure, `fastopt lessons --html DIR` makes a site of text, "
+        "figures and code. Each lesson is one\nfile in [`src/fastopt/lessons/topics`](../src/fastopt/lessons/topics): "
+        "take one and change it.\n"
+    )
+    return "\n".join([head, *sections])
+
+
+def _section(lesson: Lesson, group: Sequence[Finding]) -> str:
+    path = f"../src/fastopt/lessons/topics/{lesson.name.replace('-', '_')}.py"
+    rows = [_row(finding) for finding in group]
+    failures = [
+        f"*{finding.claim.statement}* does not hold: {_one_line(finding.claim.explanation)}\n"
+        for finding in group
+        if not finding.holds
+    ]
+    return "\n".join(
+        [
+            f"## {lesson.number}. [{lesson.title}]({path})\n",
+            f"{lesson.text}\n",
+            f"```\n{lesson.formula}\n```\n",
+            "| claim | setting | measured | number | expected | verdict |",
+            "|---|---|---|---|---|---|",
+            *rows,
+            "",
+            *failures,
+        ]
+    )
+
+
+def _row(finding: Finding) -> str:
+    claim = finding.claim
+    number = "depends on the machine" if claim.varies else finding.number_text
+    verdict = finding.verdict if finding.holds else f"**{finding.verdict}**"
+    cells = (claim.statement, claim.setting, claim.quantity, number, finding.expected_text, verdict)
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _finite(number: float) -> float | None:
+    return number if math.isfinite(number) else None

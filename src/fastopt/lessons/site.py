@@ -1,0 +1,157 @@
+"""The site: a page of all findings, and one a lesson with text, formula, figure, numbers and code.
+
+Every page is one file that needs nothing else, follows the reader's choice of light or dark, and fits a telephone.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from html import escape
+from importlib import resources
+from string import Template
+
+from fastopt import landscape, surfaces
+from fastopt.lessons.drawing import INK, PAPER, image
+from fastopt.lessons.lesson import Finding, Lesson
+from fastopt.lessons.report import Findings, summary
+
+INDEX, LANDSCAPE = "index.html", "landscape.html"
+INTRODUCTION = (
+    "What is said about optimization, measured on fastopt's own kernels. Where a number has to be for a claim to hold "
+    "was stated before the experiment, from the theory; a claim that does not hold is left as it is."
+)
+SHOWN_SURFACES = ("ravine", "rosenbrock", "saddle", "plateau", "cliff", "sharp_and_flat", "himmelblau")
+SHOWN_OPTIMIZERS = ("gd", "momentum", "nesterov", "rmsprop", "adam")
+SHOWN_RATES = (0.001, 0.01, 0.1)
+
+
+def pages(findings: Findings) -> Iterator[tuple[str, str]]:
+    """Make the files of the site.
+
+    Parameters
+    ----------
+    findings : mapping of Lesson to sequence of Finding
+        What came out.
+
+    Yields
+    ------
+    name, content : str
+        The index first, then a page for each lesson, then the page on which optimizers move over surfaces.
+    """
+    yield INDEX, _page("The lessons, run", _index(findings))
+    lessons = list(findings)
+    for place, lesson in enumerate(lessons):
+        neighbours = lessons[place - 1] if place else None, lessons[place + 1] if place + 1 < len(lessons) else None
+        yield _file(lesson), _page(lesson.title, _lesson(lesson, findings[lesson], neighbours))
+    shown = [surfaces.registry()[name]() for name in SHOWN_SURFACES]
+    yield LANDSCAPE, landscape.page(landscape.run(shown, SHOWN_OPTIMIZERS, SHOWN_RATES, steps=200))
+
+
+def _page(title: str, body: str) -> str:
+    return Template(_asset("page.html")).substitute(
+        title=escape(title), style=_asset("page.css") + _code_style(), body=body
+    )
+
+
+def _asset(name: str) -> str:
+    return resources.files(__package__).joinpath(name).read_text(encoding="utf-8")
+
+
+def _file(lesson: Lesson) -> str:
+    return f"{lesson.name}.html"
+
+
+def _link(file: str, text: str) -> str:
+    return f'<a href="{file}">{escape(text)}</a>'
+
+
+def _index(findings: Findings) -> str:
+    sections = [
+        f"<h2>{lesson.number}. {_link(_file(lesson), lesson.title)}</h2>\n{_table(group, with_reasons=False)}"
+        for lesson, group in findings.items()
+    ]
+    moving = f"<p>{_link(LANDSCAPE, 'Optimizers on their way down')}: watch them move over test surfaces.</p>"
+    head = f"<h1>The lessons, run</h1>\n<p>{escape(INTRODUCTION)} {summary(findings)}</p>\n{moving}"
+    return "\n".join([head, *sections])
+
+
+def _lesson(lesson: Lesson, group: Sequence[Finding], neighbours: tuple[Lesson | None, Lesson | None]) -> str:
+    before, after = neighbours
+    links = [
+        _link(INDEX, "All lessons"),
+        *([_link(_file(before), f"← {before.title}")] if before else []),
+        *([_link(_file(after), f"{after.title} →")] if after else []),
+    ]
+    paragraphs = [f"<p>{escape(paragraph)}</p>" for paragraph in lesson.text.split("\n\n")]
+    return "\n".join(
+        [
+            f"<nav>{' '.join(links)}</nav>",
+            f"<h1>{escape(lesson.title)}</h1>",
+            *paragraphs,
+            f'<pre class="formula">{escape(lesson.formula)}</pre>',
+            _figure(lesson),
+            f"<h2>Claims</h2>\n{_table(group, with_reasons=True)}",
+            f"<h2>The code that made this page</h2>\n{_code(lesson)}",
+        ]
+    )
+
+
+def _table(group: Sequence[Finding], with_reasons: bool) -> str:
+    head = "".join(f'<th scope="col">{name}</th>' for name in ("claim", "measured", "number", "expected", "verdict"))
+    rows = "\n".join(_row(finding, with_reasons) for finding in group)
+    return f"<table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{rows}\n</tbody>\n</table>"
+
+
+def _row(finding: Finding, with_reasons: bool) -> str:
+    claim = finding.claim
+    reason = (
+        f'<p class="why">{escape(claim.explanation)} <a href="#line-{claim.line}">code</a></p>' if with_reasons else ""
+    )
+    verdict = "holds" if finding.holds else "fails"
+    return (
+        f"<tr><td><p>{escape(claim.statement)}</p>{reason}</td>"
+        f'<td><p>{escape(claim.quantity)}</p><p class="setting">{escape(claim.setting)}</p></td>'
+        f'<td class="number" data-label="number">{_lines(finding.number_text)}</td>'
+        f'<td class="number" data-label="expected">{_lines(finding.expected_text)}</td>'
+        f'<td class="verdict {verdict}">{finding.verdict}</td></tr>'
+    )
+
+
+def _lines(numbers: str) -> str:
+    """Return the numbers of a list one below the other, so that each is beside what was expected of it."""
+    return escape(numbers).replace(", ", "<br>")
+
+
+def _figure(lesson: Lesson) -> str:
+    """Return the figure twice: with panels side by side, and for narrow screens with all of them below each other."""
+    drawings = [_svg(lesson, columns, look) for columns, look in ((2, "wide"), (1, "narrow"))]
+    return f"<figure>\n{''.join(drawings)}\n<figcaption>{escape(lesson.caption)}</figcaption>\n</figure>"
+
+
+def _svg(lesson: Lesson, columns: int, look: str) -> str:
+    drawing = image(lesson.figure(columns), "svg").decode()
+    drawing = drawing[drawing.index("<svg") :].replace(INK, "currentColor").replace(PAPER, "none")
+    drawing = re.sub(r"<metadata>.*?</metadata>", "", drawing, flags=re.DOTALL)
+    return drawing.replace("<svg", f'<svg class="{look}" role="img" aria-label="{escape(lesson.caption)}"', 1)
+
+
+def _code(lesson: Lesson) -> str:
+    from pygments import highlight  # type: ignore[import-untyped]
+    from pygments.formatters import HtmlFormatter  # type: ignore[import-untyped]
+    from pygments.lexers import PythonLexer  # type: ignore[import-untyped]
+
+    return str(highlight(lesson.source, PythonLexer(), HtmlFormatter(cssclass="code", lineanchors="line")))
+
+
+def _code_style() -> str:
+    from pygments.formatters import HtmlFormatter
+
+    light, dark = (_rules(HtmlFormatter(style=style)) for style in ("default", "github-dark"))
+    return f"\n{light}\n@media (prefers-color-scheme: dark) {{\n{dark}\n}}\n"
+
+
+def _rules(formatter: object) -> str:
+    """Return the colours of the words, not those of the box around them."""
+    rules = formatter.get_style_defs(".code").splitlines()  # type: ignore[attr-defined]
+    return "\n".join(rule for rule in rules if re.match(r"\.code \.\w+ {", rule))

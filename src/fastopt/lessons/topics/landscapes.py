@@ -1,0 +1,248 @@
+"""Landscapes.
+
+Where the gradient vanishes the surface need not have a minimum. In many dimensions it hardly ever has: some directions
+go up, some down, and the point is a saddle, which noise is enough to leave. Other obstacles are plateaus, on which the
+gradient dies, and minima that are many, sharp or flat.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fastopt import SGD, Adam, Optimizer, RMSprop
+from fastopt.lessons.drawing import LINE_STYLES
+from fastopt.lessons.lesson import Array, Lesson, Range, at_least, at_most, exactly, near
+from fastopt.surfaces import Surface, himmelblau, plateau, random_quadratic, rastrigin, saddle, sharp_and_flat
+from fastopt.trajectories import Trajectory, trajectory
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+LESSON = Lesson(
+    __name__,
+    number=9,
+    formula="""
+        saddle:   f(x, y) = x² - y²,   y ← (1 + 2 lr) · y
+        minimum:  ∇f = 0 and all eigenvalues of the Hessian > 0
+    """,
+)
+
+LR = 0.01
+
+
+@LESSON.claim(
+    "Started on the ridge, plain descent stays on a saddle",
+    setting="x² - y² from (1.5, 0), lr 0.01, 2000 steps",
+    quantity="|x| + |y| at the end",
+    expected=Range(0.0, 1e-9),
+)
+def ridge() -> float:
+    """On the ridge the gradient has no part that leads off it."""
+    return float(np.abs(trajectory(saddle(), SGD, [1.5, 0.0], 2000, lr=LR).points[-1]).sum())
+
+
+NOISES = tuple(10.0**-power for power in range(1, 9))
+
+
+@cache
+def escapes(noise: float) -> Array:
+    """Return the steps after which each of 200 walkers from the saddle is at |y| > 1, f = -y² in y, with noise."""
+    random = np.random.default_rng(0)
+    y = np.zeros(200)
+    steps = np.zeros(len(y), dtype=int)
+    descent = SGD(y, lr=LR)
+    while not steps.all():
+        descent.step(-2 * y + noise * random.standard_normal(len(y)))
+        steps[(np.abs(y) > 1) & (steps == 0)] = descent.step_count
+    return steps
+
+
+@LESSON.claim(
+    "With noise descent leaves a saddle, in a time that grows as the logarithm of 1/noise",
+    setting="from the saddle point, noise 1e-1 to 1e-8 in each gradient, 200 walkers",
+    quantity="steps more for a tenth of the noise",
+    expected=near(math.log(10) / math.log(1 + 2 * LR), 0.05),
+)
+def escape_time() -> float:
+    """Each step multiplies y by 1 + 2 lr, so a tenth of the noise costs log(10)/log(1 + 2 lr) = 116 steps."""
+    medians = [np.median(escapes(noise)) for noise in NOISES]
+    return float(np.polyfit(-np.log10(NOISES), medians, 1)[0])
+
+
+def random_hessians(n: int, count: int) -> Array:
+    """Draw symmetric matrices with normal entries: Hessians at critical points of which nothing is known."""
+    square = np.random.default_rng(n).standard_normal((count, n, n))
+    return np.asarray((square + square.swapaxes(1, 2)) / 2)
+
+
+@LESSON.claim(
+    "At a random critical point in 1000 dimensions about 500 directions go down",
+    setting="one random symmetric matrix as the Hessian",
+    quantity="negative eigenvalues",
+    expected=near(500, 0.02),
+)
+def down_directions() -> float:
+    """Its eigenvalues lie symmetrically about zero."""
+    return int(np.sum(np.linalg.eigvalsh(random_hessians(1000, 1)[0]) < 0))
+
+
+DIMENSIONS = (1, 2, 3, 4)
+EXACT_SHARES = (1 / 2, (2 - math.sqrt(2)) / 4, (math.pi - 2 * math.sqrt(2)) / (4 * math.pi))
+
+
+@cache
+def minima_shares() -> Array:
+    """Return the share of random Hessians without a negative eigenvalue, by dimension."""
+    return np.array([np.mean(np.linalg.eigvalsh(random_hessians(n, 50_000))[:, 0] > 0) for n in DIMENSIONS])
+
+
+@LESSON.claim(
+    "The share of critical points that are minima falls with the dimension",
+    setting="50000 random symmetric matrices in each of 1, 2, 3 and 4 dimensions",
+    quantity="share with all eigenvalues above 0",
+    expected=(*(near(share, 0.1) for share in EXACT_SHARES), Range(0.0, 0.01)),
+)
+def share_of_minima() -> list[float]:
+    """1/2, (2 - √2)/4 and (π - 2√2)/4π are exact; it goes on faster than exponentially (Dean & Majumdar 2006)."""
+    return list(minima_shares())
+
+
+CROSSERS: dict[str, tuple[Callable[..., Optimizer], dict[str, Any]]] = {
+    "SGD": (SGD, {}),
+    "momentum": (SGD, {"momentum": 0.9}),
+    "RMSprop": (RMSprop, {}),
+    "Adam": (Adam, {}),
+}
+
+
+@cache
+def crossings() -> dict[str, Trajectory]:
+    """Run over the plateau, all with lr 0.05."""
+    surface = plateau()
+    return {
+        name: trajectory(surface, optimizer, surface.starts[0], 4000, lr=0.05, **options)
+        for name, (optimizer, options) in CROSSERS.items()
+    }
+
+
+def crossed(path: Trajectory) -> int:
+    """Return the first step at which the loss is below half of that of the plateau."""
+    return int(np.argmax(path.loss < 0.5))
+
+
+@LESSON.claim(
+    "RMSprop and Adam cross a plateau long before SGD and momentum",
+    setting="plateau with a well, 5 from its middle, lr 0.05 for all",
+    quantity="steps to the well: SGD, momentum / the slower of RMSprop and Adam",
+    expected=(at_least(10.0), at_least(1.5)),
+)
+def plateau_first() -> list[float]:
+    """They go at their rate however small the gradient is; momentum goes ten times its gradient."""
+    steps = {name: crossed(path) for name, path in crossings().items()}
+    adaptive = max(steps["RMSprop"], steps["Adam"])
+    return [steps["SGD"] / adaptive, steps["momentum"] / adaptive]
+
+
+@cache
+def ends(surface: Surface, lr: float, starts: int) -> Array:
+    """Return where gradient descent ends from random starts, 1000 steps."""
+    random = np.random.default_rng(0)
+    lower, upper = surface.domain
+    w = random.uniform(lower, upper, size=(starts, surface.n))
+    descent = SGD(w, lr=lr)
+    for _ in range(1000):
+        descent.step(surface.gradient(w))
+    return w
+
+
+def distinct(points: Array) -> int:
+    """Return the number of points that differ in the third decimal."""
+    return len(np.unique(points.round(3) + 0.0, axis=0))
+
+
+@LESSON.claim(
+    "A non-convex surface has many minima to end in, a convex one has one",
+    setting="gradient descent from random starts: Himmelblau 300, Rastrigin 3000, convex quadratic 300",
+    quantity="different ends",
+    expected=(exactly(4), exactly(121), exactly(1)),
+)
+def ends_by_surface() -> list[float]:
+    """Himmelblau has 4 minima, Rastrigin's cube from -5.12 to 5.12 has 11 · 11."""
+    return [
+        distinct(ends(himmelblau(), 0.005, 300)),
+        distinct(ends(rastrigin(), 0.001, 3000)),
+        distinct(ends(random_quadratic(condition=10), 0.1, 300)),
+    ]
+
+
+SHARPNESS = 25.0
+RATES = (0.02, 0.05, 0.07, 0.09, 0.1, 0.12, 0.15, 0.2)
+
+
+@cache
+def settled(lr: float) -> tuple[float, float]:
+    """Return the shares of 500 starts around a sharp minimum that settle in it and in the flat one beside it."""
+    surface = sharp_and_flat()
+    sharp, flat = surface.minima
+    w = sharp + np.random.default_rng(0).uniform(-0.3, 0.3, size=(500, 2))
+    descent = SGD(w, lr=lr)
+    for _ in range(1000):
+        descent.step(surface.gradient(w))
+    in_sharp, in_flat = (float(np.mean(np.linalg.norm(w - minimum, axis=1) < 1e-4)) for minimum in (sharp, flat))
+    return in_sharp, in_flat
+
+
+@LESSON.claim(
+    "A rate above 2 / sharpness cannot settle in a sharp minimum",
+    setting="minima of curvature 25 and 1 side by side, 500 starts around the sharp one, 1000 steps",
+    quantity="share that settles in the sharp one: lr 0.07, lr 0.1",
+    expected=(at_least(0.99), at_most(0.01)),
+    digits=2,
+)
+def too_sharp() -> list[float]:
+    """2/25 is 0.08."""
+    return [settled(0.07)[0], settled(0.1)[0]]
+
+
+@LESSON.claim(
+    "A rate above 2 / sharpness ends in a flat minimum",
+    setting="the same",
+    quantity="share that settles in the flat one: lr 0.1, lr 0.15",
+    expected=(at_least(0.99), at_least(0.99)),
+    digits=1,
+)
+def ends_flat() -> list[float]:
+    """Not just above 2/25: the steps grow, but only until the walls, which bend less further up, throw them back, and
+    so they jump about in the narrow valley for long. A rate well above leaves at once.
+    """
+    return [settled(0.1)[1], settled(0.15)[1]]
+
+
+@LESSON.draw(panels=4)
+def figure(leaving: Axes, share: Axes, crossing: Axes, valleys: Axes) -> None:
+    """Steps until noise has left the saddle; share of random critical points that are minima; loss on the way over a
+    plateau; where starts around a sharp minimum settle, by learning rate.
+    """
+    leaving.semilogx(NOISES, [np.median(escapes(noise)) for noise in NOISES], "o", label="median of 200")
+    most = np.median(escapes(NOISES[-1]))
+    line = most - np.log(np.array(NOISES) / NOISES[-1]) / np.log(1 + 2 * LR)
+    leaving.semilogx(NOISES, line, "--", color="gray", label="116 steps for a factor of ten")
+    leaving.set(xlabel="noise in a gradient", ylabel="steps to |y| > 1", title="leaving a saddle")
+    share.semilogy(DIMENSIONS, minima_shares(), "o", label="measured")
+    share.semilogy(DIMENSIONS[:3], EXACT_SHARES, "--", color="gray", label="exact")
+    share.set_xticks(DIMENSIONS)
+    share.set(xlabel="dimensions", ylabel="share of minima", title="random critical points")
+    for style, (name, path) in zip(LINE_STYLES, crossings().items(), strict=False):
+        crossing.semilogx(np.arange(1, len(path.loss) + 1), path.loss, style, label=name)
+    crossing.set(xlabel="step", ylabel="loss", title="crossing a plateau, lr 0.05")
+    for style, shares, label in zip(
+        ("o-", "s--"), zip(*map(settled, RATES), strict=True), ("sharp", "flat"), strict=True
+    ):
+        valleys.plot(RATES, shares, style, label=f"in the {label} minimum")
+    valleys.axvline(2 / SHARPNESS, color="gray", linestyle=":", label="2 / sharpness")
+    valleys.set(xlabel="learning rate", ylabel="share of 500 starts that settles", title="sharp and flat")

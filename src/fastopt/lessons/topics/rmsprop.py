@@ -1,0 +1,115 @@
+"""RMSprop.
+
+The gradient is divided by a moving root mean square of itself. What is left is its direction in every coordinate: steep
+and flat ones make the same progress. And since the average moves, it forgets: the rate does not die as Adagrad's does,
+so RMSprop can follow a target that keeps moving.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fastopt import SGD, Adagrad, Optimizer, RMSprop
+from fastopt.lessons.drawing import look
+from fastopt.lessons.lesson import Array, Lesson, at_least, at_most, near
+from fastopt.surfaces import bowl
+from fastopt.trajectories import Trajectory, trajectory
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+LESSON = Lesson(
+    __name__,
+    number=6,
+    formula="""
+        s ← alpha · s + (1 - alpha) · g²
+        w ← w - lr · g / √s
+    """,
+)
+
+CONDITION = 10_000.0
+
+
+@cache
+def on_bowl() -> dict[str, Trajectory]:
+    """Run both on a bowl that is ten thousand times steeper along y than along x, from (1, 1)."""
+    surface = bowl(CONDITION)
+    return {
+        "SGD": trajectory(surface, SGD, [1.0, 1.0], 300, lr=1 / CONDITION),
+        "RMSprop": trajectory(surface, RMSprop, [1.0, 1.0], 300, lr=0.01, alpha=0.9),
+    }
+
+
+@LESSON.claim(
+    "RMSprop makes equal progress in steep and flat directions, SGD does not",
+    setting="bowl with curvatures 1 and 10000 from (1, 1), 50 steps: RMSprop lr 0.01, SGD lr 1/10000",
+    quantity="progress in the flat direction / in the steep one: RMSprop, SGD",
+    expected=(near(1.0, 0.01), at_most(0.01)),
+)
+def equal_progress() -> list[float]:
+    """A factor on a coordinate's gradient is in its root mean square, too, and cancels."""
+    ends = [on_bowl()[name].points[50] for name in ("RMSprop", "SGD")]
+    return [float((1 - flat) / (1 - steep)) for flat, steep in ends]
+
+
+STEPS, PERIOD = 10_000, 200
+RATES = tuple(10.0 ** (power / 4) for power in range(-12, 5))
+
+
+def target(step: int) -> float:
+    """Return where the minimum is: it swings between -1 and 1."""
+    return float(np.sin(2 * np.pi * step / PERIOD))
+
+
+def following(optimizer: Callable[..., Optimizer], lr: float, steps: int) -> Array:
+    """Return the distance from the moving minimum over the steps."""
+    x = np.zeros(1)
+    descent = optimizer(x, lr=lr)
+    distances = np.empty(steps)
+    for step in range(steps):
+        error = x - target(step)
+        distances[step] = abs(error[0])
+        descent.step(error)
+    return distances
+
+
+@cache
+def followers() -> dict[str, Array]:
+    """Return the distances of each optimizer with the rate that follows best in the first five swings."""
+    found = {}
+    for optimizer in (Adagrad, RMSprop):
+        rate = min(RATES, key=lambda lr: following(optimizer, lr, 5 * PERIOD).mean())
+        found[optimizer.__name__] = following(optimizer, rate, STEPS)
+    return found
+
+
+@LESSON.claim(
+    "RMSprop follows a moving target, which Adagrad loses",
+    setting="x²/2 whose minimum swings to and fro in 200 steps, 10000 steps, the rates that follow best at first",
+    quantity="mean distance in the last 1000 steps / in the first 1000: RMSprop, Adagrad",
+    expected=(at_most(1.1), at_least(1.5)),
+    digits=2,
+)
+def follows() -> list[float]:
+    """The target moves as far in every step. Adagrad's rate has more than halved, so it lags further behind."""
+    late_and_early = [(distances[-1000:].mean(), distances[:1000].mean()) for distances in followers().values()]
+    adagrad, rmsprop = (float(late / early) for late, early in late_and_early)
+    return [rmsprop, adagrad]
+
+
+@LESSON.draw(panels=3)
+def figure(flat: Axes, steep: Axes, moving: Axes) -> None:
+    """The way in the flat and in the steep direction of a bowl; the distance from a minimum that swings to and fro."""
+    for name, path in on_bowl().items():
+        flat.plot(path.points[:, 0], **look(name), label=name)
+        steep.plot(path.points[:, 1], **look(name), label=name)
+    flat.set(xlabel="step", ylabel="x", title="flat direction, curvature 1")
+    steep.set(xlabel="step", ylabel="y", title="steep direction, curvature 10000")
+    for name, distances in followers().items():
+        swings = distances.reshape(-1, PERIOD).mean(axis=1)
+        moving.plot(np.arange(PERIOD / 2, STEPS, PERIOD), swings, **look(name), label=name)
+    moving.set(xlabel="step", ylabel="mean distance of a swing", title="moving minimum", ylim=(0, None))

@@ -1,0 +1,184 @@
+"""Schedules.
+
+A rate for the whole of training is a compromise: high enough to get ahead, low enough to settle. A schedule needs no
+compromise. It rises while the start is rough, stays high while there is way to go, and falls at the end, when the noise
+of the batches is all that is left.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fastopt import SGD, Adam, schedules
+from fastopt.lessons.drawing import GREY, LINE_STYLES, SKY
+from fastopt.lessons.lesson import Array, Lesson, at_least, at_most
+from fastopt.lessons.networks import random_batches, train
+from fastopt.schedules import Schedule
+from fastopt.training.data import Batch
+from fastopt.training.losses import SquaredError
+from fastopt.training.mlp import MLP
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+LESSON = Lesson(
+    __name__,
+    number=10,
+    formula="""
+        cosine:           lr(t) = peak/2 · (1 + cos(π t/T))
+        warmup:           lr(t) = peak · t/W  for t < W
+        inverse root:     lr(t) = peak · √(W/t)  after the warmup
+    """,
+)
+
+STEPS, WARMUP, SEEDS = 1000, 100, 2
+EVERY = 20
+PEAKS = (0.1, 0.3, 1.0)
+
+
+def by_name(peak: float) -> dict[str, Schedule]:
+    """Return the schedules with one highest rate."""
+    return {
+        "constant": schedules.constant(peak),
+        "step": schedules.step_decay(peak, factor=0.3, every=STEPS / 4),
+        "exponential": schedules.exponential_decay(peak, rate=4 / STEPS),
+        "cosine": schedules.cosine(peak, STEPS),
+        "warmup": schedules.linear_warmup(WARMUP, schedules.constant(peak)),
+        "warmup + cosine": schedules.warmup_cosine(peak, WARMUP, STEPS),
+        "1-cycle": schedules.one_cycle(peak, STEPS),
+        "inverse root": schedules.inverse_sqrt(peak, WARMUP),
+        "warmup-stable-decay": schedules.warmup_stable_decay(peak, WARMUP, STEPS, decay=STEPS / 5),
+    }
+
+
+LOWERING = ("step", "exponential", "cosine", "warmup + cosine", "1-cycle", "inverse root", "warmup-stable-decay")
+
+
+def rows(seed: int) -> Batch:
+    """Return a smooth function of eight features with noise."""
+    random = np.random.default_rng(seed)
+    x = random.standard_normal((2048, 8))
+    y = np.sin(1.5 * x[:, 0]) + x[:, 1] * x[:, 2]
+    return Batch(x, (y - y.mean()) / y.std() + 0.3 * random.standard_normal(len(x)))
+
+
+@cache
+def course(name: str, peak: float) -> Array:
+    """Return the loss over all rows after every 20 steps, mean over the seeds."""
+    found = []
+    for seed in range(SEEDS):
+        data = rows(seed)
+        model = MLP([8, 32, 1], SquaredError(), batch_size=16, dtype="float64", seed=seed)
+        descent = SGD(model.parameters, lr=by_name(peak)[name], clip_norm=1.0)
+        batches = list(random_batches(data, 16, STEPS, seed))
+        losses = [model.evaluate(data)["loss"]]
+        for first in range(0, STEPS, EVERY):
+            train(model, descent, batches[first : first + EVERY])
+            losses.append(model.evaluate(data)["loss"])
+        found.append(losses)
+    return np.asarray(np.mean(found, axis=0))
+
+
+@cache
+def best_course(name: str) -> Array:
+    """Return the course with the highest rate that ends lowest."""
+    return min((course(name, peak) for peak in PEAKS), key=lambda losses: losses[-1])
+
+
+@LESSON.claim(
+    "Every schedule that lowers the rate ends lower than the constant one",
+    setting="network 8-32-1 on noisy rows, 1000 batches of 16, SGD, best of 3 highest rates, mean of 2 seeds",
+    quantity="final loss of the constant rate / of the worst and of the best of seven schedules",
+    expected=(at_least(1.05), at_least(1.2)),
+)
+def lowering() -> list[float]:
+    """A high rate can be had for the way without paying for it at the end."""
+    ends = [float(best_course(name)[-1]) for name in LOWERING]
+    constant = float(best_course("constant")[-1])
+    return [constant / max(ends), constant / min(ends)]
+
+
+@cache
+def phases() -> tuple[float, float, float]:
+    """Return by how much log(loss) falls in 100 steps: in the first 200, in between, and in the last 200, the decay."""
+    fall = -np.diff(np.log(best_course("warmup-stable-decay")))
+    fall *= 100 / EVERY
+    first, last = 200 // EVERY, (STEPS - 200) // EVERY
+    return float(fall[:first].mean()), float(fall[first:last].mean()), float(fall[last:].mean())
+
+
+@LESSON.claim(
+    "Training has three phases: a steep start, a long stretch of slow progress, and a fall with the rate",
+    setting="the same, warmup-stable-decay: the first 200 steps, the 600 in between, the decay in the last 200",
+    quantity="fall of log(loss) per step: start / middle, decay / middle",
+    expected=(at_least(2.0), at_least(2.0)),
+)
+def three_phases() -> list[float]:
+    """First the easy part is learned; then the noise hides what progress there is; the decay takes the noise away."""
+    start, middle, decay = phases()
+    return [start / middle, decay / middle]
+
+
+TUNING_STEPS = 200
+TUNING_RATES = (0.0003, 0.001, 0.003, 0.01, 0.03)
+
+
+def tuning_rows() -> Batch:
+    """Return 128 rows from a corner of the old ones, with targets that are higher by 1."""
+    data = rows(0)
+    corner = np.flatnonzero(data.features[:, 0] > 0.5)[:128]
+    return Batch(data.features[corner], data.targets[corner] + 1)
+
+
+@cache
+def tuned(lr: float) -> tuple[float, float]:
+    """Return the losses on old and new rows after learning the old ones, then the new ones with a rate."""
+    old, new = rows(0), tuning_rows()
+    model = MLP([8, 32, 1], SquaredError(), batch_size=32, dtype="float64", seed=0)
+    train(model, Adam(model.parameters, lr=schedules.cosine(0.03, STEPS)), random_batches(old, 32, STEPS, seed=0))
+    train(model, Adam(model.parameters, lr=lr), random_batches(new, 32, TUNING_STEPS, seed=1))
+    elsewhere = old.features[:, 0] < 0
+    return model.evaluate(Batch(old.features[elsewhere], old.targets[elsewhere]))["loss"], model.evaluate(new)["loss"]
+
+
+@LESSON.claim(
+    "A fine-tuning rate that is too high forgets",
+    setting="the network after cosine training with Adam, then 200 steps on 128 rows of a corner, lr 0.03 and 0.003",
+    quantity="loss on old rows elsewhere with 0.03 / with 0.003, and loss on the new rows with 0.003",
+    expected=(at_least(2.0), at_most(0.1)),
+)
+def forgets() -> list[float]:
+    """Both learn the new rows. The low rate does it with small changes, which leave more of the rest as it was."""
+    (old_high, _), (old_low, new_low) = tuned(0.03), tuned(0.003)
+    return [old_high / old_low, new_low]
+
+
+@LESSON.draw(panels=4)
+def figure(shapes: Axes, ends: Axes, courses: Axes, tuning: Axes) -> None:
+    """The schedules; where the same network ends with each of them; three of the courses; the losses after fine-tuning
+    on a corner of the rows, by learning rate.
+    """
+    names = list(by_name(1.0))
+    colors = [SKY if name in LOWERING else GREY for name in names]
+    for row, (schedule, color) in enumerate(zip(by_name(1.0).values(), colors, strict=True)):
+        steps = np.arange(0, STEPS, 5)
+        shapes.fill_between(steps, row + 0.4, row + 0.4 - 0.8 * schedule(steps), color=color)
+    shapes.set_yticks(range(len(names)), names)
+    shapes.set(xlabel="step", ylabel="rate, from 0 to the highest", title="schedules")
+    ends.barh(names, [best_course(name)[-1] for name in names], color=colors)
+    ends.locator_params(axis="x", nbins=5)
+    ends.set(xlabel="final loss with the best highest rate", ylabel="schedule", title="the same job")
+    for axes in (shapes, ends):
+        axes.invert_yaxis()
+        axes.grid(axis="y", visible=False)
+    for style, name in zip(LINE_STYLES, ("constant", "cosine", "warmup-stable-decay"), strict=False):
+        courses.semilogy(np.arange(0, STEPS + 1, EVERY), best_course(name), style, label=name)
+    courses.set(xlabel="step", ylabel="loss over all rows", title="courses")
+    old, new = zip(*map(tuned, TUNING_RATES), strict=True)
+    tuning.loglog(TUNING_RATES, old, "o-", label="old rows elsewhere")
+    tuning.loglog(TUNING_RATES, new, "s--", label="new rows")
+    tuning.axhline(tuned(0.0)[0], color="gray", linestyle=":", label="old rows before")
+    tuning.set(xlabel="learning rate of the fine-tuning", ylabel="loss after it", title="fine-tuning")

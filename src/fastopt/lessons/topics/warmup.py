@@ -1,0 +1,157 @@
+"""Warmup.
+
+Adam divides by a root mean square that it has to estimate. After a few steps the estimate is a mean of a few squares:
+by chance it is much too small for some weights, and they get steps that are much too long. In a deep network such steps
+multiply. Warmup keeps the rate low until the estimate is good.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import cache
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fastopt import Adam, schedules
+from fastopt.lessons.drawing import LINE_STYLES
+from fastopt.lessons.lesson import Array, Lesson, at_least, at_most, near
+from fastopt.lessons.networks import random_batches, train
+from fastopt.schedules import Schedule
+from fastopt.training.data import Batch
+from fastopt.training.losses import SquaredError
+from fastopt.training.mlp import MLP
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+LESSON = Lesson(
+    __name__,
+    number=11,
+    formula="""
+        adaptive rate: 1/√(v/(1 - beta2ᵗ)),   v/(1 - beta2ᵗ) ≈ mean of t squared gradients
+        for normal gradients its variance is infinite for t ≤ 2 and about 1/(2t) for large t
+    """,
+)
+
+LR, STEPS, WARMUP, SEEDS = 0.06, 400, 100, 3
+STARTS: dict[str, Schedule] = {
+    "no warmup": schedules.cosine(LR, STEPS),
+    "warmup": schedules.warmup_cosine(LR, WARMUP, STEPS),
+    "rate 0 at first": schedules.join([schedules.constant(0.0), schedules.cosine(LR, STEPS - WARMUP)], [WARMUP]),
+}
+
+
+def rows(seed: int) -> Batch:
+    """Return a smooth function of eight features, of variance 1."""
+    random = np.random.default_rng(seed)
+    x = random.standard_normal((1024, 8))
+    y = np.sin(1.5 * x[:, 0]) + x[:, 1] * x[:, 2]
+    return Batch(x, (y - y.mean()) / y.std())
+
+
+@cache
+def courses(start: str) -> Array:
+    """Return the losses of a network with ten hidden layers, shape (seeds, steps)."""
+    found = []
+    for seed in range(SEEDS):
+        model = MLP([8, *[32] * 10, 1], SquaredError(), batch_size=64, dtype="float64", seed=seed)
+        found.append(
+            train(model, Adam(model.parameters, lr=STARTS[start]), random_batches(rows(seed), 64, STEPS, seed))
+        )
+    return np.array(found)
+
+
+def peak(start: str) -> float:
+    """Return how many times higher than at first the loss gets in the first steps, median of the seeds."""
+    losses = courses(start)[:, :WARMUP]
+    return float(np.median(losses.max(axis=1) / losses[:, 0]))
+
+
+def final(start: str) -> float:
+    """Return the mean loss of the last 50 steps."""
+    return float(courses(start)[:, -50:].mean())
+
+
+@LESSON.claim(
+    "The first steps of Adam blow up in a deep network, and with warmup they do not",
+    setting="10 hidden layers of 32, Adam, cosine from lr 0.06, 3 seeds: at once, and after rising for 100 steps",
+    quantity="highest loss in the first 100 steps / first loss: without, with",
+    expected=(at_least(3.0), at_most(1.5)),
+)
+def blows_up() -> list[float]:
+    """Ten layers multiply what every one of them is off."""
+    return [peak("no warmup"), peak("warmup")]
+
+
+@LESSON.claim(
+    "The deep network trains only with warmup",
+    setting="the same, 400 steps; the targets have variance 1",
+    quantity="loss in the last 50 steps: without, with",
+    expected=(at_least(0.5), at_most(0.25)),
+    digits=1,
+)
+def trains() -> list[float]:
+    """After the blow-up many units are dead, and the network says little more than the mean, for which the loss is 1."""
+    return [final("no warmup"), final("warmup")]
+
+
+@cache
+def spread() -> Array:
+    """Return the relative standard deviation of Adam's rate over 20000 weights with random gradients, by step."""
+    random = np.random.default_rng(0)
+    w = np.zeros(20_000)
+    descent = Adam(w)
+    found = []
+    for step in range(1, 1001):
+        descent.step(random.standard_normal(len(w)))
+        rate = 1 / np.sqrt(descent.state[0]["exp_avg_sq"] / (1 - 0.999**step))
+        found.append(rate.std() / rate.mean())
+    return np.array(found)
+
+
+def chance(count: int) -> float:
+    """Return the relative standard deviation of one over the root mean square of so many normal numbers, above 2."""
+    mean = math.sqrt(count / 2) * math.exp(math.lgamma((count - 1) / 2) - math.lgamma(count / 2))
+    return math.sqrt(count / (count - 2) / mean**2 - 1)
+
+
+@LESSON.claim(
+    "In the first steps the adaptive rate is a matter of chance",
+    setting="20000 weights with normal gradients, default betas",
+    quantity="standard deviation / mean of 1/√v: step 10, step 1000",
+    expected=(near(chance(10), 0.05), at_most(0.04)),
+)
+def rate_by_chance() -> list[float]:
+    """After ten steps it is the root of a mean of ten squares (Liu et al. 2020)."""
+    return [float(spread()[9]), float(spread()[-1])]
+
+
+@LESSON.claim(
+    "That chance is why warmup helps: it would do to wait, at rate 0, for a good estimate",
+    setting="the deep network, rate 0 for 100 steps in which v is collected, then the cosine from 0.06",
+    quantity="highest loss after that / first loss, loss in the last 50 steps",
+    expected=(at_most(1.5), at_most(0.25)),
+    digits=2,
+)
+def waiting() -> list[float]:
+    """Not here: with good estimates the first full steps blow up just the same. The low rate itself is what helps: it
+    moves the weights, in steps that are short enough for ten layers, to where longer steps are borne (Gilmer et al.
+    2021; Kalra & Barkeshli 2024).
+    """
+    losses = courses("rate 0 at first")
+    return [float(np.median(losses.max(axis=1) / losses[:, 0])), final("rate 0 at first")]
+
+
+@LESSON.draw(panels=2)
+def figure(training: Axes, rates: Axes) -> None:
+    """Left: the loss of the deep network with three starts, median of three seeds. Right: how much the adaptive rate
+    differs between weights by chance.
+    """
+    for style, start in zip(LINE_STYLES, STARTS, strict=False):
+        training.semilogy(np.median(courses(start), axis=0), style, label=start)
+    training.set(xlabel="step", ylabel="loss, median of 3 seeds", title="ten hidden layers, Adam, lr 0.06")
+    steps = np.arange(3, 1001)
+    rates.loglog(steps, spread()[2:], label="measured")
+    rates.loglog(steps, [chance(int(step)) for step in steps], "--", color="gray", label="mean of t squares")
+    rates.set(xlabel="step t", ylabel="standard deviation / mean of 1/√v", title="adaptive rate")
