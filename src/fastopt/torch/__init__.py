@@ -3,6 +3,9 @@
 `from fastopt.torch import AdamW` in place of `from torch.optim import AdamW` is the whole migration.
 """
 
+import torch
+
+from fastopt import schedules
 from fastopt.torch.clipping import clip_grad_norm_, clip_grad_value_, get_total_norm
 from fastopt.torch.in_backward import step_in_backward
 from fastopt.torch.optimizer import Optimizer
@@ -20,3 +23,6 @@ __all__ = [
     "get_total_norm",
     "step_in_backward",
 ]
+
+# Schedules may be in a state dict, which `torch.load(weights_only=True)` reads if it knows their classes.
+torch.serialization.add_safe_globals([*schedules.Schedule.__subclasses__()])

@@ -76,6 +76,11 @@ class Optimizer(torch.optim.Optimizer):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
+        if "method" not in vars(cls):  # someone's own subclass of one of ours
+            if "__init__" in vars(cls):
+                own_parameters = list(inspect.signature(cls.__init__).parameters.values())[1:]
+                cls.__signature__ = inspect.Signature(own_parameters)
+            return
         torch_class = next(base for base in cls.__mro__ if base.__module__.startswith("torch.optim."))
         cls._torch_signature = inspect.signature(torch_class)
         options = inspect.signature(cls.method).parameters.values()

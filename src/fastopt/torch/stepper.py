@@ -86,7 +86,7 @@ class Stepper:
             self.count_in(torch.zeros(len(self.params), dtype=torch.float64 if double else torch.float32))
         self.resident: Resident | None = None
         self.made: list[tuple[int, str]] = []
-        self.seen: list[Group] = []
+        self.seen: list[Any] = []
         self.values: list[Group] = []
         self.rules: list[tuple[str, tuple[str, ...]]] = []
 
@@ -165,11 +165,12 @@ class Stepper:
     def options(self) -> list[Group]:
         """Return every group's options as numbers, checked."""
         groups = [self.optimizer.param_groups[number] for number in self.numbers]
-        if groups != self.seen:
+        entries = [value for group in groups for value in group.values()]
+        if not _core.same_objects(entries, self.seen):
             self.values = list(map(self.optimizer._checked_options, groups))
             self.rules = list(map(self.method.rule, groups))
-            # Schedules and tensors change without being replaced: those groups are looked at each time.
-            self.seen = [] if any(map(self.optimizer._is_moving, groups)) else [dict(group) for group in groups]
+            # Schedules and tensors change without being replaced: those are looked at each time.
+            self.seen = [] if any(map(self.optimizer._is_moving, groups)) else entries
         return self.values
 
     # ---- what the kernels work on ----

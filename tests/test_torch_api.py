@@ -1,0 +1,717 @@
+"""Drop-in: everything around the step behaves as in torch.optim; the same script gives the same there and here."""
+
+import copy
+import inspect
+import io
+import math
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from torch.optim import lr_scheduler, swa_utils  # noqa: E402
+from torch.optim.optimizer import (  # noqa: E402
+    register_optimizer_step_post_hook,
+    register_optimizer_step_pre_hook,
+)
+from torch_cases import assert_equal, every_optimizer, give_gradients, nonzero, ours, theirs  # noqa: E402
+
+import fastopt.torch  # noqa: E402
+from fastopt import schedules  # noqa: E402
+
+BEYOND_TORCH = ["clip_norm", "clip_value", "nonfinite", "zero_grad_in_step", "state_dtype"]
+EXTRAS = {
+    "SGD": ["velocity", "decoupled_weight_decay"],
+    "Adagrad": ["eps_root", "decoupled_weight_decay"],
+    "RMSprop": ["eps_root", "decoupled_weight_decay"],
+    "Adam": ["eps_root"],
+    "AdamW": ["eps_root"],
+}
+
+
+def generator() -> Any:
+    return torch.Generator().manual_seed(0)
+
+
+def make_params(dtype: Any = torch.float64) -> list[Any]:
+    gen = generator()
+    return [nonzero(shape, dtype, gen).requires_grad_() for shape in [(3, 2), (4,)]]
+
+
+def outcome(act: Callable[[], Any]) -> tuple[type[BaseException], str] | None:
+    """Return the error that something raises."""
+    try:
+        act()
+    except Exception as error:
+        return type(error), str(error)
+    return None
+
+
+# ---- construction ----
+
+
+@every_optimizer
+def test_is_a_torch_optimizer_of_the_same_name(name: str) -> None:
+    assert issubclass(ours(name), theirs(name))
+    assert ours(name).__name__ == name
+
+
+@every_optimizer
+def test_signature_is_torchs_and_what_is_beyond_is_keyword_only(name: str) -> None:
+    mine = inspect.signature(ours(name)).parameters
+    other = inspect.signature(theirs(name)).parameters
+    assert [str(param) for param in mine.values()][: len(other)] == [str(param) for param in other.values()]
+    beyond = list(mine)[len(other) :]
+    assert set(beyond) == {*BEYOND_TORCH, *EXTRAS[name]}
+    assert all(mine[key].kind is inspect.Parameter.KEYWORD_ONLY for key in beyond)
+
+
+@every_optimizer
+def test_defaults_and_groups_are_torchs(name: str) -> None:
+    mine, other = ours(name)(make_params()), theirs(name)(make_params())
+    assert {key: value for key, value in mine.defaults.items() if key not in EXTRAS[name]} == other.defaults
+    group = {key: value for key, value in mine.param_groups[0].items() if key not in EXTRAS[name]}
+    assert_equal(group, other.param_groups[0])
+
+
+def test_positional_arguments_have_torchs_order() -> None:
+    opt = fastopt.torch.AdamW(make_params(), 0.1, (0.8, 0.9), 1e-3, 0.2, True)
+    assert {key: opt.defaults[key] for key in ("lr", "betas", "eps", "weight_decay", "amsgrad")} == {
+        "lr": 0.1,
+        "betas": (0.8, 0.9),
+        "eps": 1e-3,
+        "weight_decay": 0.2,
+        "amsgrad": True,
+    }
+    assert fastopt.torch.RMSprop(make_params(), 0.1, 0.9, 1e-3, 0.2, 0.3, True, False, None, True).defaults["maximize"]
+    assert fastopt.torch.SGD(params=make_params(), lr=0.5).defaults["lr"] == 0.5
+
+
+@every_optimizer
+def test_repr_is_torchs_with_our_options_among_the_others(name: str) -> None:
+    mine, other = repr(ours(name)(make_params())).splitlines(), repr(theirs(name)(make_params())).splitlines()
+    extras = [line for line in mine if line.split(":")[0].strip() in EXTRAS[name]]
+    assert len(extras) == len(EXTRAS[name])
+    assert [line for line in mine if line not in extras] == other
+
+
+@pytest.mark.parametrize("flags", [{"foreach": True}, {"foreach": False}, {"fused": True}, {"fused": False}])
+@every_optimizer
+def test_foreach_and_fused_change_nothing(name: str, flags: dict[str, bool]) -> None:
+    if not flags.keys() <= inspect.signature(theirs(name)).parameters.keys():
+        pytest.skip(f"torch's {name} has no {flags}")
+    results = []
+    for more in ({}, flags):
+        params = make_params()
+        opt = ours(name)(params, **more)
+        give_gradients(params, generator())
+        opt.step()
+        results.append((params, opt.state_dict()["state"]))
+    assert_equal(*results)
+
+
+@pytest.mark.parametrize("flag", ["capturable", "differentiable"])
+@every_optimizer
+def test_what_the_step_cannot_be_is_refused(name: str, flag: str) -> None:
+    if flag not in inspect.signature(theirs(name)).parameters:
+        pytest.skip(f"torch's {name} has no {flag}")
+    message = f"{flag}=True is not supported by fastopt: its step is neither captured nor recorded"
+    with pytest.raises(ValueError, match=message):
+        ours(name)(make_params(), **{flag: True})
+    with pytest.raises(ValueError, match=message):
+        ours(name)([{"params": make_params(), flag: True}])
+    params = make_params()
+    opt = ours(name)(params)
+    opt.param_groups[0][flag] = True
+    give_gradients(params, generator())
+    with pytest.raises(ValueError, match=message):
+        opt.step()
+
+
+# ---- torch's messages ----
+
+BAD_OPTIONS: list[tuple[str, dict[str, Any]]] = [
+    *(("SGD", {option: -1.0}) for option in ("lr", "momentum", "weight_decay")),
+    ("SGD", {"nesterov": True}),
+    ("SGD", {"nesterov": True, "momentum": 0.9, "dampening": 0.1}),
+    *(("Adagrad", {option: -1.0}) for option in ("lr", "lr_decay", "weight_decay", "initial_accumulator_value", "eps")),
+    *(("RMSprop", {option: -1.0}) for option in ("lr", "alpha", "eps", "weight_decay", "momentum")),
+    *((name, {option: -1.0}) for name in ("Adam", "AdamW") for option in ("lr", "eps", "weight_decay")),
+    *((name, {"betas": betas}) for name in ("Adam", "AdamW") for betas in ((1.0, 0.9), (0.9, 1.0), (-0.1, 2.0))),
+    ("Adam", {"betas": (0.9, torch.tensor(0.9))}),
+    ("Adam", {"betas": (torch.tensor([0.9, 0.8]), torch.tensor(0.9))}),
+    ("Adam", {"foreach": True, "lr": torch.tensor(0.1)}),
+    *((name, {"lr": torch.tensor([0.1, 0.2])}) for name in ("SGD", "Adagrad", "RMSprop", "Adam", "AdamW")),
+    *((name, {"lr": torch.tensor(-0.1)}) for name in ("SGD", "Adagrad", "RMSprop", "Adam", "AdamW")),
+    *((name, {"fused": True, "foreach": True}) for name in ("SGD", "Adagrad", "Adam", "AdamW")),
+]
+
+
+@pytest.mark.parametrize(("name", "options"), BAD_OPTIONS)
+def test_bad_options_get_torchs_message(name: str, options: dict[str, Any]) -> None:
+    expected = outcome(lambda: theirs(name)(make_params(), **options))
+    assert expected is not None
+    assert outcome(lambda: ours(name)(make_params(), **options)) == expected
+
+
+def not_a_leaf() -> Any:
+    return make_params()[0] * 2
+
+
+def shared_by_groups() -> Any:
+    param = make_params()[0]
+    return [{"params": [param]}, {"params": [param]}]
+
+
+BAD_PARAMS: dict[str, Callable[[], Any]] = {
+    "a tensor": lambda: make_params()[0],
+    "nothing": list,
+    "a set": lambda: [{"params": set(make_params())}],
+    "no tensors": lambda: [1.0, 2.0],
+    "an array": lambda: [torch.ones(3).numpy()],
+    "not a leaf": lambda: [not_a_leaf()],
+    "the same in two groups": shared_by_groups,
+    "some without names": lambda: [("w", make_params()[0]), make_params()[1]],
+    "groups with and without names": lambda: [
+        {"params": [("w", make_params()[0])]},
+        {"params": [make_params()[1]]},
+    ],
+    "a group without parameters": lambda: [{"lr": 0.1}],
+}
+
+
+@pytest.mark.parametrize("make", BAD_PARAMS.values(), ids=BAD_PARAMS)
+@every_optimizer
+def test_bad_parameters_get_torchs_message(name: str, make: Callable[[], Any]) -> None:
+    expected = outcome(lambda: theirs(name)(make()))
+    assert expected is not None
+    assert outcome(lambda: ours(name)(make())) == expected
+
+
+def test_a_group_that_is_no_dict_gets_torchs_message() -> None:
+    expected = outcome(lambda: theirs("SGD")(make_params()).add_param_group([1]))
+    assert outcome(lambda: ours("SGD")(make_params()).add_param_group([1])) == expected
+
+
+@pytest.mark.filterwarnings("ignore:optimizer contains a parameter group with duplicate parameters:UserWarning")
+def test_a_parameter_twice_in_a_group_is_refused() -> None:
+    """(torch warns that it will be; two updates of the same memory cannot run in parallel.)"""
+    opt = fastopt.torch.SGD(make_params())
+    param = torch.ones(2, requires_grad=True)
+    with pytest.raises(ValueError, match="some parameters appear more than once in a parameter group"):
+        opt.add_param_group({"params": [param, param]})
+    assert len(opt.param_groups) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("SGD", {"velocity": "fast"}, "Invalid velocity: expected one of"),
+        ("SGD", {"velocity": "mean", "dampening": 0.1, "momentum": 0.9}, "Invalid dampening value"),
+        ("Adam", {"eps_root": -1.0}, "Invalid eps_root value: -1.0"),
+        ("Adam", {"clip_norm": -1.0}, "Invalid clip_norm value: -1.0"),
+        ("Adam", {"clip_value": math.nan}, "Invalid clip_value value: nan"),
+        ("Adam", {"nonfinite": "ignore"}, "Invalid nonfinite: expected one of"),
+        ("Adam", {"lr": math.inf}, "Invalid learning rate: inf"),
+        ("SGD", {"lr": math.nan}, "Invalid learning rate: nan"),
+    ],
+)
+def test_what_is_beyond_torch_is_checked_too(name: str, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ours(name)(make_params(), **options)
+
+
+@every_optimizer
+def test_an_unknown_option_is_refused(name: str) -> None:
+    with pytest.raises(TypeError, match="unexpected keyword argument 'learning_rate'"):
+        ours(name)(make_params(), learning_rate=0.1)
+
+
+def test_options_of_groups_are_checked() -> None:
+    opt = fastopt.torch.Adam(make_params())
+    with pytest.raises(ValueError, match="Invalid learning rate: -1"):
+        opt.add_param_group({"params": [torch.ones(1, requires_grad=True)], "lr": -1})
+    assert len(opt.param_groups) == 1
+
+
+def test_edited_options_are_checked_before_anything_is_written() -> None:
+    params = make_params()
+    opt = fastopt.torch.Adam(params)
+    give_gradients(params, generator())
+    before = [param.detach().clone() for param in params]
+    opt.param_groups[0]["betas"] = (0.9, 1.5)
+    with pytest.raises(ValueError, match=r"Invalid beta parameter at index 1: 1\.5"):
+        opt.step()
+    assert_equal(params, before)
+    assert opt.state_dict()["state"] == {}
+
+
+# ---- groups, names, closures, zero_grad ----
+
+
+@every_optimizer
+def test_groups_have_their_own_options_and_can_be_added(name: str) -> None:
+    def script(cls: Any) -> Any:
+        params = make_params()
+        opt = cls([{"params": params[:1], "lr": 0.5}, {"params": iter(params[1:]), "weight_decay": 0.1}])
+        extra = torch.ones(3, dtype=torch.float64, requires_grad=True)
+        gen = generator()
+        for step in range(4):
+            if step == 2:
+                opt.add_param_group({"params": extra, "lr": 0.25, "note": "the user's own"})
+            give_gradients([*params, extra], gen)
+            opt.step()
+        return [*params, extra], [group["lr"] for group in opt.param_groups]
+
+    (mine, rates), (other, expected) = script(ours(name)), script(theirs(name))
+    torch.testing.assert_close(mine, other, rtol=1e-13, atol=1e-13)
+    assert rates == expected
+
+
+def test_entries_of_the_user_in_groups_are_left_alone() -> None:
+    params = make_params()
+    entries: dict[str, Any] = {"mask": torch.ones(5), "callback": print, "name": "head", "numbers": [1, 2]}
+    opt = fastopt.torch.AdamW([{"params": params, **entries}])
+    for _ in range(3):
+        give_gradients(params, generator())
+        opt.param_groups[0]["mask"] = torch.zeros(5)
+        opt.step()
+    assert opt.param_groups[0]["callback"] is print
+    assert "step_count" not in opt.state_dict()
+
+
+@every_optimizer
+def test_named_parameters(name: str) -> None:
+    model = torch.nn.Linear(2, 3)
+    mine, other = ours(name)(model.named_parameters()), theirs(name)(model.named_parameters())
+    assert mine.param_groups[0]["param_names"] == ["weight", "bias"]
+    assert mine.state_dict()["param_groups"][0]["param_names"] == other.state_dict()["param_groups"][0]["param_names"]
+
+
+def test_errors_name_the_parameter() -> None:
+    model = torch.nn.Linear(2, 3)
+    opt = fastopt.torch.Adam(model.named_parameters(), nonfinite="raise")
+    for param in model.parameters():
+        param.grad = torch.zeros_like(param)
+    model.bias.grad[1] = math.nan
+    with pytest.raises(FloatingPointError, match=r"^not finite: gradient of parameter 'bias'$"):
+        opt.step()
+    opt = fastopt.torch.Adam([{"params": [model.weight]}, {"params": [model.bias]}], nonfinite="raise")
+    with pytest.raises(FloatingPointError, match=r"^not finite: gradient of param_groups\[1\]\['params'\]\[0\]$"):
+        opt.step()
+
+
+@every_optimizer
+def test_closures(name: str) -> None:
+    def script(cls: Any) -> Any:
+        (param, _), losses = make_params(), []
+        opt = cls([param], lr=0.1)
+
+        def closure() -> Any:
+            assert torch.is_grad_enabled()
+            opt.zero_grad()
+            loss = (param**2).sum()
+            loss.backward()
+            return loss
+
+        with torch.no_grad():
+            losses = [opt.step(closure).item() for _ in range(3)]
+        return [param], losses
+
+    torch.testing.assert_close(script(ours(name)), script(theirs(name)), rtol=1e-13, atol=1e-13)
+    assert ours(name)(make_params()).step() is None
+
+
+@pytest.mark.parametrize("set_to_none", [True, False])
+def test_zero_grad(set_to_none: bool) -> None:
+    params = make_params()
+    give_gradients(params, generator())
+    grads = [param.grad for param in params]
+    fastopt.torch.AdamW(params).zero_grad(set_to_none=set_to_none)
+    if set_to_none:
+        assert [param.grad for param in params] == [None, None]
+    else:
+        assert all(param.grad is grad and not grad.any() for param, grad in zip(params, grads, strict=True))
+
+
+def test_no_gradients_at_all() -> None:
+    params = make_params()
+    opt = fastopt.torch.Adam(params, lr=0.25)
+    before = [param.detach().clone() for param in params]
+    opt.step()
+    assert_equal(params, before)
+    assert opt.state_dict()["state"] == {}
+    assert opt.last_step == (0.25, None, False, False)
+
+
+def test_an_empty_group_among_others() -> None:
+    params = make_params()
+    opt = fastopt.torch.AdamW([{"params": [], "lr": 0.5}, {"params": params}])
+    give_gradients(params, generator())
+    before = params[0].detach().clone()
+    opt.step()
+    assert not torch.equal(params[0], before)
+    assert fastopt.torch.AdamW([{"params": []}]).step() is None
+
+
+# ---- hooks ----
+
+
+def hooked(cls: Any) -> list[str]:
+    log: list[str] = []
+    params = make_params()
+    give_gradients(params, generator())
+    opt = cls(params)
+
+    def note(event: str) -> Callable[..., None]:
+        return lambda *args, **kwargs: log.append(f"{event} {len(args)} {sorted(kwargs)}")
+
+    handles = [
+        opt.register_step_pre_hook(note("pre")),
+        opt.register_step_post_hook(note("post")),
+        register_optimizer_step_pre_hook(note("global pre")),
+        register_optimizer_step_post_hook(note("global post")),
+        opt.register_state_dict_pre_hook(note("state_dict pre")),
+        opt.register_state_dict_post_hook(note("state_dict post")),
+        opt.register_load_state_dict_pre_hook(note("load pre")),
+        opt.register_load_state_dict_pre_hook(note("load pre, first"), prepend=True),
+        opt.register_load_state_dict_post_hook(note("load post")),
+    ]
+    opt.step()
+    opt.step(closure=lambda: None)
+    opt.load_state_dict(opt.state_dict())
+    for handle in handles:
+        handle.remove()
+    opt.step()
+    opt.load_state_dict(opt.state_dict())
+    return log
+
+
+@every_optimizer
+def test_hooks_are_called_as_in_torch(name: str) -> None:
+    log = hooked(ours(name))
+    assert log == hooked(theirs(name))
+    assert len(log) == 13
+
+
+def test_a_step_hook_can_replace_the_arguments() -> None:
+    params = make_params()
+    opt = fastopt.torch.SGD(params)
+    opt.register_step_pre_hook(lambda self, args, kwargs: ((self, lambda: "from the hook"), {}))
+    assert opt.step() == "from the hook"
+
+
+def test_state_dict_hooks_can_replace_the_state_dict() -> None:
+    opt = fastopt.torch.SGD(make_params(), lr=0.5)
+
+    def doubled(optimizer: Any, state_dict: Any) -> Any:
+        group = {**state_dict["param_groups"][0], "lr": 2 * state_dict["param_groups"][0]["lr"]}
+        return {**state_dict, "param_groups": [group]}
+
+    opt.register_load_state_dict_pre_hook(doubled)
+    opt.load_state_dict(opt.state_dict())
+    assert opt.param_groups[0]["lr"] == 1.0
+    opt.register_state_dict_post_hook(doubled)
+    assert opt.state_dict()["param_groups"][0]["lr"] == 2.0
+
+
+def test_the_profiler_sees_the_step() -> None:
+    params = make_params()
+    give_gradients(params, generator())
+    opt = fastopt.torch.AdamW(params)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        opt.step()
+    assert "Optimizer.step#AdamW.step" in {event.key for event in profile.key_averages()}
+
+
+def test_a_subclass_may_extend_the_step_and_the_constructor() -> None:
+    class Mine(fastopt.torch.SGD):
+        def __init__(self, params: Any, rate: float) -> None:
+            super().__init__(params, lr=rate)
+            self.count = 0
+
+        def step(self, closure: Any = None) -> Any:
+            self.count += 1
+            return super().step(closure)
+
+    params = make_params()
+    give_gradients(params, generator())
+    opt = Mine(params, 0.5)
+    opt.step()
+    assert opt.count == 1
+    assert list(inspect.signature(Mine).parameters) == ["params", "rate"]
+
+
+# ---- copies ----
+
+
+def copy_by_pickle(opt: Any) -> Any:
+    return pickle.loads(pickle.dumps(opt))
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, copy_by_pickle])
+@every_optimizer
+def test_copies_share_no_memory_and_go_on_alike(name: str, duplicate: Callable[[Any], Any]) -> None:
+    params = make_params()
+    options = {"momentum": 0.9} if name in ("SGD", "RMSprop") else {}
+    opt = ours(name)(
+        [{"params": params[:1], "lr": 0.5}, {"params": params[1:]}], clip_norm=1.0, clip_value=0.5, **options
+    )
+    give_gradients(params, generator())
+    opt.step()
+    other = duplicate(opt)
+    assert other.last_step == opt.last_step
+    twins = [param for group in other.param_groups for param in group["params"]]
+    gen, same = generator(), generator()
+    for _ in range(3):
+        give_gradients(params, gen)
+        opt.step()
+    for _ in range(3):
+        give_gradients(twins, same)
+        other.step()
+    assert_equal(twins, params)
+    assert_equal(other.state_dict()["state"], opt.state_dict()["state"])
+    assert other.step_count == opt.step_count == 4
+
+
+def test_copies_keep_schedules_and_hooks_of_groups_added_later() -> None:
+    params = make_params()
+    opt = copy.deepcopy(fastopt.torch.SGD(params, lr=schedules.linear(start=1.0, end=0.0, total=4), velocity="mean"))
+    opt.add_param_group({"params": [torch.ones(1, requires_grad=True)]})
+    assert opt.param_groups[1]["velocity"] == "mean"
+    assert callable(opt.param_groups[1]["lr"])
+
+
+@every_optimizer
+def test_state_dicts_pass_through_torch_save(name: str) -> None:
+    params = make_params()
+    opt = ours(name)(params, lr=schedules.warmup_cosine(0.1, warmup=2, total=10))
+    give_gradients(params, generator())
+    opt.step()
+    buffer = io.BytesIO()
+    torch.save(opt.state_dict(), buffer)
+    buffer.seek(0)
+    loaded = torch.load(buffer, weights_only=True)
+    assert_equal(loaded["state"], opt.state_dict()["state"])
+    assert loaded["param_groups"] == opt.state_dict()["param_groups"]
+    assert loaded["step_count"] == 1
+
+
+SOME_SCHEDULES: list[Any] = [
+    schedules.constant(0.1),
+    schedules.one_cycle(max_lr=0.1, total=10),
+    schedules.join([schedules.constant(0.1), schedules.cosine(0.1, total=5)], [3]),
+    schedules.linear_warmup(3, schedules.piecewise([4], [0.1, 0.01])),
+    schedules.ReduceOnPlateau(0.1),
+]
+
+
+@pytest.mark.parametrize("schedule", SOME_SCHEDULES, ids=lambda schedule: type(schedule).__name__)
+def test_every_kind_of_schedule_passes_through_torch_save(schedule: Any) -> None:
+    buffer = io.BytesIO()
+    torch.save(fastopt.torch.SGD(make_params(), lr=schedule).state_dict(), buffer)
+    buffer.seek(0)
+    opt = fastopt.torch.SGD(make_params())
+    opt.load_state_dict(torch.load(buffer, weights_only=True))
+    assert repr(opt.param_groups[0]["lr"]) == repr(schedule)
+
+
+# ---- hyper-parameters as tensors ----
+
+
+@every_optimizer
+def test_the_learning_rate_as_a_tensor(name: str) -> None:
+    for lr in (torch.tensor(0.1, dtype=torch.float64), torch.tensor([0.1], dtype=torch.float64)):
+        params, twins = make_params(), make_params()
+        opt, other = ours(name)(params, lr=lr), ours(name)(twins, lr=0.1)
+        for _ in range(2):
+            give_gradients(params, generator())
+            give_gradients(twins, generator())
+            opt.step()
+            other.step()
+        assert_equal(params, twins)
+        assert opt.param_groups[0]["lr"] is lr
+        lr.fill_(0.2)  # in place, as schedulers do it
+        other.param_groups[0]["lr"] = 0.2
+        opt.step()
+        other.step()
+        assert_equal(params, twins)
+
+
+@pytest.mark.parametrize("name", ["Adam", "AdamW"])
+def test_betas_as_tensors(name: str) -> None:
+    params, twins = make_params(), make_params()
+    betas = (torch.tensor(0.8, dtype=torch.float64), torch.tensor([0.9], dtype=torch.float64))
+    opt, other = ours(name)(params, betas=betas), ours(name)(twins, betas=(0.8, 0.9))
+    for _ in range(2):
+        give_gradients(params, generator())
+        give_gradients(twins, generator())
+        opt.step()
+        other.step()
+    assert_equal(params, twins)
+    assert opt.defaults["betas"] == theirs(name)(make_params(), betas=betas).defaults["betas"]
+
+
+def test_weight_decay_as_a_tensor() -> None:
+    params, twins = make_params(), make_params()
+    opt = fastopt.torch.SGD(params, weight_decay=torch.tensor(0.1, dtype=torch.float64))
+    other = fastopt.torch.SGD(twins, weight_decay=0.1)
+    give_gradients(params, generator())
+    give_gradients(twins, generator())
+    opt.step()
+    other.step()
+    assert_equal(params, twins)
+
+
+# ---- schedulers ----
+
+SCHEDULERS: dict[str, Callable[[Any], Any]] = {
+    "LambdaLR": lambda opt: lr_scheduler.LambdaLR(opt, lambda epoch: 0.9**epoch),
+    "MultiplicativeLR": lambda opt: lr_scheduler.MultiplicativeLR(opt, lambda epoch: 0.9),
+    "StepLR": lambda opt: lr_scheduler.StepLR(opt, 3, 0.5),
+    "MultiStepLR": lambda opt: lr_scheduler.MultiStepLR(opt, [2, 5], 0.5),
+    "ConstantLR": lambda opt: lr_scheduler.ConstantLR(opt, 0.5, 3),
+    "LinearLR": lambda opt: lr_scheduler.LinearLR(opt, 0.25, 1.0, 6),
+    "ExponentialLR": lambda opt: lr_scheduler.ExponentialLR(opt, 0.9),
+    "PolynomialLR": lambda opt: lr_scheduler.PolynomialLR(opt, 8, 2.0),
+    "CosineAnnealingLR": lambda opt: lr_scheduler.CosineAnnealingLR(opt, 5, 0.01),
+    "CosineAnnealingWarmRestarts": lambda opt: lr_scheduler.CosineAnnealingWarmRestarts(opt, 3, 2),
+    "CyclicLR": lambda opt: lr_scheduler.CyclicLR(opt, 0.01, 0.1, 3, cycle_momentum=has_momentum(opt)),
+    "OneCycleLR": lambda opt: lr_scheduler.OneCycleLR(opt, 0.1, 20, cycle_momentum=has_momentum(opt)),
+    "ReduceLROnPlateau": lambda opt: lr_scheduler.ReduceLROnPlateau(opt, patience=1, factor=0.5),
+    "SequentialLR": lambda opt: lr_scheduler.SequentialLR(
+        opt, [lr_scheduler.LinearLR(opt, 0.1, 1.0, 4), lr_scheduler.CosineAnnealingLR(opt, 6)], [4]
+    ),
+    "ChainedScheduler": lambda opt: lr_scheduler.ChainedScheduler(
+        [lr_scheduler.ConstantLR(opt, 0.1, 2), lr_scheduler.ExponentialLR(opt, 0.9)], opt
+    ),
+    "SWALR": lambda opt: swa_utils.SWALR(opt, 0.05, 4),
+}
+
+
+def has_momentum(opt: Any) -> bool:
+    return bool("betas" in opt.defaults or opt.defaults.get("momentum"))
+
+
+def test_no_scheduler_of_torch_is_missing() -> None:
+    known = {
+        name
+        for name, value in vars(lr_scheduler).items()
+        if inspect.isclass(value) and issubclass(value, lr_scheduler.LRScheduler)
+    }
+    assert known - {"LRScheduler", "_LRScheduler"} <= SCHEDULERS.keys()
+
+
+@pytest.mark.parametrize("as_tensor", [False, True])
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+@pytest.mark.parametrize("name", ["SGD", "RMSprop", "AdamW"])
+def test_schedulers(name: str, scheduler: str, as_tensor: bool) -> None:
+    def script(cls: Any) -> Any:
+        params, rates, gen = make_params(), [], generator()
+        lr = torch.tensor(0.1, dtype=torch.float64) if as_tensor else 0.1
+        options = {} if name == "AdamW" else {"momentum": 0.9}
+        opt = cls(params, lr=lr, **options)
+        schedule = SCHEDULERS[scheduler](opt)
+        for step in range(12):
+            give_gradients(params, gen)
+            opt.step()
+            rates.append([float(opt.param_groups[0]["lr"]), opt.param_groups[0].get("momentum")])
+            schedule.step(*([1.0 if step < 3 else 2.0] if scheduler == "ReduceLROnPlateau" else []))
+        return params, rates
+
+    (mine, rates), (other, expected) = script(ours(name)), script(theirs(name))
+    assert rates == expected
+    torch.testing.assert_close(mine, other, rtol=1e-12, atol=1e-12)
+
+
+def test_a_scheduler_and_its_optimizer_resume_together() -> None:
+    def run(steps: range, state: Any = None) -> Any:
+        params, gen = make_params(), generator()
+        opt = fastopt.torch.AdamW(params, lr=0.1)
+        schedule = lr_scheduler.OneCycleLR(opt, 0.1, 20)
+        if state is not None:
+            saved, saved_opt, saved_schedule = state
+            for param, value in zip(params, saved, strict=True):
+                param.data.copy_(value)
+            schedule.load_state_dict(saved_schedule)
+            opt.load_state_dict(saved_opt)
+        for step in range(steps.stop):
+            give_gradients(params, gen)
+            if step in steps:
+                opt.step()
+                schedule.step()
+        return [param.detach().clone() for param in params], copy.deepcopy(opt.state_dict()), schedule.state_dict()
+
+    through, _, _ = run(range(10))
+    resumed, _, _ = run(range(4, 10), run(range(4)))
+    assert_equal(resumed, through)
+
+
+def test_averaged_models() -> None:
+    def script(cls: Any) -> Any:
+        torch.manual_seed(0)
+        model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.BatchNorm1d(4)).double()
+        ema = swa_utils.AveragedModel(model, multi_avg_fn=averaging)
+        opt = cls(model.parameters(), lr=0.1)
+        inputs = torch.rand(5, 8, 4, dtype=torch.float64, generator=generator())
+        for x in inputs:
+            opt.zero_grad()
+            model(x).square().mean().backward()
+            opt.step()
+            ema.update_parameters(model)
+        swa_utils.update_bn(inputs, ema)
+        return list(ema.parameters()), list(ema.buffers())
+
+    torch.testing.assert_close(script(fastopt.torch.SGD), script(torch.optim.SGD), rtol=1e-12, atol=1e-12)
+
+
+# ---- schedules of fastopt ----
+
+
+@every_optimizer
+def test_schedules_are_the_numbers_they_stand_for(name: str) -> None:
+    schedule = schedules.warmup_cosine(peak=0.1, warmup=3, total=10)
+    decay = schedules.linear(start=0.0, end=0.1, total=10)
+    params, twins = make_params(), make_params()
+    opt, other = ours(name)(params, lr=schedule, weight_decay=decay), ours(name)(twins)
+    for step in range(8):
+        give_gradients(params, generator())
+        give_gradients(twins, generator())
+        other.param_groups[0].update(lr=schedule(step), weight_decay=decay(step))
+        opt.step()
+        other.step()
+        assert opt.last_step.lr == schedule(step)
+    assert_equal(params, twins)
+
+
+def test_schedules_within_betas_in_groups_and_for_clipping() -> None:
+    beta1 = schedules.linear(start=0.5, end=0.9, total=4)
+    clip = schedules.linear(start=0.1, end=1.0, total=4)
+    lr = schedules.constant(0.25)
+    params, twins = make_params(), make_params()
+    opt = fastopt.torch.Adam([{"params": params, "lr": lr}], betas=(beta1, 0.99), clip_norm=clip, clip_value=clip)
+    other = fastopt.torch.Adam(twins, lr=0.25)
+    for step in range(6):
+        give_gradients(params, generator())
+        give_gradients(twins, generator())
+        other.param_groups[0]["betas"] = (beta1(step), 0.99)
+        other.clip_norm = other.clip_value = clip(step)
+        opt.step()
+        other.step()
+    assert_equal(params, twins)
+
+
+def test_the_values_of_schedules_are_checked() -> None:
+    params = make_params()
+    opt = fastopt.torch.SGD(params, lr=lambda step: 0.1 - step)
+    give_gradients(params, generator())
+    opt.step()
+    before = [param.detach().clone() for param in params]
+    with pytest.raises(ValueError, match=r"Invalid learning rate: -0\.9"):
+        opt.step()
+    assert_equal(params, before)
+    with pytest.raises(ValueError, match=r"Invalid learning rate: -1\.0"):
+        fastopt.torch.SGD(params, lr=lambda step: -1.0)
