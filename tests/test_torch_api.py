@@ -17,7 +17,7 @@ from torch.optim.optimizer import (  # noqa: E402
     register_optimizer_step_post_hook,
     register_optimizer_step_pre_hook,
 )
-from torch_cases import assert_equal, every_optimizer, give_gradients, nonzero, ours, theirs  # noqa: E402
+from torch_cases import NAMES, assert_equal, every_optimizer, give_gradients, nonzero, ours, theirs  # noqa: E402
 
 import fastopt.torch  # noqa: E402
 from fastopt import schedules  # noqa: E402
@@ -98,13 +98,17 @@ def test_repr_is_torchs_with_our_options_among_the_others(name: str) -> None:
     assert [line for line in mine if line not in extras] == other
 
 
-@pytest.mark.parametrize("flags", [{"foreach": True}, {"foreach": False}, {"fused": True}, {"fused": False}])
-@every_optimizer
-def test_foreach_and_fused_change_nothing(name: str, flags: dict[str, bool]) -> None:
-    if not flags.keys() <= inspect.signature(theirs(name)).parameters.keys():
-        pytest.skip(f"torch's {name} has no {flags}")
+def with_flag(*flags: str) -> Any:
+    """Parametrize a test with every optimizer and each of the flags that torch's has."""
+    pairs = [(name, flag) for name in NAMES for flag in flags if flag in inspect.signature(theirs(name)).parameters]
+    return pytest.mark.parametrize(("name", "flag"), pairs)
+
+
+@pytest.mark.parametrize("value", [True, False])
+@with_flag("foreach", "fused")
+def test_foreach_and_fused_change_nothing(name: str, flag: str, value: bool) -> None:
     results = []
-    for more in ({}, flags):
+    for more in ({}, {flag: value}):
         params = make_params()
         opt = ours(name)(params, **more)
         give_gradients(params, generator())
@@ -113,11 +117,8 @@ def test_foreach_and_fused_change_nothing(name: str, flags: dict[str, bool]) -> 
     assert_equal(*results)
 
 
-@pytest.mark.parametrize("flag", ["capturable", "differentiable"])
-@every_optimizer
+@with_flag("capturable", "differentiable")
 def test_what_the_step_cannot_be_is_refused(name: str, flag: str) -> None:
-    if flag not in inspect.signature(theirs(name)).parameters:
-        pytest.skip(f"torch's {name} has no {flag}")
     message = f"{flag}=True is not supported by fastopt: its step is neither captured nor recorded"
     with pytest.raises(ValueError, match=message):
         ours(name)(make_params(), **{flag: True})
@@ -654,6 +655,7 @@ def test_averaged_models() -> None:
     def script(cls: Any) -> Any:
         torch.manual_seed(0)
         model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.BatchNorm1d(4)).double()
+        averaging = swa_utils.get_ema_multi_avg_fn(0.9)  # type: ignore[no-untyped-call]
         ema = swa_utils.AveragedModel(model, multi_avg_fn=averaging)
         opt = cls(model.parameters(), lr=0.1)
         inputs = torch.rand(5, 8, 4, dtype=torch.float64, generator=generator())
