@@ -98,7 +98,7 @@ def test_repr_is_torchs_with_our_options_among_the_others(name: str) -> None:
     assert [line for line in mine if line not in extras] == other
 
 
-def with_flag(*flags: str) -> Any:
+def with_flag(*flags: str) -> pytest.MarkDecorator:
     """Parametrize a test with every optimizer and each of the flags that torch's has."""
     pairs = [(name, flag) for name in NAMES for flag in flags if flag in inspect.signature(theirs(name)).parameters]
     return pytest.mark.parametrize(("name", "flag"), pairs)

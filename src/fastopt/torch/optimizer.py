@@ -35,7 +35,7 @@ class Uncast:
         value = torch.from_numpy(self.value) if isinstance(self.value, np.ndarray) else self.value
         if not isinstance(value, Tensor):
             return value
-        return value.detach().to(param.device).clone(memory_format=torch.preserve_format)
+        return value.detach().to(param.device).clone()
 
 
 class Optimizer(torch.optim.Optimizer):

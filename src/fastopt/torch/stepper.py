@@ -182,6 +182,8 @@ class Stepper:
                 self.bind(members)
             if self.resident is not None and self.resident.fits(members, grads):
                 return self.resident.pointed_at(grads, in_place=True)
+            if self.resident is not None and self.resident.is_reshaped():
+                self.bind(members)
             return self.prepare_copies(members, grads)
         except Exception:
             self.undo()
@@ -244,6 +246,7 @@ class Stepper:
             for tensor in (self.params[member], *several)
         ):
             self.resident = Resident(self, bound, states)
+            self.resident.follow(members)
 
     def check(self, member: int) -> None:
         """Raise `RuntimeError` if a parameter, or a state that it has, is none to step on."""
@@ -251,8 +254,9 @@ class Stepper:
         self.refuse(complaint(param), member)
         if any(stride == 0 and size > 1 for stride, size in zip(param.stride(), param.shape, strict=True)):
             self.refuse("has elements that share memory, which no step can update; make it a clone()", member)
+        _, names = self.rules[self.owners[member]]
         for name, state in self.optimizer.state.get(param, {}).items():
-            if isinstance(state, Tensor) and name != "step" and state.shape != param.shape:
+            if name in names and state is not None and state.shape != param.shape:
                 self.refuse(f"has shape {tuple(state.shape)}, expected {tuple(param.shape)}", member, f"{name} of ")
 
     def refuse(self, why: str, member: int, whose: str = "") -> None:
@@ -398,7 +402,6 @@ class Resident:
         self.rows, self.cohorts = cohorts_of(
             [(owner, steps, True) for owner, steps in zip(owners, counts, strict=True)]
         )
-        self.follow(members)
 
     def follow(self, members: list[int]) -> None:
         """Expect gradients of these members, no others."""
@@ -446,6 +449,15 @@ class Resident:
             )
         except RuntimeError:  # a layout without strides
             return False
+
+    @torch.no_grad()
+    def is_reshaped(self) -> bool:
+        """Whether a parameter was given another shape, or order of dimensions, over the memory that it had."""
+        now = map(plain, self.tensors[: len(self.views)])
+        return any(
+            (one.shape, one.stride()) != (other.shape, other.stride())
+            for one, other in zip(now, self.views, strict=True)
+        )
 
     def pointed_at(self, grads: list[Tensor], in_place: bool) -> Prepared:
         """Return the plan with these gradients, the others left out."""
