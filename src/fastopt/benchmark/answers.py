@@ -63,9 +63,8 @@ def solution(task: Task, arrays: Arrays) -> list[NDArray[np.float64]]:
     """Return where the textbook's steps take the elements of `sample`."""
     params, grads = sample(arrays.params), sample(arrays.grads)
     if task.clips:
-        # The norm is that of the whole gradients.
-        norm = np.sqrt(sum(np.sum(grad**2, dtype=np.float64) for grad in arrays.grads))
-        grads = [min(1.0, MAX_NORM / norm) * grad for grad in grads]
+        coefficient = textbook.clip_coefficient(arrays.grads, MAX_NORM)  # of all elements
+        grads = [min(1.0, coefficient) * grad for grad in grads]
     options = task.method.all_options
     states: list[textbook.State] = [{} for _ in params]
     for step in range(1, STEPS + 1):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from io import BytesIO
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -67,7 +67,7 @@ def bench(
     try:
         before = Record.load(baseline) if baseline else None
         check_writable(json, plot)
-        comparison = {
+        comparison: dict[str, Any] = {
             "chosen": [methods()[name] for name in listed(optimizer, methods(), "--optimizer")],
             "work_names": works_of(work),
             "dtypes": listed(dtype, ITEM_SIZES, "--dtype"),

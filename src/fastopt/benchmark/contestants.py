@@ -124,7 +124,7 @@ class Fastopt(OnArrays):
 
     def __init__(self, task: Task, arrays: Arrays) -> None:
         super().__init__(task, arrays)
-        clipping = {"clip_norm": MAX_NORM} if task.clips else {}
+        clipping: dict[str, Any] = {"clip_norm": MAX_NORM} if task.clips else {}
         optimizer = task.method.cls(alone(self.params), **task.method.options, **clipping)
         zeroing = {"zero_grad": True} if task.zeroes else {}
         self.step = partial(optimizer.step, alone(self.grads), **zeroing)

@@ -18,7 +18,7 @@ STYLES = {"reached": "green", "missed": "red", "unclear": "yellow"}
 GAP = 2
 """Between columns."""
 
-LEAST_WIDTH = 16
+LEAST_WIDTH = 14
 """Of the first column, which gives way where the terminal is narrow."""
 
 
@@ -26,7 +26,7 @@ def show(console: Console, sheet: Sheet) -> None:
     """Print a table."""
     console.print(Text(sheet.title, style="bold"))
     widths = [max(map(len, cells)) for cells in zip(sheet.columns, *rows_of(sheet), strict=True)]
-    gaps = GAP * len(widths)
+    gaps = GAP * (len(widths) - 1)
     widths[0] = min(widths[0], max(LEAST_WIDTH, console.width - sum(widths[1:]) - gaps))
     for number, (heading, rows) in enumerate(groups(sheet)):
         table = Table(box=None, pad_edge=False, padding=(0, GAP, 0, 0), show_header=number == 0)

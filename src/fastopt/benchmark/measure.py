@@ -39,7 +39,8 @@ CONFIDENCE = 0.95
 class Timed(Protocol):
     """Something to be timed."""
 
-    step: Callable[[], Any]
+    def step(self) -> Any:
+        """Do it once."""
 
     def before_sample(self) -> None:
         """Set everything as it should be, untimed."""

@@ -41,7 +41,8 @@ class Decoder(nn.Module):
         mask = nn.Transformer.generate_square_subsequent_mask(length)
         for layer in self.layers:
             x = layer(x, mask, is_causal=True)
-        return functional.linear(self.norm(x), self.tokens.weight)
+        scores: Tensor = functional.linear(self.norm(x), self.tokens.weight)
+        return scores
 
     def loss_on(self, batch: int, length: int) -> Callable[[], Tensor]:
         """Return the loss on random tokens."""
@@ -60,7 +61,7 @@ def policy() -> Model:
     actions = torch.randint(4, (64,))
 
     def loss() -> Tensor:
-        values = critic(observations).squeeze(1)
+        values: Tensor = critic(observations).squeeze(1)
         log_likelihood = -functional.cross_entropy(actor(observations), actions, reduction="none")
         return functional.mse_loss(values, returns) - ((returns - values.detach()) * log_likelihood).mean()
 

@@ -22,7 +22,7 @@ class OnTensors(Contestant):
     The parts of a step that the optimizer does not do itself are torch's: `clip_grad_norm_` and `zero_grad`.
     """
 
-    modules = ("torch",)
+    modules: ClassVar[tuple[str, ...]] = ("torch",)
 
     @classmethod
     def optimizer(cls, task: Task) -> Callable[..., Any] | None:
@@ -203,6 +203,7 @@ class Optax(Contestant):
     """optax under `jax.jit`, the buffers of parameters and states donated."""
 
     name = "optax"
+    precision = 1e-6  # clips by max_norm / norm, others by max_norm / (norm + 1e-6)
     modules = ("jax", "optax")
 
     @classmethod
@@ -252,7 +253,7 @@ class Optax(Contestant):
         self.put = partial(jax.numpy.array, dtype=task.dtype)
         self.params = list(map(self.put, arrays.params))
         self.state = optimizer.init(self.params)
-        self.load_gradients(arrays.grads)
+        self.grads = list(map(self.put, arrays.grads))
         self.update = jax.jit(update, donate_argnums=(0, 1, 2) if task.zeroes else (0, 1))
         self.step = self.take_step
 

@@ -66,7 +66,7 @@ class Run:
             (e for e in self.seconds if e.contestant == "floor" and same_streams(e.task, entrant.task)),
             None,
         )
-        return floor and self.ratio(floor, entrant)
+        return self.ratio(floor, entrant) if floor else None
 
     def counterpart(self, entrant: Entrant) -> Entrant | None:
         """Return which of ours an entrant is compared with, None where that was not measured."""

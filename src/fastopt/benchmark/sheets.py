@@ -82,7 +82,7 @@ def times(ratio: Ratio) -> str:
 
 def ranking(ratio: Ratio) -> str:
     """Return how many times as fast, where the interval allows to say which is faster."""
-    return times(ratio) if ratio.is_decided else f"no telling ({digits(ratio.low)} to {digits(ratio.high)})"
+    return times(ratio) if ratio.is_decided else f"unclear ({digits(ratio.low)} to {digits(ratio.high)})"
 
 
 def percent(share: float) -> str:
@@ -142,17 +142,22 @@ def comparison_row(run: Run, entrant: Entrant) -> list[str]:
     """Return the row of a contestant."""
     seconds = run.seconds[entrant]
     median = float(np.median(seconds))
-    share = run.share_of_floor(entrant)
-    reference = run.counterpart(entrant)
+    counterpart = run.counterpart(entrant)
     return [
         entrant.contestant,
         time(median),
         spread(seconds),
         si(entrant.task.work.elements / median),
         digits(entrant.task.bytes / median / 1e9),
-        percent(share.median) if share else "",
-        ranking(run.ratio(entrant, reference)) if reference and entrant.contestant not in OURS else "",
+        share(run, entrant),
+        ranking(run.ratio(entrant, counterpart)) if counterpart and entrant.contestant not in OURS else "",
     ]
+
+
+def share(run: Run, entrant: Entrant) -> str:
+    """Return an entrant's share of the floor's speed."""
+    found = run.share_of_floor(entrant)
+    return percent(found.median) if found else ""
 
 
 def left_out(absences: Iterable[Absence]) -> list[str]:
@@ -238,41 +243,79 @@ def change_sheet(changes: Sequence[Change]) -> Sheet:
     return Sheet("Slower than the baseline, as a share of the floor's speed", ("", "", "before", "now"), rows, [note])
 
 
-# ---- the headline ----
+# ---- for the documents ----
+
+HEADLINE = (
+    ("1K", "step"),
+    ("1M", "step"),
+    ("64M", "step"),
+    ("1000x1K", "step"),
+    ("policy", "clip"),
+    ("resnet50", "clip"),
+    ("gpt2-small", "clip"),
+)
 
 
 def headline(record: Record) -> Sheet:
-    """Return AdamW in float32 on all works, as times of fastopt and how many times as long others take."""
-    found = [
-        run
-        for run in record.runs.get("comparison", [])
-        if run.seconds and task_of(run).method == methods()["adamw"] and task_of(run).dtype == "float32"
-    ]
-    rivals = [name for name in RIVALS if any(name == e.contestant for run in found for e in run.seconds)]
-    rows = [headline_row(run, rivals) for run in found if task_of(run).action != "clip+zero"]
-    return Sheet("AdamW, float32", ("", "fastopt", "of the floor", *rivals), rows)
+    """Return AdamW in float32: times of fastopt, and how many times as long others take."""
+    found: dict[tuple[str, str], Run] = {}
+    for run in record.runs.get("comparison", []):
+        task = task_of(run) if run.seconds else None
+        if task and (task.method, task.dtype) == (methods()["adamw"], "float32"):
+            found[task.work.name, task.action] = run
+    runs = [found[key] for key in HEADLINE if key in found]
+    rivals = [name for name in RIVALS if any(name == e.contestant for run in runs for e in run.seconds)]
+    return Sheet(
+        "AdamW, float32", ("", "fastopt", "of the floor", *rivals), [headline_row(run, rivals) for run in runs]
+    )
 
 
 def headline_row(run: Run, rivals: Sequence[str]) -> list[str]:
     """Return the row of a run."""
     task = task_of(run)
     ours = Entrant("fastopt", task)
-    share = run.share_of_floor(ours)
     return [
-        f"{task.work}{', clipped' if task.clips else ''}",
+        f"{task.work.name}, {ACTION_NAMES[task.action]}",
         time(float(np.median(run.seconds[ours]))),
-        percent(share.median) if share else "",
+        share(run, ours),
         *(headline_cell(run, Entrant(name, task)) for name in rivals),
     ]
 
 
 def headline_cell(run: Run, entrant: Entrant) -> str:
-    """Return how many times as long a rival takes."""
-    reference = run.counterpart(entrant)
-    if entrant not in run.seconds or reference is None:
+    """Return how many times as long a rival takes, in parentheses where that is not sure to be more or less."""
+    counterpart = run.counterpart(entrant)
+    if entrant not in run.seconds or counterpart is None:
         return ""
-    ratio = run.ratio(entrant, reference)
+    ratio = run.ratio(entrant, counterpart)
     return f"{digits(ratio.median)}x" if ratio.is_decided else f"({digits(ratio.median)}x)"
+
+
+RULE_WORKS = (("64M", "float32"), ("64M", "float64"), ("1M", "float32"), ("1M", "float64"))
+
+
+def rule_sheet(record: Record) -> Sheet:
+    """Return every kernel's share of the floor's speed, from memory and from the cache, and NumPy's time."""
+    runs: dict[tuple[str, str, str], Run] = {}
+    for run in [*record.runs.get("comparison", []), *record.runs.get("targets", [])]:
+        for entrant in run.seconds:
+            if entrant.contestant == "floor" and entrant.task.action == "step":
+                runs[entrant.task.method.rule, entrant.task.work.name, entrant.task.dtype] = run
+    rules = dict.fromkeys(method.rule for method in methods().values())
+    columns = ["", *(f"{work}, {dtype}" for work, dtype in RULE_WORKS), "NumPy, 1M, float32"]
+    return Sheet("Share of the floor's speed", columns, [rule_row(rule, runs) for rule in rules])
+
+
+def rule_row(rule: str, runs: dict[tuple[str, str, str], Run]) -> list[str]:
+    """Return the row of a kernel."""
+    row = [rule]
+    for work, dtype in RULE_WORKS:
+        run = runs.get((rule, work, dtype))
+        ours = next((e for e in run.seconds if e.contestant == "fastopt"), None) if run else None
+        row.append(share(run, ours) if run and ours else "")
+    run = runs.get((rule, "1M", "float32"))
+    numpy = next((e for e in run.seconds if e.contestant == "NumPy"), None) if run else None
+    return [*row, headline_cell(run, numpy) if run and numpy else ""]
 
 
 def machine_line(record: Record) -> str:

@@ -71,7 +71,13 @@ STEPS: dict[str, Callable[[Array, Array, State, int, Options], None]] = {
 
 def clip_by_norm(grads: list[Array], max_norm: float) -> None:
     """Scale gradients in place so that their norm is at most `max_norm`."""
-    norm = np.sqrt(sum(np.sum(g**2, dtype=np.float64) for g in grads))
-    if norm > max_norm:
+    coefficient = clip_coefficient(grads, max_norm)
+    if coefficient < 1:
         for g in grads:
-            g *= max_norm / norm
+            g *= coefficient
+
+
+def clip_coefficient(grads: list[Array], max_norm: float) -> float:
+    """``max_norm / (norm + 1e-6)``, as in torch."""
+    norm = np.sqrt(sum(np.sum(g**2, dtype=np.float64) for g in grads))
+    return float(max_norm / (norm + 1e-6))

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,7 +31,7 @@ SAME_LOSS = 1e-3
 """How far the losses of two optimizers may be apart after those, as a part of them."""
 
 
-def torch_step(params: Parameters, **flags: bool) -> Callable[[], None]:
+def torch_step(params: Parameters, **flags: Any) -> Callable[[], None]:
     """Return what comes after the backward pass with torch."""
     optimizer = torch.optim.AdamW(params, **flags)
 

@@ -1,0 +1,1 @@
+"""Benchmarks of every rule for pytest-benchmark; see README.md."""

@@ -1,0 +1,75 @@
+"""The tables of the documents, from the recorded run: `python -m fastopt.benchmark.documents` in a checkout.
+
+They stand between `<!-- name -->` and `<!-- /name -->`, and are never typed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from fastopt.benchmark import sheets
+from fastopt.benchmark.records import Record
+from fastopt.benchmark.sheets import Sheet
+from fastopt.benchmark.targets import all_targets
+from fastopt.files import replacing
+
+RESULTS = Path("bench/results/results.json")
+DOCUMENTS = (Path("README.md"), Path("docs/performance.md"))
+
+
+def table(sheet: Sheet) -> str:
+    """Return a table in Markdown, with a bold row for each heading."""
+    rows = [sheet.columns, ["---", *["---:"] * (len(sheet.columns) - 1)]]
+    rows += [row if len(row) > 1 else [f"**{row[0]}**", *[""] * (len(sheet.columns) - 1)] for row in sheet.rows]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def headline(record: Record) -> str:
+    """Return AdamW's table, and what it says."""
+    return f"""{table(sheets.headline(record))}
+
+AdamW in float32, threads: {record.facts["threads"]}. Time of a step, its share of the floor's speed (the floor is a
+loop with the same streams of reads and writes, and nothing else), and how many times as long others take; in
+parentheses where the spread of the rounds does not tell which is faster."""
+
+
+def targets(record: Record) -> str:
+    """Return the table of targets."""
+    wanted = all_targets(record.facts["threads"])
+    return table(sheets.target_sheet([target.judge(record.all_runs) for target in wanted]))
+
+
+BLOCKS: dict[str, Callable[[Record], str]] = {
+    "table": headline,
+    "machine": sheets.machine_line,
+    "rules": lambda record: table(sheets.rule_sheet(record)),
+    "targets": targets,
+    "steps": lambda record: table(sheets.step_sheet(record.steps)),
+    "trainings": lambda record: table(sheets.training_sheet(record.trainings)),
+}
+"""By the name in the document."""
+
+
+def filled(text: str, record: Record) -> str:
+    """Return a document with its tables made anew."""
+
+    def block(found: re.Match[str]) -> str:
+        name = found[1]
+        return f"<!-- {name} -->\n{BLOCKS[name](record)}\n<!-- /{name} -->"
+
+    return re.sub(rf"<!-- ({'|'.join(BLOCKS)}) -->\n.*?<!-- /\1 -->", block, text, flags=re.S)
+
+
+def main() -> None:
+    """Make the tables of all documents anew."""
+    record = Record.load(RESULTS)
+    for document in DOCUMENTS:
+        text = filled(document.read_text(encoding="utf-8"), record)
+        with replacing(document) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
