@@ -395,7 +395,8 @@ class Resident:
         self.serial = any_overlap(self.views)
         # Whether gradients have to be looked at one by one: to be viewed otherwise, or for their dtype.
         self.choosy = any(
-            isinstance(param, DTensor) or param.is_complex() or param.grad_dtype != param.dtype for param in params
+            isinstance(param, DTensor) or param.is_complex() or not param.is_leaf or param.grad_dtype != param.dtype
+            for param in params
         )
         counts = stepper.counts(members)
         self.left = EXACT - max(counts) if stepper.steps.dtype == torch.float32 else math.inf
