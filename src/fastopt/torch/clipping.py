@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterable
+from functools import reduce
+from types import GeneratorType
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import increment_version
 
 from fastopt import _core, environment
 from fastopt.clipping import clip_coefficient
@@ -38,21 +42,7 @@ def get_total_norm(
         If the norm is not finite and `error_if_nonfinite`.
     """
     several = [tensors] if isinstance(tensors, Tensor) else list(tensors)
-    norm_type = float(norm_type)
-    if norm_type not in (2.0, math.inf) or not several or not all(map(is_plain, several)):
-        return torch.nn.utils.get_total_norm(several, norm_type, error_if_nonfinite, foreach)
-    plan, threads = plan_over(several), thread_count()
-    value = plan.norm(threads) if norm_type == 2.0 else plan.max_abs(threads)
-    if error_if_nonfinite and not math.isfinite(value):
-        raise RuntimeError(
-            f"The total norm of order {norm_type} for gradients from `parameters` is non-finite, so it cannot be "
-            "clipped. To disable this error and scale the gradients by the non-finite norm anyway, set "
-            "`error_if_nonfinite=False`"
-        )
-    dtype = several[0].dtype
-    for tensor in several[1:]:
-        dtype = dtype if dtype == tensor.dtype else torch.promote_types(dtype, tensor.dtype)
-    return torch.tensor(value, dtype=dtype)
+    return norm_over(plan_over(several), several, float(norm_type), error_if_nonfinite, foreach)
 
 
 def clip_grad_norm_(
@@ -83,40 +73,65 @@ def clip_grad_norm_(
     RuntimeError
         If the norm is not finite and `error_if_nonfinite`; nothing has been changed then.
     """
-    grads = gradients(parameters)
-    if not all(map(is_plain, grads)):
-        several = [parameters] if isinstance(parameters, Tensor) else list(parameters)
-        return torch.nn.utils.clip_grad_norm_(several, max_norm, norm_type, error_if_nonfinite, foreach)
-    norm = get_total_norm(grads, norm_type, error_if_nonfinite, foreach)
+    several = listed(parameters)
+    grads = [parameter.grad for parameter in several if parameter.grad is not None]
+    plan = plan_over(grads)
+    norm = norm_over(plan, grads, float(norm_type), error_if_nonfinite, foreach)
+    # (Threads must not scale a gradient that is in the list twice both at once.)
+    if plan is None or len(set(map(Tensor.data_ptr, grads))) < len(grads):
+        torch.nn.utils.clip_grads_with_norm_(several, max_norm, norm, foreach)
+        return norm
     coefficient = clip_coefficient(float(norm), float(max_norm))
-    if coefficient != 1.0 and grads:
-        plan_over(grads).scale(coefficient, thread_count())
-        torch.autograd.graph.increment_version(grads)
+    if coefficient != 1.0:
+        plan.scale(coefficient, thread_count())
+        increment_version(grads)
     return norm
 
 
 def clip_grad_value_(parameters: Tensor | Iterable[Tensor], clip_value: float, foreach: bool | None = None) -> None:
     """Clip every entry of the gradients to ``[-clip_value, clip_value]``, as `torch.nn.utils.clip_grad_value_`."""
-    grads = gradients(parameters)
-    if not all(map(is_plain, grads)):
-        several = [parameters] if isinstance(parameters, Tensor) else list(parameters)
+    several = [parameters] if isinstance(parameters, Tensor) else list(parameters)
+    grads = [parameter.grad for parameter in several if parameter.grad is not None]
+    plan = plan_over(grads)
+    if plan is None and grads:
         torch.nn.utils.clip_grad_value_(several, clip_value, foreach)
-    elif grads:
-        plan_over(grads).clamp(float(clip_value), thread_count())
-        torch.autograd.graph.increment_version(grads)
+    elif plan is not None:
+        plan.clamp(float(clip_value), thread_count())
+        increment_version(grads)
 
 
-def gradients(parameters: Tensor | Iterable[Tensor]) -> list[Tensor]:
-    """Return the gradients that there are."""
-    several = [parameters] if isinstance(parameters, Tensor) else parameters
-    return [parameter.grad for parameter in several if parameter.grad is not None]
+def listed(parameters: Tensor | Iterable[Tensor]) -> list[Tensor]:
+    """Return the parameters, with torch's warning if a generator has none (any more)."""
+    several = [parameters] if isinstance(parameters, Tensor) else list(parameters)
+    if isinstance(parameters, GeneratorType) and not several:
+        warnings.warn("`parameters` is an empty generator, no gradient clipping will occur.", UserWarning, stacklevel=3)
+    return several
 
 
-def plan_over(tensors: list[Tensor]) -> _core.Plan:
-    """Return a plan over plain tensors; the caller keeps them alive."""
+def plan_over(tensors: list[Tensor]) -> _core.Plan | None:
+    """Return a plan over the tensors, which the caller keeps alive; None for none, and for any that is not plain."""
+    if not tensors or not all(map(is_plain, tensors)):
+        return None
     plan = _core.Plan(list(map(Tensor.numel, tensors)), [_core.DTYPES[DTYPE_NAMES[tensor.dtype]] for tensor in tensors])
     plan.set_gradient_addresses(list(map(Tensor.data_ptr, tensors)))
     return plan
+
+
+def norm_over(
+    plan: _core.Plan | None, tensors: list[Tensor], norm_type: float, error_if_nonfinite: bool, foreach: bool | None
+) -> Tensor:
+    """Return the norm of the tensors that the plan is over; torch's if there is no plan, or no pass for this norm."""
+    if plan is None or norm_type not in (2.0, math.inf):
+        return torch.nn.utils.get_total_norm(tensors, norm_type, error_if_nonfinite, foreach)
+    value = plan.norm(thread_count()) if norm_type == 2.0 else plan.max_abs(thread_count())
+    if error_if_nonfinite and not math.isfinite(value):
+        raise RuntimeError(
+            f"The total norm of order {norm_type} for gradients from `parameters` is non-finite, so it cannot be "
+            "clipped. To disable this error and scale the gradients by the non-finite norm anyway, set "
+            "`error_if_nonfinite=False`"
+        )
+    dtypes = {tensor.dtype for tensor in tensors}
+    return torch.tensor(value, dtype=reduce(torch.promote_types, dtypes))
 
 
 def thread_count() -> int:

@@ -51,7 +51,13 @@ def complaint(tensor: Tensor) -> str:
 
 def is_plain(tensor: Tensor) -> bool:
     """Whether the kernels can work on the tensor's memory as it is."""
-    return not (isinstance(tensor, DTensor) or tensor.is_complex() or complaint(tensor)) and has_plain_view(tensor)
+    return (
+        not isinstance(tensor, DTensor)
+        and tensor.device.type == "cpu"
+        and tensor.layout == torch.strided
+        and tensor.dtype in DTYPE_NAMES
+        and has_plain_view(tensor)
+    )
 
 
 def has_plain_view(tensor: Tensor) -> bool:
