@@ -34,8 +34,9 @@ FO_INLINE void fo_fetch(const void *x, size_t bytes)
 #define AS_IS(x) (x)
 
 /* States that have decayed into the subnormal range are zero for every purpose, but cost some hundred cycles an
- * operation; they are stored as zero. (What float16 holds is never subnormal in float32.) */
-#define FLUSH(x) (ABS(x) < SMALLEST_NORMAL ? 0 : (x))
+ * operation: they are stored as zero, and so are those that the next decay (by half at the most, say) would bring there.
+ * (What float16 holds is never subnormal in float32.) */
+#define FLUSH(x) (ABS(x) < 2 * SMALLEST_NORMAL ? 0 : (x))
 #define FLUSH_TO_BF16(x) fo_to_bf16(FLUSH(x))
 
 /* ---- arithmetic in float32 ---- */
