@@ -84,7 +84,7 @@ def test_a_drift_that_all_share_does_not_change_the_ratio(clock: Clock) -> None:
 
     def slow() -> float:
         nonlocal factor
-        factor = next(drift)
+        factor = float(next(drift))
         return 0.3 * factor
 
     times = take_turns([Entrant(clock, "A", slow, []), Entrant(clock, "B", lambda: 0.1 * factor, [])], 1e9)

@@ -23,6 +23,8 @@ def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """Measure as little as possible."""
     monkeypatch.setattr(measure, "SAMPLE_SECONDS", 1e-7)
     monkeypatch.setattr(measure, "REST_SECONDS", 0.0)
+    monkeypatch.setattr("fastopt.benchmark.measure.gc.collect", lambda: 0)
+    monkeypatch.setattr(measure, "MOST_ROUNDS", measure.LEAST_ROUNDS)
 
 
 def run_of(task: Task, *contestants: str) -> Run:

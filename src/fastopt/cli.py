@@ -8,7 +8,9 @@ from rich.console import Console
 from rich.table import Table
 
 import fastopt
+from fastopt.benchmark.command import bench
 from fastopt.landscape.command import landscape
+from fastopt.lessons.command import lessons
 from fastopt.training.command import train
 
 app = typer.Typer(
@@ -17,7 +19,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-for command in (train, landscape):
+for command in (train, landscape, lessons, bench):
     app.command()(command)
 
 

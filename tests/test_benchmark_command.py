@@ -1,0 +1,113 @@
+"""`fastopt bench` as people use it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from fastopt.benchmark import measure, plan
+from fastopt.benchmark.runs import Run, perform
+from fastopt.cli import app
+
+runner = CliRunner()
+
+
+@pytest.fixture(autouse=True)
+def hasty(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(measure, "SAMPLE_SECONDS", 1e-7)
+    monkeypatch.setattr(measure, "REST_SECONDS", 0.0)
+    monkeypatch.setattr("fastopt.benchmark.measure.gc.collect", lambda: 0)
+    monkeypatch.setattr(measure, "MOST_ROUNDS", measure.LEAST_ROUNDS)
+    monkeypatch.chdir(tmp_path)
+
+
+def bench(*arguments: str, status: int = 0) -> str:
+    result = runner.invoke(app, ["bench", *arguments], env={"COLUMNS": "100"})
+    assert result.exit_code == status, result.output
+    return result.output
+
+
+TINY = ("--work", "50,3x20", "--rivals", "NumPy", "--threads", "1")
+
+
+def test_a_table_for_each_combination(tmp_path: Path) -> None:
+    output = bench(*TINY, "--optimizer", "sgd,adamw", "--dtype", "float32,float64", "--action", "step,clip")
+    titles = [line for line in output.splitlines() if line.endswith(", 1 thread")]
+    assert titles == [
+        f"{method}, {dtype}: {action}, 1 thread"
+        for method in ("SGD", "AdamW")
+        for dtype in ("float32", "float64")
+        for action in ("step", "clip by norm and step")
+    ]
+    assert output.count("\nfloor ") == output.count("\nfastopt ") == output.count("\nNumPy ") == 2 * len(titles)
+    assert "numpy" in output.splitlines()[-1]
+
+
+def test_figures_go_to_files_and_come_back_as_a_baseline(tmp_path: Path) -> None:
+    output = bench(*TINY, "--json", "figures.json", "--plot", "figures.png")
+    assert "All figures are in figures.json" in output
+    content = json.loads(Path("figures.json").read_text())
+    assert [len(run["results"]) >= 3 for run in content["runs"]["comparison"]] == [True, True]
+    assert content["facts"]["threads"] == 1
+    assert Path("figures.png").read_bytes().startswith(b"\x89PNG")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["figures.json", "figures.png"]
+    again = bench(*TINY, "--baseline", "figures.json")
+    assert "figures that both have became slower than before." in again
+
+
+def test_ctrl_c_shows_what_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    def interrupted(*arguments: Any) -> Run:
+        calls.append(arguments)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return perform(*arguments)
+
+    monkeypatch.setattr(plan, "perform", interrupted)
+    output = bench(*TINY)
+    assert "Stopped after 1 of 2 runs." in output
+    assert "\n50, 800 B" in output
+    assert "3x20" not in output.partition("Stopped")[2]
+
+
+def test_targets_are_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan, "perform", lambda *arguments: Run({}, []))
+    output = bench("--targets")
+    assert "Against the floor" in output
+    assert "not run" in output
+    assert "reached" not in output
+
+
+def test_everything_is_planned(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan, "perform", lambda *arguments: Run({}, []))
+    monkeypatch.setattr(plan, "find_spec", lambda name: None)  # nor what needs torch
+    bench("--full", "--json", "figures.json")
+    runs = json.loads(Path("figures.json").read_text())["runs"]
+    assert runs.keys() == {"targets", "comparison", "sizes", "threads"}
+    assert len(runs["sizes"]) == 13
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--optimizer", "adamax"], "--optimizer: expected names out of sgd,"),
+        (["--work", "huge"], "--work: expected one of policy,"),
+        (["--rivals", "jax"], "--rivals: expected names out of NumPy,"),
+        (["--dtype", "float16"], "--dtype: expected names out of float32, float64, bfloat16, got 'float16'"),
+        (["--action", "run"], "--action: expected names out of step,"),
+        (["--json", "nowhere/figures.json"], "--json: there is no directory nowhere"),
+        (["--plot", "figures.gif"], "--plot must end in .png or .svg, got figures.gif"),
+        (["--baseline", "nothing.json"], "nothing.json"),
+    ],
+)
+def test_bad_options_end_it_before_anything_is_measured(
+    arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plan, "perform", None)
+    output = bench(*arguments, status=2)
+    assert output.startswith("error: ")
+    assert message in output
+    assert len(output.splitlines()) == 1

@@ -1,0 +1,280 @@
+"""What is kept of a benchmark, what is said of it: files, targets, tables, documents, figure."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fastopt.benchmark import documents, machine, sheets, works
+from fastopt.benchmark.documents import BLOCKS, DOCUMENTS, RESULTS, filled
+from fastopt.benchmark.field import CONTESTANTS
+from fastopt.benchmark.records import Record, WholeStep, WholeTraining, changes
+from fastopt.benchmark.runs import Absence, Entrant, Run
+from fastopt.benchmark.targets import Target, all_targets, rules, runs_for
+from fastopt.benchmark.tasks import Task, methods
+
+ROOT = Path(__file__).parents[1]
+TASK = Task(methods()["adamw"], works.find("1M"), threads=2)
+FACTS: dict[str, Any] = {**machine.facts(), "caches": {"L1": 2**15, "L2": 2**21, "L3": 2**25}, "threads": 2}
+
+
+def run_of(milliseconds: Mapping[str, float], task: Task = TASK, noise: float = 0.0) -> Run:
+    """A run in which each contestant took so long, round by round the same but for some noise."""
+    rng = np.random.default_rng(3)
+    times = {
+        Entrant(name, task): 1e-3 * mean * (1 + noise * rng.uniform(-1, 1, 15)) for name, mean in milliseconds.items()
+    }
+    return Run(times, [])
+
+
+def record_of(*runs: Run, section: str = "comparison") -> Record:
+    return Record(FACTS, "2026-01-31", {section: list(runs)})
+
+
+@pytest.fixture
+def full() -> Record:
+    """A record with something of everything."""
+    times = {"floor": 1, "fastopt": 1.25, "NumPy": 30, "fastopt.torch": 1.25, "torch": 8, "torch fused": 1.26}
+    policy = replace(TASK, work=works.find("policy"), action="clip")
+    tiny = replace(TASK, work=works.find("1K"))
+    sizes = [run_of(times, replace(TASK, work=works.find(name))) for name in ("100", "10K", "1M")]
+    threads = Run({Entrant("fastopt", replace(TASK, threads=n)): np.full(9, 1e-3 / n) for n in (1, 2)}, [])
+    runs = {
+        "comparison": [run_of(times), run_of(times, policy), run_of(times, tiny)],
+        "sizes": sizes,
+        "threads": [threads],
+    }
+    runs["comparison"][0].absences.append(Absence(Entrant("optax", TASK), "jax is not installed"))
+    steps = [
+        WholeStep("policy", name, np.full(9, seconds), share, memory)
+        for name, seconds, share, memory in (("torch", 2e-3, 0.5, 10**8), ("fastopt.torch", 1e-3, 0.1, None))
+    ]
+    trainings = [
+        WholeTraining("perceptron", name, np.array([1.0, 2.0, 3.0]) * slow, np.array([2.0, 1.0, low]), 0.3)
+        for name, slow, low in (("torch", 2.0, 0.5), ("fastopt.torch", 1.0, 0.4))
+    ]
+    return Record(FACTS, "2026-01-31", runs, steps, trainings)
+
+
+# ---- files ----
+
+
+def test_records_survive_their_files(full: Record, tmp_path: Path) -> None:
+    full.save(tmp_path / "one.json")
+    again = Record.load(tmp_path / "one.json")
+    again.save(tmp_path / "two.json")
+    assert (tmp_path / "one.json").read_bytes() == (tmp_path / "two.json").read_bytes()
+    assert again.facts == full.facts
+    assert [sheet.rows for sheet in sheets.all_sheets(again, [], None)] == [
+        sheet.rows for sheet in sheets.all_sheets(full, [], None)
+    ]
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"format": 0}', '{"format": 1, "facts": {}}'])
+def test_other_files_are_refused(content: str, tmp_path: Path) -> None:
+    (tmp_path / "some.json").write_text(content)
+    with pytest.raises(ValueError, match=r"some\.json is not a file that fastopt bench --json wrote"):
+        Record.load(tmp_path / "some.json")
+
+
+# ---- baselines ----
+
+
+def test_what_became_slower_is_told_by_the_share_of_the_floor() -> None:
+    before = record_of(run_of({"floor": 1, "fastopt": 1.1, "fastopt.torch": 1.2}, noise=0.01))
+    slower_machine = record_of(run_of({"floor": 3, "fastopt": 3.3, "fastopt.torch": 4.5}, noise=0.01))
+    found = {change.entrant.contestant: change.is_slower for change in changes(before, slower_machine)}
+    assert found == {"fastopt": False, "fastopt.torch": True}
+    assert not any(change.is_slower for change in changes(slower_machine, before))
+
+
+def test_noise_is_not_slower() -> None:
+    before = record_of(run_of({"floor": 1, "fastopt": 1.1}, noise=0.3))
+    now = record_of(run_of({"floor": 1, "fastopt": 1.2}, noise=0.3))
+    assert [change.is_slower for change in changes(before, now)] == [False]
+
+
+def test_only_what_both_have_is_compared() -> None:
+    before = record_of(run_of({"floor": 1, "fastopt": 1}))
+    now = record_of(run_of({"floor": 1, "fastopt": 9}, replace(TASK, dtype="float64")))
+    assert changes(before, now) == []
+    sheet = sheets.change_sheet(changes(before, before))
+    assert sheet.notes == ["0 of 1 figures that both have became slower than before."]
+
+
+# ---- targets ----
+
+
+def target(bound: float, **options: Any) -> Target:
+    return Target("AdamW", Entrant("fastopt", TASK), "the floor", (Entrant("floor", TASK),), bound, **options)
+
+
+@pytest.mark.parametrize(
+    ("bound", "options", "verdict"),
+    [
+        (0.7, {}, "reached"),
+        (0.8, {}, "unclear"),
+        (0.9, {}, "missed"),
+        (1.4, {"sense": "time"}, "reached"),
+        (1.25, {"sense": "time"}, "unclear"),
+        (1.1, {"sense": "time"}, "missed"),
+        (1.1, {"sense": "time", "or_seconds": 2e-3}, "reached"),
+        (1.1, {"sense": "time", "or_seconds": 1e-3}, "missed"),
+    ],
+)
+def test_targets_are_judged_by_the_whole_interval(bound: float, options: dict[str, Any], verdict: str) -> None:
+    run = run_of({"floor": 1, "fastopt": 1.25}, noise=0.05)
+    assert target(bound, **options).judge([run]).verdict == verdict
+
+
+def test_targets_need_a_run_with_all_their_entrants() -> None:
+    assert target(1).judge([]).verdict == "not run"
+    assert target(1).judge([run_of({"fastopt": 1})]).verdict == "not run"
+    assert target(1).judge([run_of({"fastopt": 1, "NumPy": 1})]).verdict == "not run"
+
+
+def test_of_several_rivals_the_fastest_counts_and_one_may_be_absent() -> None:
+    names = ("torch", "torch foreach", "torch fused")
+    wanted = Target("", Entrant("fastopt.torch", TASK), "", tuple(Entrant(name, TASK) for name in names), 3)
+    run = run_of({"fastopt.torch": 1, "torch": 8, "torch foreach": 4})
+    run.absences.append(Absence(Entrant("torch fused", TASK), "has none"))
+    outcome = wanted.judge([run])
+    assert outcome.ratio is not None
+    assert outcome.ratio.median == pytest.approx(4)
+    assert outcome.verdict == "reached"
+
+
+def test_there_is_a_run_for_every_target() -> None:
+    wanted = all_targets(2)
+    groups = [set(group) for group in runs_for(wanted)]
+    assert all(any({*target.entrants} <= group for group in groups) for target in wanted)
+    assert all(entrant.contestant in CONTESTANTS and entrant.task.threads == 2 for group in groups for entrant in group)
+
+
+def test_every_rule_has_a_target_in_both_dtypes() -> None:
+    floors = [target for target in all_targets(1) if target.against == "the floor"]
+    for dtype, bound in (("float32", 0.95), ("float64", 0.8)):
+        found = {
+            target.entrant.task.method.rule
+            for target in floors
+            if target.entrant.task.dtype == dtype and target.bound == bound
+        }
+        assert found == rules().keys()
+
+
+# ---- tables ----
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [(0.0, "0.00 ns"), (4.5e-7, "450 ns"), (1e-6, "1.00 µs"), (12.34e-6, "12.3 µs"), (0.5, "500 ms"), (75, "75.0 s")],
+)
+def test_times_have_three_digits(number: float, text: str) -> None:
+    assert sheets.time(number) == text
+
+
+def test_a_comparison_says_what_is_known() -> None:
+    run = run_of({"floor": 1, "fastopt": 1.25, "NumPy": 30, "fastopt.torch": 1.25}, noise=0)
+    even = run_of({"torch": 1.25}, noise=0.1)
+    run.seconds.update(even.seconds)
+    run.absences.append(Absence(Entrant("optax", TASK), "jax is not installed"))
+    (sheet,) = sheets.comparisons(record_of(run))
+    assert sheet.title == "AdamW, float32: step, 2 threads"
+    heading, floor, ours, numpy, _, torch = sheet.rows
+    assert heading == ["1M, 16.0 MB, L3"]
+    assert floor[0] == "floor"
+    assert floor[5] == "100 %"
+    assert ours == ["fastopt", "1.25 ms", "±0 %", "800 M", "22.4", "80 %", ""]
+    assert numpy == ["NumPy", "30.0 ms", "±0 %", "33.3 M", "0.93", "3 %", "24.0x (24.0 to 24.0)"]
+    assert torch[6].startswith("unclear (0.9")
+    assert sheet.notes == ["optax: jax is not installed"]
+
+
+def test_speeds_are_of_the_bytes_that_have_to_move() -> None:
+    (sheet,) = sheets.comparisons(record_of(run_of({"floor": 1.0})))
+    assert sheet.rows[1][1:5] == ["1.00 ms", "±0 %", "1.00 G", "28.0"]
+
+
+def test_the_time_of_a_training_is_that_to_a_loss_that_all_reach(full: Record) -> None:
+    sheet = sheets.training_sheet(full.trainings)
+    assert sheet.rows == [
+        ["perceptron, to a loss of 0.5"],
+        ["torch", "6.00 s", "30 %"],
+        ["fastopt.torch", "3.00 s", "30 %"],
+    ]
+
+
+def test_training_steps_are_compared_with_fastopts(full: Record) -> None:
+    sheet = sheets.step_sheet(full.steps)
+    assert sheet.rows[1:] == [
+        ["torch", "2.00 ms", "50 %", "100 MB", "2.00x (2.00 to 2.00)"],
+        ["fastopt.torch", "1.00 ms", "10 %", "", ""],
+    ]
+
+
+# ---- documents ----
+
+
+def test_documents_are_filled_between_their_marks(full: Record) -> None:
+    template = "# Title\n" + "".join(f"<!-- {name} -->\nold\n<!-- /{name} -->\ntext of {name}\n" for name in BLOCKS)
+    text = filled(template + "<!-- other -->\nold\n<!-- /other -->\n", full)
+    assert text.count("old") == 1
+    for name in BLOCKS:
+        assert f"text of {name}\n" in text
+    assert "| 1M, step | 1.25 ms | 80 % |" in text
+    assert FACTS["cpu"] in text
+    assert filled(text, full) == text
+
+
+def test_the_documents_have_the_figures_of_the_recorded_run() -> None:
+    if not (ROOT / RESULTS).exists():
+        pytest.skip("no run is recorded yet")
+    record = Record.load(ROOT / RESULTS)
+    for document in DOCUMENTS:
+        text = (ROOT / document).read_text(encoding="utf-8")
+        assert filled(text, record) == text, f"python -m {documents.__name__} makes the tables of {document} anew"
+
+
+# ---- the figure ----
+
+
+def test_the_figure_has_a_panel_for_everything(full: Record) -> None:
+    pytest.importorskip("matplotlib")
+    from fastopt.benchmark.plots import figure
+
+    titles = [ax.get_title() for ax in figure(full).axes]
+    assert titles == [
+        "AdamW, float32: how close to the floor",
+        "AdamW, float32: overhead, then a straight line",
+        "AdamW, float32: rivals",
+        "AdamW, float32: threads",
+        "Training steps: what the optimizer takes",
+        "fastopt train: perceptron",
+    ]
+
+
+def test_the_figure_draws_the_shares_that_were_measured(full: Record) -> None:
+    pytest.importorskip("matplotlib")
+    from fastopt.benchmark.plots import figure
+
+    lines = {line.get_label(): line for line in figure(full).axes[0].get_lines()}
+    assert np.asarray(lines["fastopt"].get_xdata()).tolist() == [100, 10_000, 1_000_000]
+    assert np.allclose(np.asarray(lines["fastopt"].get_ydata()), 80)
+
+
+def test_without_figures_there_is_no_figure() -> None:
+    pytest.importorskip("matplotlib")
+    from fastopt.benchmark.plots import figure
+
+    with pytest.raises(ValueError, match="nothing was measured"):
+        figure(Record(FACTS))
+
+
+def test_facts_are_json() -> None:
+    facts = machine.facts()
+    assert json.loads(json.dumps(facts)) == facts
+    assert facts["libraries"]["numpy"] == np.__version__

@@ -1,0 +1,90 @@
+"""The contestants that need torch, and whole training steps."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from fastopt.benchmark import measure, whole, works  # noqa: E402
+from fastopt.benchmark.models import MODELS  # noqa: E402
+from fastopt.benchmark.runs import Entrant, Run, perform  # noqa: E402
+from fastopt.benchmark.targets import TORCH  # noqa: E402
+from fastopt.benchmark.tasks import ACTIONS, Method, Task, methods  # noqa: E402
+
+TASK = Task(methods()["adamw"], works.find("policy"))
+
+
+@pytest.fixture(autouse=True)
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure, "SAMPLE_SECONDS", 1e-7)
+    monkeypatch.setattr(measure, "REST_SECONDS", 0.0)
+    monkeypatch.setattr("fastopt.benchmark.measure.gc.collect", lambda: 0)
+    monkeypatch.setattr(measure, "MOST_ROUNDS", measure.LEAST_ROUNDS)
+
+
+def run_of(task: Task, *contestants: str) -> Run:
+    return perform([Entrant(name, task) for name in contestants], 1e-9)
+
+
+@pytest.mark.parametrize(("dtype", "action"), [("float64", "step"), *(("float32", action) for action in ACTIONS)])
+@pytest.mark.parametrize("method", methods().values(), ids=methods())
+def test_answers_on_tensors_are_right(method: Method, dtype: str, action: str) -> None:
+    run = run_of(replace(TASK, method=method, dtype=dtype, action=action), "fastopt.torch", *TORCH)
+    assert {absence.entrant.contestant for absence in run.absences} <= {"torch fused"}
+    assert all(absence.reason.startswith("has no ") for absence in run.absences)
+    assert (len(run.absences) == 0) == (method.optimizer != "RMSprop")
+
+
+@pytest.mark.parametrize("method", methods().values(), ids=methods())
+def test_bfloat16_answers_are_right(method: Method) -> None:
+    run = run_of(replace(TASK, method=method, dtype="bfloat16"), "floor", "fastopt.torch")
+    assert not run.absences
+
+
+def test_contestants_have_tensors_of_the_dtype_asked_for() -> None:
+    from fastopt.benchmark.contestants import Contestant
+    from fastopt.benchmark.field import CONTESTANTS
+    from fastopt.benchmark.tasks import Arrays
+
+    for name in ("fastopt.torch", *TORCH):
+        task = replace(TASK, dtype="bfloat16", action="clip+zero")
+        contestant: Contestant = CONTESTANTS[name](task, Arrays.of(task))
+        params = contestant.params  # type: ignore[attr-defined]
+        assert {param.dtype for param in params} == {torch.bfloat16}
+        contestant.step()
+        assert not any(param.grad.any() for param in params)
+
+
+def test_models_have_the_shapes_they_say() -> None:
+    tensors = {name: [tuple(p.shape) for p in make()[0].parameters()] for name, make in MODELS.items()}
+    assert sorted(tensors["policy"]) == sorted(works.find("policy").shapes)
+    gpt2 = works.find("gpt2-small")
+    assert len(tensors["GPT-2 small"]) == len(gpt2.shapes)
+    assert sum(np.prod(shape) for shape in tensors["GPT-2 small"]) == gpt2.elements
+
+
+@pytest.mark.parametrize("model", ["policy", "perceptron"])
+def test_training_steps_are_timed_with_every_optimizer(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(whole, "peak_memory", lambda *arguments: 7)
+    steps = whole.whole_steps(model, 1, 1e-9)
+    assert [step.optimizer for step in steps] == list(whole.OPTIMIZERS)
+    for step in steps:
+        assert (step.model, step.peak_memory) == (model, 7)
+        assert 0 < step.share < 1
+        assert (step.seconds > 0).all()
+
+
+def test_optimizers_that_train_differently_are_not_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(whole.OPTIMIZERS, "torch fused", lambda params: lambda: None)
+    with pytest.raises(AssertionError, match="policy: the losses differ"):
+        whole.whole_steps("policy", 1, 1e-9)
+
+
+@pytest.mark.slow
+def test_peak_memory_is_at_least_that_of_the_arrays() -> None:
+    found = whole.peak_memory("recommender", "torch fused", 1)
+    if found is None:
+        pytest.skip("this system does not tell")
+    assert 4 * 500_000 * 16 * 4 <= found < 2**30  # parameters, gradients, two states
