@@ -1,0 +1,217 @@
+"""step_in_backward: the same steps, each as soon as its gradient is there, which is freed at once."""
+
+import math
+import subprocess
+import sys
+import time
+import weakref
+from typing import Any
+
+import pytest
+from cases import Case
+
+torch = pytest.importorskip("torch")
+
+from torch_cases import FIRST_OF_EACH_RULE, assert_equal, nonzero, ours  # noqa: E402
+
+import fastopt.torch  # noqa: E402
+from fastopt import schedules  # noqa: E402
+
+STEPS = 4
+
+
+def make_model(dtype: Any = torch.float64) -> Any:
+    torch.manual_seed(0)
+    layers = [torch.nn.Linear(6, 6), torch.nn.Tanh(), torch.nn.Linear(6, 6), torch.nn.Tanh(), torch.nn.Linear(6, 2)]
+    return torch.nn.Sequential(*layers).to(dtype)
+
+
+def train(model: Any, opt: Any, steps: int = STEPS, scheduler: Any = None) -> None:
+    inputs = nonzero((steps, 5, 6), torch.float64, torch.Generator().manual_seed(0))
+    for x in inputs:
+        opt.zero_grad()
+        model(x).square().mean().backward()
+        opt.step()
+        if scheduler is not None:
+            scheduler.step()
+
+
+@pytest.mark.parametrize("case", [case for case in FIRST_OF_EACH_RULE if not case.clips_by_norm])
+def test_the_same_bits_as_after_the_backward_pass(case: Case) -> None:
+    results = []
+    for in_backward in (False, True):
+        model = make_model()
+        opt = ours(case.optimizer)(
+            [
+                {"params": model[0].parameters()},
+                {"params": [*model[2].parameters(), *model[4].parameters()], "lr": 0.05},
+            ],
+            **{"lr": 0.01, **{name: value for name, value in case.options.items() if name != "lr"}},
+        )
+        if in_backward:
+            fastopt.torch.step_in_backward(opt)
+        train(model, opt)
+        results.append((list(model.parameters()), opt.state_dict()["state"], opt.step_count))
+    assert_equal(results[1], results[0])
+
+
+def test_each_gradient_is_freed_before_the_next_one_comes() -> None:
+    model = make_model()
+    opt = fastopt.torch.AdamW(model.parameters())
+    gradients: list[weakref.ref[Any]] = []
+    alive: list[int] = []
+
+    def watch(param: Any) -> None:
+        alive.append(sum(gradient() is not None for gradient in gradients))
+        gradients.append(weakref.ref(param.grad))
+
+    for param in model.parameters():
+        param.register_post_accumulate_grad_hook(watch)
+    fastopt.torch.step_in_backward(opt)
+    train(model, opt)
+    assert alive == [0] * (6 * STEPS)
+    assert [param.grad for param in model.parameters()] == [None] * 6
+
+
+def test_schedulers_and_schedules() -> None:
+    results = []
+    for in_backward in (False, True):
+        model = make_model()
+        opt = fastopt.torch.SGD(model.parameters(), lr=0.1, momentum=schedules.linear(start=0.9, end=0.1, total=STEPS))
+        if in_backward:
+            fastopt.torch.step_in_backward(opt)
+        scheduler = torch.optim.lr_scheduler.StepLR(opt, 2, 0.1)
+        train(model, opt, scheduler=scheduler)
+        assert opt.step_count == STEPS
+        assert scheduler.get_last_lr() == [pytest.approx(0.001)]
+        results.append(list(model.parameters()))
+    assert_equal(results[1], results[0])
+
+
+def test_it_can_be_undone_and_resumed_from_a_checkpoint() -> None:
+    through, model = make_model(), make_model()
+    train(through, fastopt.torch.AdamW(through.parameters(), lr=0.1), steps=4)
+    opt = fastopt.torch.AdamW(model.parameters(), lr=0.1)
+    handle = fastopt.torch.step_in_backward(opt)
+    inputs = nonzero((4, 5, 6), torch.float64, torch.Generator().manual_seed(0))
+    for step, x in enumerate(inputs):
+        if step == 1:
+            handle.remove()
+        if step == 2:
+            checkpoint = opt.state_dict()
+            opt = fastopt.torch.AdamW(model.parameters())
+            fastopt.torch.step_in_backward(opt)
+            opt.load_state_dict(checkpoint)  # replaces the states under the hooks
+        opt.zero_grad()
+        model(x).square().mean().backward()
+        assert (model[0].weight.grad is None) == (step != 1)
+        opt.step()
+    assert_equal(list(model.parameters()), list(through.parameters()))
+
+
+def test_frozen_parameters_and_those_without_a_gradient() -> None:
+    model = make_model()
+    model[0].requires_grad_(False)
+    unused = torch.ones(1, requires_grad=True)
+    opt = fastopt.torch.AdamW([*model.parameters(), unused], lr=0.1)
+    before = model[0].weight.detach().clone()
+    fastopt.torch.step_in_backward(opt)
+    train(model, opt)
+    assert_equal(model[0].weight, before)
+    assert len(opt.state) == 4
+
+
+def test_a_parameter_that_is_used_twice_is_stepped_once() -> None:
+    results = []
+    for in_backward in (False, True):
+        param = torch.ones(3, requires_grad=True)
+        opt = fastopt.torch.SGD([param], lr=0.1)
+        if in_backward:
+            fastopt.torch.step_in_backward(opt)
+        ((param**2).sum() + (param**3).sum()).backward()
+        opt.step()
+        results.append(param)
+    assert_equal(results[1], results[0])
+
+
+def test_clipping_by_value_is_possible() -> None:
+    param = torch.zeros(3, requires_grad=True)
+    opt = fastopt.torch.SGD([param], lr=1.0, clip_value=0.5)
+    fastopt.torch.step_in_backward(opt)
+    (param * torch.tensor([1.0, -2.0, 0.25])).sum().backward()
+    assert param.tolist() == [-0.5, 0.5, -0.25]
+
+
+@pytest.mark.parametrize("options", [{"clip_norm": 1.0}, {"nonfinite": "skip"}, {"nonfinite": "raise"}])
+def test_what_needs_all_gradients_is_refused(options: dict[str, Any]) -> None:
+    message = r"^step_in_backward: clip_norm and nonfinite need all gradients at once, .* use clip_value, or step after"
+    param = torch.ones(3, requires_grad=True)
+    with pytest.raises(ValueError, match=message):
+        fastopt.torch.step_in_backward(ours("SGD")([param], **options))
+    opt = fastopt.torch.SGD([param])
+    fastopt.torch.step_in_backward(opt)
+    for name, value in options.items():
+        setattr(opt, name, value)
+    with pytest.raises(ValueError, match=message):
+        param.sum().backward()
+    assert param.tolist() == [1.0] * 3
+
+
+def test_other_optimizers_are_refused() -> None:
+    opt: Any = torch.optim.SGD([torch.ones(1, requires_grad=True)])
+    with pytest.raises(TypeError, match=r"^optimizer: expected one of fastopt\.torch, got SGD$"):
+        fastopt.torch.step_in_backward(opt)
+
+
+def seconds_for(count: int, groups: int) -> float:
+    """Time of a backward pass through many parameters, the best of three."""
+    params = [torch.ones(4, requires_grad=True) for _ in range(count)]
+    size = count // groups
+    opt = fastopt.torch.AdamW([{"params": params[start : start + size]} for start in range(0, count, size)])
+    fastopt.torch.step_in_backward(opt)
+    times = []
+    for _ in range(4):
+        loss = torch.stack(params).sum()
+        start = time.perf_counter()
+        loss.backward()
+        opt.step()
+        times.append(time.perf_counter() - start)
+    return min(times[1:])
+
+
+def test_a_parameters_step_does_not_get_dearer_with_their_number() -> None:
+    """Four times the parameters, each in a group of its own: far less than sixteen times the time."""
+    few, many = seconds_for(250, 250), seconds_for(1000, 1000)
+    assert many < 8 * few, f"{many:.4f} s for 1000 parameters, {few:.4f} s for 250"
+
+
+PEAK = """
+import resource, sys, torch, fastopt.torch
+
+def train(layers, width):
+    model = torch.nn.Sequential(*(torch.nn.Linear(width, width, bias=False) for _ in range(layers)))
+    opt = fastopt.torch.SGD(model.parameters(), lr=1e-3)
+    if sys.argv[1] == "in backward":
+        fastopt.torch.step_in_backward(opt)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for _ in range(3):
+        opt.zero_grad()
+        model(torch.ones(1, width)).sum().backward()
+        opt.step()
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
+
+torch.set_num_threads(1)
+train(2, 8)  # what is loaded when first needed
+print(train(160, 500))
+"""
+
+
+@pytest.mark.slow
+def test_peak_memory_drops_by_almost_the_size_of_the_gradients() -> None:
+    peaks = [
+        int(subprocess.run([sys.executable, "-c", PEAK, mode], capture_output=True, text=True, check=True).stdout)
+        for mode in ("after backward", "in backward")
+    ]
+    gradients = 160 * 500 * 500 * 4
+    assert peaks[0] - peaks[1] > 0.9 * gradients
+    assert math.isclose(peaks[0], gradients, rel_tol=0.2)
