@@ -48,11 +48,14 @@ def test_there_is_a_floor_for_every_number_of_states() -> None:
     assert {f"floor{method.states}" for method in methods().values()} <= _core.RULES.keys()
 
 
-def test_there_is_a_textbook_step_for_every_optimizer() -> None:
-    assert textbook.STEPS.keys() == optimizers.registry().keys()
+def test_the_textbook_is_of_optimizers_that_there_are() -> None:
+    assert textbook.STEPS.keys() <= optimizers.registry().keys()
 
 
-@pytest.mark.parametrize("method", methods().values(), ids=methods())
+IN_THE_TEXTBOOK = {name: method for name, method in methods().items() if method.optimizer in textbook.STEPS}
+
+
+@pytest.mark.parametrize("method", IN_THE_TEXTBOOK.values(), ids=IN_THE_TEXTBOOK)
 def test_the_textbook_gives_the_oracles_numbers(method: Method) -> None:
     rng = np.random.default_rng(5)
     p, g = rng.normal(size=50), rng.normal(size=50)

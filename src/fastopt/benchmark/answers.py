@@ -60,11 +60,17 @@ def sample(arrays: Sequence[Array]) -> list[NDArray[np.float64]]:
 
 
 def solution(task: Task, arrays: Arrays) -> list[NDArray[np.float64]]:
-    """Return where the textbook's steps take the elements of `sample`."""
+    """Return where steps in float64 take the elements of `sample`."""
     params, grads = sample(arrays.params), sample(arrays.grads)
     if task.clips:
         coefficient = textbook.clip_coefficient(arrays.grads, MAX_NORM)  # of all elements
         grads = [min(1.0, coefficient) * grad for grad in grads]
+    if task.method.optimizer not in textbook.STEPS:
+        # Ours in float64, for which tests/reference.py vouches.
+        optimizer = task.method.cls(params, **task.method.options)
+        for _ in range(STEPS):
+            optimizer.step(grads)
+        return params
     options = task.method.all_options
     states: list[textbook.State] = [{} for _ in params]
     for step in range(1, STEPS + 1):

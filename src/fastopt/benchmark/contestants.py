@@ -142,8 +142,10 @@ class Textbook(OnArrays):
 
     @classmethod
     def obstacle(cls, task: Task) -> str | None:
-        """NumPy has no bfloat16."""
-        return "NumPy has no bfloat16" if task.dtype == "bfloat16" else None
+        """Return why it cannot take part."""
+        if task.method.optimizer not in textbook.STEPS:
+            return f"has no {task.method}"
+        return Fastopt.obstacle(task)
 
     def __init__(self, task: Task, arrays: Arrays) -> None:
         super().__init__(task, arrays)
