@@ -7,11 +7,12 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from fastopt.benchmark import measure, whole, works  # noqa: E402
+from fastopt.benchmark import measure, trainings, whole, works  # noqa: E402
 from fastopt.benchmark.models import MODELS  # noqa: E402
 from fastopt.benchmark.runs import Entrant, Run, perform  # noqa: E402
 from fastopt.benchmark.targets import TORCH  # noqa: E402
 from fastopt.benchmark.tasks import ACTIONS, Method, Task, methods  # noqa: E402
+from fastopt.training.config import ModelName  # noqa: E402
 
 TASK = Task(methods()["adamw"], works.find("policy"))
 
@@ -80,6 +81,23 @@ def test_optimizers_that_train_differently_are_not_compared(monkeypatch: pytest.
     monkeypatch.setitem(whole.OPTIMIZERS, "torch fused", lambda params: lambda: None)
     with pytest.raises(AssertionError, match="policy: the losses differ"):
         whole.whole_steps("policy", 1, 1e-9)
+
+
+@pytest.mark.parametrize("model", ["mlp", "transformer"])
+def test_trainings_take_the_same_course_with_every_optimizer(model: ModelName, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(trainings.STEPS, model, 8)
+    found = trainings.trainings(model)
+    assert [training.optimizer for training in found] == list(trainings.OPTIMIZERS)
+    for training in found:
+        assert np.allclose(training.losses, found[0].losses, rtol=1e-4)
+        assert (np.diff(training.seconds) > 0).all()
+        assert len(training.losses) == 8
+        assert 0 < training.share < 1
+
+
+def test_smoothing_starts_at_the_first_loss_and_follows() -> None:
+    assert np.allclose(list(trainings.smoothed([3.0, 3.0, 3.0])), 3)
+    assert np.allclose(list(trainings.smoothed([1.0, 2.0])), [1, (0.98 * 0.02 + 0.02 * 2) / (1 - 0.98**2)])
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
 from itertools import product
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from fastopt.benchmark import works
 from fastopt.benchmark.field import CONTESTANTS, OURS, RIVALS
@@ -15,6 +15,9 @@ from fastopt.benchmark.records import Record
 from fastopt.benchmark.runs import Entrant, perform
 from fastopt.benchmark.targets import TORCH, Target, runs_for
 from fastopt.benchmark.tasks import ACTIONS, Method, Task, methods
+
+if TYPE_CHECKING:
+    from fastopt.training.config import ModelName
 
 QUICK_WORKS = ("1K", "1M", "16M", "1000x1K", "policy")
 
@@ -113,6 +116,18 @@ def of_training_steps(threads: int) -> Iterator[Job]:
         yield Job(f"training step: {model}", 10.0, measure)
 
 
+def of_trainings() -> Iterator[Job]:
+    """Yield `fastopt train`, once for each of its models."""
+    from fastopt.benchmark import trainings
+
+    for model in trainings.STEPS:
+
+        def measure(record: Record, after_round: AfterRound, model: ModelName = model) -> None:
+            record.trainings += trainings.trainings(model, after_round)
+
+        yield Job(f"training: {model}", 20.0, measure)
+
+
 def everything(threads: int, wanted: Sequence[Target]) -> Iterator[Job]:
     """Yield all there is."""
     yield from of_targets(wanted)
@@ -134,3 +149,4 @@ def everything(threads: int, wanted: Sequence[Target]) -> Iterator[Job]:
     yield from of_threads(threads)
     if find_spec("torch"):
         yield from of_training_steps(threads)
+        yield from of_trainings()
