@@ -45,7 +45,7 @@ Bounds = Mapping[str, Bound | BetaBounds]
 def is_number(value: Any) -> bool:
     """Whether the value is a real number in the range of double precision (`bool` and strings are none)."""
     value = plain(value)
-    return isinstance(value, Real) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+    return isinstance(value, Real) and not isinstance(value, bool) and bool(abs(value) <= sys.float_info.max)  # type: ignore[operator]
 
 
 def plain(value: Any) -> Any:
