@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from io import BytesIO
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,7 +18,6 @@ from fastopt.benchmark.records import Record, changes
 from fastopt.benchmark.targets import all_targets
 from fastopt.benchmark.tasks import ACTIONS, ITEM_SIZES, methods
 from fastopt.console import fail
-from fastopt.files import replacing
 
 PICTURES = (".png", ".svg")
 
@@ -117,20 +115,12 @@ def write(console: Console, record: Record, json: Path | None, plot: Path | None
             record.save(json)
             console.print(f"All figures are in {json}", soft_wrap=True, highlight=False)
         if plot:
-            save_plot(record, plot)
+            from fastopt.benchmark.plots import save
+
+            save(record, plot)
             console.print(f"The plot is in {plot}", soft_wrap=True, highlight=False)
     except (ValueError, OSError) as error:
         fail(str(error))
-
-
-def save_plot(record: Record, path: Path) -> None:
-    """Draw a record into a file."""
-    from fastopt.benchmark.plots import figure
-
-    content = BytesIO()
-    figure(record).savefig(content, format=path.suffix[1:].lower(), dpi=110)
-    with replacing(path) as temporary:
-        temporary.write_bytes(content.getvalue())
 
 
 def listed(text: str, known: Collection[str], option: str) -> list[str]:

@@ -1,6 +1,6 @@
-"""The tables of the documents, from the recorded run: `python -m fastopt.benchmark.documents` in a checkout.
+"""The tables and the figure of the documents, from the recorded run: `python -m fastopt.benchmark.documents`.
 
-They stand between `<!-- name -->` and `<!-- /name -->`, and are never typed.
+It is called in a checkout. The tables stand between `<!-- name -->` and `<!-- /name -->`, and are never typed.
 """
 
 from __future__ import annotations
@@ -63,8 +63,11 @@ def filled(text: str, record: Record) -> str:
 
 
 def main() -> None:
-    """Make the tables of all documents anew."""
+    """Make the tables of all documents, and the figure, anew."""
+    from fastopt.benchmark.plots import save
+
     record = Record.load(RESULTS)
+    save(record, RESULTS.with_suffix(".png"))
     for document in DOCUMENTS:
         text = filled(document.read_text(encoding="utf-8"), record)
         with replacing(document) as temporary:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
+from io import BytesIO
 from itertools import cycle, groupby
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -18,6 +20,7 @@ from fastopt.benchmark.records import Record, WholeTraining
 from fastopt.benchmark.runs import Entrant, Run
 from fastopt.benchmark.sheets import digits, machine_line, task_of
 from fastopt.benchmark.tasks import Task, methods
+from fastopt.files import replacing
 
 BYTES_AN_ELEMENT = 16
 """Of AdamW's arrays in float32."""
@@ -69,6 +72,14 @@ def figure(record: Record) -> Figure:
         ax.set_axis_off()
     drawn.supxlabel(machine_line(record), fontsize="x-small", color="#555555", wrap=True)
     return drawn
+
+
+def save(record: Record, path: Path) -> None:
+    """Draw a record into a file, of the format that its name ends in."""
+    content = BytesIO()
+    figure(record).savefig(content, format=path.suffix[1:].lower(), dpi=100)
+    with replacing(path) as temporary:
+        temporary.write_bytes(content.getvalue())
 
 
 def panels_of(record: Record) -> Iterator[Panel]:
