@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -52,7 +53,11 @@ class Case:
 
     def options_at(self, step: int) -> dict[str, Any]:
         """Return all options, defaults filled in and schedules evaluated after `step` steps."""
-        return {name: at(value, step) for name, value in self.make(np.zeros(1)).defaults.items()}
+        return {name: at(value, step) for name, value in self.all_options.items()}
+
+    @cached_property
+    def all_options(self) -> dict[str, Any]:
+        return self.make(np.zeros(1)).defaults
 
     def clipping_at(self, step: int) -> tuple[float, float]:
         """Return the bounds of the norm and of the entries, infinite where there is none."""

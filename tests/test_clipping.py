@@ -10,6 +10,7 @@ from arrays import BLOCK, LARGE, ULPS, Array, bits, nonzero, unchanged
 from cases import Case, first_case_of_each_rule
 
 import fastopt
+from fastopt import _core
 
 NESTED: Callable[[Array, Array, Array], Any] = lambda a, b, c: {"a": a, "b": [b, {"c": c, "d": None}]}  # noqa: E731
 
@@ -88,6 +89,17 @@ def test_nonfinite_norm(dtype: str, isa: str) -> None:
         assert math.isnan(fastopt.global_norm(g))
         g[position] = 1
         assert math.isnan(fastopt.global_norm([np.ones(3, dtype), g, np.ones(3, dtype)]))
+
+
+@pytest.mark.parametrize("bad", [0.0, np.inf, -np.inf, np.nan])
+def test_largest_magnitude(bad: float, dtype: str, isa: str, rng: np.random.Generator) -> None:
+    """What decides about scaling and about finiteness, over several arrays and blocks; a NaN wins over all."""
+    for position in (0, 63, BLOCK, 2 * BLOCK):
+        grads = [nonzero(rng, 2 * BLOCK + 1, dtype), np.zeros(3, dtype), nonzero(rng, 17, dtype)]
+        grads[0][position] = bad
+        largest = _core.Plan.of_gradients(grads).max_abs(2)
+        np.testing.assert_equal(largest, float(np.max(np.abs(np.concatenate(grads)))))
+    assert _core.Plan.of_gradients([np.zeros(100, dtype)]).max_abs(1) == 0.0
 
 
 # ---- clipping in place ----

@@ -24,7 +24,7 @@ def expected_step(
 ) -> tuple[reference.Array, reference.State]:
     g = joined(grads)
     clip_norm, clip_value = case.clipping_at(t - 1)
-    coefficient = reference.clip_coefficient(math.sqrt(math.fsum(g**2)), clip_norm)
+    norm = math.sqrt(math.fsum(g**2)) if case.clips_by_norm else 0.0
     return reference.step(
         case.rule,
         p,
@@ -32,7 +32,7 @@ def expected_step(
         state,
         t,
         case.options_at(t - 1),
-        clip_coefficient=coefficient,
+        clip_coefficient=reference.clip_coefficient(norm, clip_norm),
         clip_value=clip_value,
     )
 
@@ -85,8 +85,7 @@ def test_many_steps_stay_with_the_oracle(case: Case, dtype: str, rng: np.random.
     p = nonzero(rng, size, dtype)
     opt = case.make(p)
     expected, state, scale = joined([p]), reference.State(), np.abs(p).astype(np.float64)
-    for t in range(1, steps + 1):
-        g = nonzero(rng, size, dtype)
+    for t, g in enumerate(nonzero(rng, (steps, size), dtype), start=1):
         expected, state = expected_step(case, expected, [g], state, t)
         scale = np.maximum(scale, np.abs(expected))
         opt.step(g)
