@@ -1,6 +1,7 @@
 """The command line as people use it."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -121,7 +122,89 @@ def test_errors_take_one_line(prices: str) -> None:
     assert "the columns are size, rooms, price" in error("train", "--data", prices, "--target", "cost")
     assert "--optimizer: expected one of adagrad" in error("train", "--optimizer", "best")
     assert "--schedule: expected one of constant" in error("train", "--schedule", "best")
-    assert "--batch-size: expected a number of rows" in error("train", "--batch-size", "0")
+    assert "--batch-size: expected a number, 1 or more" in error("train", "--batch-size", "0")
+    assert not Path("runs").exists()
+
+
+def write_text(path: str) -> str:
+    words = np.random.default_rng(0).choice(["one", "two", "three"], 500)
+    Path(path).write_text(" ".join(words))
+    return path
+
+
+TINY = ["--model=transformer", "--layers=1", "--width=32", "--context=16", "--lr=0.01", "--epochs=2"]
+
+
+def test_transformer_learns_a_text() -> None:
+    pytest.importorskip("torch")
+    output = run("train", *TINY, "--text", write_text("words.txt"))
+    assert "words.txt: 2,137 characters to learn, 238 held out, 8 different" in output
+    assert "transformer, 1 layers of 32, context 16, " in output
+    assert sum(line.startswith("epoch ") for line in output.splitlines()) == 20
+    out = Path("runs/words-1")
+    assert {file.name for file in out.iterdir()} == {
+        "checkpoint.safetensors",
+        "config.json",
+        "metrics.csv",
+        "sample.txt",
+        "training.png",
+    }
+    header, *_, last = (out / "metrics.csv").read_text().splitlines()
+    assert header == "step,epoch,loss,lr,grad_norm,test_loss,test_bits_per_character"
+    bits = float(last.split(",")[-1])
+    assert bits < 2.5
+    assert f"held-out bits per character  {bits:.4g}" in output
+    sample = (out / "sample.txt").read_text()
+    assert len(sample) == 501
+    assert sample.splitlines()[0][:40] in output
+    assert set(sample) <= set("onetwhr \n")
+
+
+def test_report_compares_the_optimizers() -> None:
+    pytest.importorskip("torch")
+    write_text("words.txt")
+    losses = {}
+    for name in ("AdamW", "torch:AdamW", "torch-fused:AdamW"):
+        output = run("train", *TINY, "--text=words.txt", "--optimizer", name, "--out", name.replace(":", "-"))
+        assert f"optimizer  {name.lower()}, lr 0.01" in output
+        share = re.search(r"optimizer's share +([\d.]+)% of a step, ([\d.]+) of ([\d.]+) ms", output)
+        assert share is not None
+        percent, optimizer, step = map(float, share.groups())
+        assert 0 < percent < 100
+        assert percent == pytest.approx(100 * optimizer / step, rel=0.02)
+        rows = Path(name.replace(":", "-"), "metrics.csv").read_text().splitlines()[1:21]
+        losses[name] = [float(row.split(",")[2]) for row in rows]
+    for rival in ("torch:AdamW", "torch-fused:AdamW"):
+        assert losses[rival] == pytest.approx(losses["AdamW"], rel=1e-5)
+
+
+def test_errors_of_texts_take_one_line() -> None:
+    pytest.importorskip("torch")
+    Path("short.txt").write_text("too short")
+    Path("bytes.txt").write_bytes(bytes(range(256)) * 10)
+    Path("empty.txt").touch()
+    transformer = ("train", "--model", "transformer")
+    assert "--text: no such file: " in error(*transformer, "--text", "missing.txt")
+    for name, reason in (("short", "at least 650 characters"), ("empty", "got 0"), ("bytes", "byte 0x80 at position")):
+        message = error(*transformer, "--text", f"{name}.txt")
+        assert f"{name}.txt: " in message
+        assert reason in message
+    assert "--hidden is for --model mlp" in error(*transformer, "--hidden", "8")
+    assert "--text is for --model transformer" in error("train", "--text", "t.txt")
+    assert "--width: expected a multiple of 32" in error(*transformer, "--width", "8")
+    assert "needs a model in torch" in error("train", "--optimizer", "torch:AdamW")
+    assert not Path("runs").exists()
+
+
+def test_transformer_without_torch_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in [name for name in sys.modules if name.partition(".")[0] == "torch"]:
+        monkeypatch.delitem(sys.modules, module)
+    for module in ("text_problem", "transformer", "torch_optimizers"):
+        monkeypatch.delitem(sys.modules, f"fastopt.training.{module}", raising=False)
+    monkeypatch.setitem(sys.modules, "torch", None)
+    message = "error: --model transformer needs torch; install it with: pip install torch"
+    assert error("train", "--model", "transformer") == message
+    assert error("train", "--model", "transformer", "--optimizer", "torch:AdamW") == message
     assert not Path("runs").exists()
 
 

@@ -9,9 +9,9 @@ import pytest
 from safetensors import safe_open
 
 import fastopt
+from fastopt.files import replacing
 from fastopt.training.checkpoint import Checkpoint, pack, unpack
 from fastopt.training.errors import TrainingError
-from fastopt.files import replacing
 
 OPTIMIZERS: dict[str, dict[str, Any]] = {
     "SGD": {},

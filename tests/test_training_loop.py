@@ -36,11 +36,12 @@ class Point:
     def __init__(self) -> None:
         self.parameters = {"x": np.zeros(1)}
         self.gradients = {"x": np.zeros(1)}
-        self.seconds: dict[str, float] = {}
+        self.seconds = {"thinking": 0.0}
         self.seen: list[float] = []
 
     def forward_backward(self, batch: Target) -> float:
         self.seen.append(batch.value)
+        self.seconds["thinking"] += 2.0
         self.gradients["x"][:] = self.parameters["x"] - batch.value
         return 0.5 * self.gradients["x"].item() ** 2
 
@@ -48,7 +49,14 @@ class Point:
 def new_run(step: int = 0) -> Run[Target]:
     model = Point()
     optimizer = fastopt.SGD(model.parameters, lr=0.5, clip_norm=1.0, nonfinite="raise")
-    return Run(model, Targets(), optimizer, lambda: {"x": model.parameters["x"].item()}, total_steps=8, step=step)
+    return Run(
+        model,
+        Targets(),
+        lambda: optimizer.step(model.gradients),
+        lambda: {"x": model.parameters["x"].item()},
+        total_steps=8,
+        step=step,
+    )
 
 
 def train_quietly(run: Run[Target], stop_after: int = 8) -> tuple[list[StepRecord], list[int]]:
@@ -69,6 +77,7 @@ def test_records_of_a_whole_run(monkeypatch: pytest.MonkeyPatch) -> None:
     records, saved = train_quietly(run)
     assert run.is_complete
     assert (run.new_steps, run.new_samples) == (8, 16)
+    assert run.step_seconds == 16 + run.optimizer_seconds > 16
     assert isinstance(run.model, Point)
     assert run.model.seen == [float(step) for step in range(8)]
     assert [record.step for record in records] == list(range(1, 9))
@@ -83,6 +92,22 @@ def test_records_of_a_whole_run(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_epochs_shorter_than_a_second_share_a_checkpoint() -> None:
     _, saved = train_quietly(new_run())
     assert saved == [0, 8]
+
+
+def test_long_epoch_has_checkpoints_within(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS_WITHIN_EPOCH", -1.0)
+    _, saved = train_quietly(new_run())
+    assert saved == [0, 1, 2, 4, 5, 7, 8]  # the epochs end with 3 and 6, less than a second after the start
+
+
+def test_norm_that_the_optimizer_was_not_asked_for_is_nan() -> None:
+    run = new_run()
+    assert isinstance(run.model, Point)
+    optimizer, gradients = fastopt.SGD(run.model.parameters, lr=0.5), run.model.gradients
+    run.update = lambda: optimizer.step(gradients)
+    records, _ = train_quietly(run)
+    assert len(records) == 8
+    assert all(np.isnan(record.grad_norm) for record in records)
 
 
 def test_stops_where_asked_and_continues_there() -> None:

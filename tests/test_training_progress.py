@@ -9,8 +9,8 @@ import pytest
 from rich.console import Console
 
 from fastopt.training import progress
-from fastopt.training.config import Config
 from fastopt.training.job import Job
+from fastopt.training.recipes import configure
 from fastopt.training.session import run_session
 
 
@@ -20,22 +20,19 @@ def job(tmp_path: Path) -> Job:
     samples = generator.normal(size=(50, 3))
     np.savez(tmp_path / "t.npz", X=samples, y=samples[:, 0] > 0)
     return Job(
-        Config(
-            data=str(tmp_path / "t.npz"),
-            target=None,
-            task="classification",
-            hidden=(),
-            optimizer="sgd",
-            lr=1.0,
-            schedule="constant",
-            warmup="0",
-            weight_decay=None,
-            clip_norm=1.0,
-            batch_size=10,
-            epochs=25,
-            seed=0,
-            dtype="float64",
-            threads=1,
+        configure(
+            "mlp",
+            {
+                "data": str(tmp_path / "t.npz"),
+                "hidden": (),
+                "optimizer": "sgd",
+                "lr": 1.0,
+                "schedule": "constant",
+                "batch_size": 10,
+                "epochs": 25,
+                "dtype": "float64",
+                "threads": 1,
+            },
         )
     )
 

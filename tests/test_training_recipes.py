@@ -1,46 +1,32 @@
 """Every optimizer and schedule by name, and what is said of names and numbers that do not fit."""
 
+import json
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
+from trainings import trained
 
 import fastopt
-from fastopt.training.config import Config, parse_options
+from fastopt.training.config import ModelName, defaults, from_json, parse_options
 from fastopt.training.errors import TrainingError
 from fastopt.training.job import Job
-from fastopt.training.loop import train
 from fastopt.training.recipes import (
     SHAPES,
     build_optimizer,
     build_schedule,
-    default_lr,
-    default_warmup,
+    configure,
     optimizer_names,
 )
 
-CONFIG = Config(
-    data="digits",
-    target=None,
-    task="classification",
-    hidden=(64,),
-    optimizer="adamw",
-    lr=0.5,
-    schedule="constant",
-    warmup="0",
-    weight_decay=None,
-    clip_norm=1.0,
-    batch_size=32,
-    epochs=4,
-    seed=0,
-    dtype="float32",
-    threads=1,
-)
+CONFIG = configure("mlp", {"hidden": (64,), "lr": 0.5, "schedule": "constant", "epochs": 4, "threads": 1})
+CHARACTERS = configure("transformer", {"layers": 1, "width": 32, "context": 16})
 
 
 def values(name: str, warmup: str | None = None, total: int = 100) -> np.ndarray:
-    config = replace(CONFIG, schedule=name, warmup=default_warmup(name) if warmup is None else warmup)
-    schedule = build_schedule(config, total)
+    settings = {"lr": 0.5, "schedule": name} | ({} if warmup is None else {"warmup": warmup})
+    schedule = build_schedule(configure("mlp", settings), total)
     return np.array([schedule(step) for step in range(total)])
 
 
@@ -87,13 +73,15 @@ def test_a_run_may_have_a_single_step(name: str) -> None:
         ({"schedule": "inverse-sqrt"}, r"--schedule inverse-sqrt with --warmup 0 does not fit 100 steps: .*warmup"),
         ({"schedule": "sinus"}, r"--schedule: expected one of constant, linear, cosine, .*, got 'sinus'"),
         ({"optimizer": "adamm"}, r"--optimizer: expected one of adagrad, adam, adamw, .*, got 'adamm'"),
+        ({"optimizer": "jax:adamw"}, r"--optimizer: expected NAME or one of torch:NAME, .*, got 'jax:adamw'"),
+        ({"optimizer": "torch:adamm"}, r"--optimizer: expected one of adagrad, adam, adamw, .*, got 'adamm'"),
         ({"optimizer": "sgd", "lr": -1.0}, r"--optimizer sgd: Invalid learning rate: -1"),
         ({"weight_decay": -1.0}, r"--optimizer adamw: Invalid weight_decay value: -1"),
     ],
 )
 def test_unfit_settings(settings: dict[str, object], message: str) -> None:
     with pytest.raises(TrainingError, match=message):
-        build_optimizer(replace(CONFIG, **settings), [np.ones(2)], 100)  # type: ignore[arg-type]
+        build_optimizer(replace(CONFIG, **settings), fastopt, [np.ones(2)], 100)  # type: ignore[arg-type]
 
 
 def test_every_class_has_a_name() -> None:
@@ -102,21 +90,18 @@ def test_every_class_has_a_name() -> None:
 
 @pytest.mark.parametrize("name", optimizer_names())
 def test_every_optimizer_learns_with_its_own_learning_rate(name: str) -> None:
-    settings = {"optimizer": name, "lr": default_lr(name), "schedule": "warmup-cosine", "warmup": "5%", "epochs": 8}
-    job = Job(replace(CONFIG, **settings))  # type: ignore[arg-type]
-    train(job.run, observe=lambda record: None, save=lambda: None, should_stop=lambda: False)
-    assert job.run.evaluate()["accuracy"] > 0.93
+    assert trained("mlp", optimizer=name, hidden=(64,), epochs=8).scores["accuracy"] > 0.93
 
 
 def test_arguments_reach_the_optimizer() -> None:
     config = replace(CONFIG, optimizer="nesterov", weight_decay=0.25, clip_norm=0.0, lr=0.5)
     parameters = [np.zeros(2)]
-    optimizer = build_optimizer(config, parameters, 100)
+    optimizer = build_optimizer(config, fastopt, parameters, 100, clip_norm=config.max_norm)
     group = optimizer.param_groups[0]
     assert (group["momentum"], group["nesterov"], group["weight_decay"]) == (0.9, True, 0.25)
     info = optimizer.step([np.array([30.0, 40.0])])
     assert (info.lr, info.grad_norm, info.clipped) == (0.5, 50.0, False)
-    clipped = build_optimizer(replace(config, clip_norm=5.0), parameters, 100).step([np.array([30.0, 40.0])])
+    clipped = build_optimizer(config, fastopt, parameters, 100, clip_norm=5.0).step([np.array([30.0, 40.0])])
     assert (clipped.grad_norm, clipped.clipped) == (50.0, True)
 
 
@@ -124,7 +109,8 @@ def test_arguments_reach_the_optimizer() -> None:
     ("name", "states"), [("sgd", 0), ("momentum", 1), ("rmsprop", 1), ("adagrad", 1), ("adam", 2), ("adamw", 2)]
 )
 def test_traffic_counts_every_read_and_write(name: str, states: int) -> None:
-    job = Job(replace(CONFIG, optimizer=name, lr=0.01, dtype="float64"))
+    job = Job(replace(CONFIG, optimizer=name, dtype="float64"))
+    job.run.update()
     elements = 64 * 64 + 64 + 64 * 10 + 10
     reads = 1 + 1 + 1 + states  # the gradient for its norm; gradient, parameter and states for the step
     writes = 1 + states
@@ -136,7 +122,7 @@ def test_traffic_counts_every_read_and_write(name: str, states: int) -> None:
     [
         ({"hidden": "12,x"}, r"--hidden: expected numbers of units such as 256,128, got '12,x'"),
         ({"hidden": "0"}, r"--hidden: expected"),
-        ({"batch_size": "0"}, r"--batch-size: expected a number of rows, 1 or more, or 'full', got '0'"),
+        ({"batch_size": "0"}, r"--batch-size: expected a number, 1 or more, or 'full', got '0'"),
         ({"batch_size": "all"}, r"--batch-size: expected"),
     ],
 )
@@ -146,7 +132,7 @@ def test_unfit_options(options: dict[str, str], message: str) -> None:
 
 
 def test_options_become_settings() -> None:
-    typed = {"hidden": " 8, 4", "batch_size": "full", "optimizer": "AdamW", "data": "t.csv", "out": "x", "epochs": 3}
+    typed = {"hidden": " 8, 4", "batch_size": "full", "optimizer": "AdamW", "data": "t.csv", "lr": None, "epochs": 3}
     settings = parse_options(typed)
     assert settings.pop("data").endswith("/t.csv")
     assert settings == {"hidden": (8, 4), "batch_size": "full", "optimizer": "adamw", "epochs": 3}
@@ -154,6 +140,45 @@ def test_options_become_settings() -> None:
 
 
 def test_settings_come_back_from_json() -> None:
-    assert Config.from_json(CONFIG.to_json()) == CONFIG
-    with pytest.raises(TrainingError, match="another version"):
-        Config.from_json({**CONFIG.to_json(), "novelty": 1})
+    for config in (CONFIG, CHARACTERS):
+        assert from_json(json.loads(json.dumps(config.to_json()))) == config
+        for change in ({"novelty": 1}, {"model": "cnn"}):
+            with pytest.raises(TrainingError, match="another version"):
+                from_json({**config.to_json(), **change})
+
+
+def test_the_recipe_fits_model_optimizer_and_schedule() -> None:
+    digits, characters = configure("mlp", {}), configure("transformer", {})
+    assert (digits.optimizer, digits.lr, digits.weight_decay, digits.epochs) == ("adamw", 2e-3, 0.01, 30)
+    assert (characters.optimizer, characters.lr, characters.weight_decay) == ("adamw", 3e-4, 0.1)
+    assert (characters.schedule, characters.warmup, characters.clip_norm) == ("warmup-cosine", "5%", 1.0)
+    adagrad = configure("transformer", {"optimizer": "adagrad", "schedule": "cosine"})
+    assert (adagrad.lr, adagrad.weight_decay, adagrad.warmup) == (0.01, 0.0, "0")
+    rival = configure("transformer", {"optimizer": "torch:adamw"})
+    assert (rival.lr, rival.weight_decay) == (3e-4, 0.1)
+    assert configure("mlp", {"lr": 1.0, "weight_decay": 0.0}).weight_decay == 0.0
+
+
+@pytest.mark.parametrize(
+    ("model", "settings", "message"),
+    [
+        ("transformer", {"hidden": (8,)}, "--hidden is for --model mlp, but the model is transformer"),
+        ("mlp", {"context": 8}, "--context is for --model transformer, but the model is mlp"),
+        ("transformer", {"optimizer": "best"}, "--optimizer: expected one of adagrad"),
+        ("mlp", {"schedule": "best"}, "--schedule: expected one of constant"),
+    ],
+)
+def test_unfit_recipes(model: ModelName, settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(TrainingError, match=message):
+        configure(model, settings)
+
+
+def test_defaults_are_told_of_each_model_where_they_differ() -> None:
+    assert defaults("hidden") == "256,128"
+    assert defaults("seed") == "0"
+    assert defaults("batch_size") == "mlp 32, transformer 4"
+
+
+def test_torch_optimizers_are_not_for_numpy() -> None:
+    with pytest.raises(TrainingError, match="--optimizer torch:adamw needs a model in torch: --model transformer"):
+        Job(replace(CONFIG, optimizer="torch:adamw"))

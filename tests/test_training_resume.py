@@ -13,15 +13,17 @@ import numpy as np
 import pytest
 from rich.console import Console
 from threadpoolctl import threadpool_info  # type: ignore[import-untyped]
+from typer.testing import CliRunner
 
 import fastopt
+from fastopt.cli import app
 from fastopt.training import loop
 from fastopt.training.checkpoint import Checkpoint
-from fastopt.training.config import Config
 from fastopt.training.data import Batch
 from fastopt.training.errors import TrainingError
 from fastopt.training.job import Job
 from fastopt.training.loop import Model
+from fastopt.training.recipes import configure
 from fastopt.training.session import CHECKPOINT, run_session
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="kills and interrupts with POSIX signals")
@@ -45,8 +47,33 @@ def table(tmp_path: Path) -> Path:
     return tmp_path / "t.npz"
 
 
-def options(table: Path) -> list[str]:
-    return ["--data", str(table), "--hidden", "16", "--batch-size", "10", "--epochs", "300", "--threads", "1"]
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    (tmp_path / "t.txt").write_text("".join(np.random.default_rng(0).choice(list("abcde "), 2000)))
+    return tmp_path / "t.txt"
+
+
+@pytest.fixture
+def data(request: pytest.FixtureRequest) -> Path:
+    """The table or the text, whichever the test asks for."""
+    if request.param == "text":
+        pytest.importorskip("torch")
+    path: Path = request.getfixturevalue(request.param)
+    return path
+
+
+STEPS = {".npz": 5100, ".txt": 560}
+
+
+def options(data: Path) -> list[str]:
+    if data.suffix == ".txt":
+        return [f"--text={data}", "--model=transformer", "--layers=1", "--width=32", "--context=8", "--epochs=10"]
+    return [f"--data={data}", "--hidden=16", "--batch-size=10", "--epochs=300", "--threads=1"]
+
+
+def run_here(out: Path, *arguments: str) -> None:
+    result = CliRunner().invoke(app, ["train", "--out", str(out), *arguments])
+    assert result.exit_code == 0, result.output
 
 
 def start(out: Path, *arguments: str) -> subprocess.Popen[str]:
@@ -60,12 +87,17 @@ def finish(process: subprocess.Popen[str]) -> str:
     return output
 
 
-def wait_until_it_trains(out: Path, process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 30
-    while not (out / CHECKPOINT).exists():
+def start_and_wait(out: Path, *arguments: str) -> subprocess.Popen[str]:
+    """Start a run and return when it has saved its first step."""
+    path = out / CHECKPOINT
+    before = path.stat().st_mtime_ns if path.exists() else None
+    process = start(out, *arguments)
+    deadline = time.monotonic() + 60
+    while not path.exists() or path.stat().st_mtime_ns == before:
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.005)
+    return process
 
 
 def assert_same_bits(out: Path, expected: Path, *files: str) -> None:
@@ -79,61 +111,62 @@ def assert_same_bits(out: Path, expected: Path, *files: str) -> None:
 
 
 @pytest.mark.slow
-def test_killed_at_random_moments(tmp_path: Path, table: Path) -> None:
-    finish(start(tmp_path / "whole", *options(table)))
+@pytest.mark.parametrize("data", ["table", "text"], indirect=True)
+def test_killed_at_random_moments(tmp_path: Path, data: Path) -> None:
+    run_here(tmp_path / "whole", *options(data))
     out = tmp_path / "killed"
     moments = random.Random(1)
     steps = []
-    process = start(out, *options(table))
+    process = start_and_wait(out, *options(data))
     for _ in range(8):
-        wait_until_it_trains(out, process)
-        time.sleep(moments.uniform(0, 0.8))
+        time.sleep(moments.uniform(0, 0.3))
         process.kill()
         process.communicate()
         steps.append(Checkpoint.load(out / CHECKPOINT).metadata["step"])
-        process = start(out, "--resume")
+        process = start_and_wait(out, "--resume")
     finish(process)
     assert len(set(steps)) > 1
     assert_same_bits(out, tmp_path / "whole", "metrics.csv", "config.json")
     assert (out / "training.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_interrupted_in_the_middle_of_an_epoch(tmp_path: Path, table: Path) -> None:
-    finish(start(tmp_path / "whole", *options(table)))
+@pytest.mark.parametrize("data", ["table", "text"], indirect=True)
+def test_interrupted_in_the_middle_of_an_epoch(tmp_path: Path, data: Path) -> None:
+    total = STEPS[data.suffix]
+    run_here(tmp_path / "whole", *options(data))
     out = tmp_path / "interrupted"
-    process = start(out, *options(table))
-    wait_until_it_trains(out, process)
+    process = start_and_wait(out, *options(data))
     time.sleep(0.1)
     process.send_signal(signal.SIGINT)
     output, errors = process.communicate(timeout=30)
     assert (process.returncode, errors) == (130, "")
     assert f"fastopt train --resume --out {out}" in output
     metadata = Checkpoint.load(out / CHECKPOINT).metadata
-    assert f"Stopped after step {metadata['step']:,} of 5,100" in output
-    assert 0 < metadata["step"] < 5100
+    assert f"Stopped after step {metadata['step']:,} of {total:,}" in " ".join(output.split()), output
+    assert 0 < metadata["step"] < total
     output = finish(start(out, "--resume"))
-    assert f"resumed    after step {metadata['step']:,} of 5,100" in output
+    assert f"resumed    after step {metadata['step']:,} of {total:,}" in output
     assert_same_bits(out, tmp_path / "whole", "metrics.csv", "config.json")
 
 
-def new_job(table: Path, optimizer: str = "adamw", task: str = "classification") -> Job:
+def new_job(data: Path, optimizer: str = "adamw", task: str = "classification") -> Job:
+    if data.suffix == ".txt":
+        sizes = {"layers": 1, "width": 32, "context": 8, "batch_size": 32, "epochs": 2}
+        return Job(configure("transformer", {"text": str(data), "optimizer": optimizer, **sizes}))
     return Job(
-        Config(
-            data=str(table),
-            target=None,
-            task=task,  # type: ignore[arg-type]
-            hidden=(8,),
-            optimizer=optimizer,
-            lr=0.01,
-            schedule="warmup-cosine",
-            warmup="3",
-            weight_decay=None,
-            clip_norm=1.0,
-            batch_size=50,
-            epochs=3,
-            seed=0,
-            dtype="float32",
-            threads=1,
+        configure(
+            "mlp",
+            {
+                "data": str(data),
+                "task": task,
+                "hidden": (8,),
+                "optimizer": optimizer,
+                "lr": 0.01,
+                "warmup": "3",
+                "batch_size": 50,
+                "epochs": 3,
+                "threads": 1,
+            },
         )
     )
 
@@ -144,26 +177,34 @@ def run_whole(directory: Path, job: Job) -> Path:
     return directory
 
 
-@pytest.mark.parametrize(("optimizer", "task"), [("adamw", "classification"), ("nesterov", "regression")])
-def test_interrupted_in_every_step(tmp_path: Path, table: Path, optimizer: str, task: str) -> None:
-    whole = run_whole(tmp_path / "whole", new_job(table, optimizer, task))
+@pytest.mark.parametrize(
+    ("data", "optimizer", "task"),
+    [
+        ("table", "adamw", "classification"),
+        ("table", "nesterov", "regression"),
+        *(("text", name, "") for name in ("adamw", "nesterov", "torch:adamw", "torch:nesterov")),
+    ],
+    indirect=["data"],
+)
+def test_interrupted_in_every_step(tmp_path: Path, data: Path, optimizer: str, task: str) -> None:
+    whole = run_whole(tmp_path / "whole", new_job(data, optimizer, task))
     out = tmp_path / "stopped"
     out.mkdir()
-    job = new_job(table, optimizer, task)
+    job = new_job(data, optimizer, task)
     for step in range(1, job.run.total_steps):
         job.run.model = InterruptedModel(job.run.model)
         assert not run_session(job, out, QUIET)
         job = Job.resume(out / CHECKPOINT, {})
         assert job.run.step == step
     assert run_session(job, out, QUIET)
-    assert_same_bits(out, whole, "metrics.csv")
+    assert_same_bits(out, whole, "metrics.csv", *(["sample.txt"] if data.suffix == ".txt" else []))
 
 
 class InterruptedModel:
     """A model with a user who presses Ctrl-C during every step."""
 
     def __init__(self, model: Model[Batch]) -> None:
-        self.parameters, self.gradients, self.seconds = model.parameters, model.gradients, model.seconds
+        self.parameters, self.seconds = model.parameters, model.seconds
         self.model = model
 
     def forward_backward(self, batch: Batch) -> float:
@@ -211,7 +252,15 @@ def test_resuming_a_complete_run_changes_nothing(tmp_path: Path, table: Path) ->
     assert {file: (whole / file).read_bytes() for file in before} == before
 
 
-def test_changed_data_is_refused(tmp_path: Path, table: Path) -> None:
+def test_changed_text_is_refused(tmp_path: Path, text: Path) -> None:
+    pytest.importorskip("torch")
+    new_job(text).checkpoint().save(tmp_path / CHECKPOINT)
+    text.write_text(text.read_text()[:-1] + "x")
+    with pytest.raises(TrainingError, match=r"t\.txt has changed since the run was started"):
+        Job.resume(tmp_path / CHECKPOINT, {})
+
+
+def test_changed_table_is_refused(tmp_path: Path, table: Path) -> None:
     new_job(table).checkpoint().save(tmp_path / CHECKPOINT)
     with np.load(table) as arrays:
         changed = arrays["X"].copy()
@@ -226,6 +275,10 @@ def test_contradicting_options_are_refused(tmp_path: Path, table: Path) -> None:
     assert Job.resume(tmp_path / CHECKPOINT, {"hidden": (8,), "epochs": 3}).run.step == 0
     with pytest.raises(TrainingError, match=r"--hidden 8,8 contradicts the run to resume, which was started with 8"):
         Job.resume(tmp_path / CHECKPOINT, {"epochs": 3, "hidden": (8, 8)})
+    with pytest.raises(TrainingError, match=r"--model transformer contradicts the run .* with mlp"):
+        Job.resume(tmp_path / CHECKPOINT, {"model": "transformer", "layers": 2})
+    with pytest.raises(TrainingError, match=r"--layers is for --model transformer, but the model is mlp"):
+        Job.resume(tmp_path / CHECKPOINT, {"layers": 2})
     with pytest.raises(TrainingError, match=r"--batch-size full contradicts the run .* with 50"):
         Job.resume(tmp_path / CHECKPOINT, {"batch_size": "full"})
 

@@ -13,8 +13,8 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from fastopt.console import fail
 from fastopt.files import replacing
-from fastopt.lessons.lesson import Finding, Lesson, registry
-from fastopt.lessons.report import Findings, print_lesson, print_table, to_json, to_markdown
+from fastopt.lessons.lesson import Finding, Lesson, names, registry
+from fastopt.lessons.report import INDEX, Findings, print_lesson, print_table, to_json, to_markdown
 
 FIGURES = (".png", ".svg")
 
@@ -22,7 +22,11 @@ FIGURES = (".png", ".svg")
 def lessons(
     name: Annotated[
         str | None,
-        typer.Argument(metavar="[NAME]", help="Run only this lesson, and draw its figure.", show_default=False),
+        typer.Argument(
+            metavar="NAME",
+            help=f"Run only this one and draw its figure: {', '.join(names())}.",
+            show_default="all",
+        ),
     ] = None,
     figure: Annotated[
         Path | None,
@@ -41,13 +45,13 @@ def lessons(
         # The matrices are small: more threads only get into each other's way.
         with threadpool_limits(1, user_api="blas"):
             findings = _checked(chosen)
+            _show(findings, as_json)
             for path, content in _files(findings, picture, html, markdown):
-                path.parent.mkdir(parents=True, exist_ok=True)
-                with replacing(path) as temporary:
-                    temporary.write_bytes(content)
+                _write(path, content)
     except (ValueError, OSError) as error:
         fail(str(error))
-    _show(findings, as_json)
+    for written in filter(None, (picture, markdown, html and html / INDEX)):
+        Console(stderr=True).print(f"wrote {written}", soft_wrap=True, highlight=False)
 
 
 def _chosen(name: str | None) -> list[Lesson]:
@@ -103,6 +107,12 @@ def _drawn(html: Path, pages: Iterable[tuple[str, str]], total: int) -> Iterator
             yield html / file, page.encode()
 
 
+def _write(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
+
+
 def _progress() -> Progress:
     console = Console(stderr=True)
     columns = (TextColumn("{task.description:<17}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
@@ -117,4 +127,4 @@ def _show(findings: Findings, as_json: bool) -> None:
     if len(findings) == 1:
         [lesson] = findings
         print_lesson(console, lesson)
-    print_table(console, findings)
+    print_table(console, findings, in_full=len(findings) == 1)

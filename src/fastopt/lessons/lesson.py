@@ -232,10 +232,13 @@ class Lesson:
         return self._draw
 
 
+def names() -> list[str]:
+    """Return the names of all lessons, without running a line of them."""
+    return sorted(module.name.replace("_", "-") for module in pkgutil.iter_modules(topics.__path__))
+
+
 def registry() -> dict[str, Lesson]:
     """Return the lessons by name, in their order: every module of `fastopt.lessons.topics` has one as `LESSON`."""
-    modules: list[Any] = [
-        import_module(f"{topics.__name__}.{found.name}") for found in pkgutil.iter_modules(topics.__path__)
-    ]
+    modules: list[Any] = [import_module(f"{topics.__name__}.{name.replace('-', '_')}") for name in names()]
     ordered = sorted((module.LESSON for module in modules), key=lambda lesson: lesson.number)
     return {lesson.name: lesson for lesson in ordered}

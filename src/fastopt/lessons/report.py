@@ -12,6 +12,9 @@ from rich.text import Text
 
 from fastopt.lessons.lesson import Finding, Lesson
 
+INDEX = "index.html"
+"""The first page of the site."""
+
 Findings = Mapping[Lesson, Sequence[Finding]]
 """What came out for each lesson, in order."""
 
@@ -22,24 +25,31 @@ def summary(findings: Findings) -> str:
     return f"{sum(verdicts)} of {len(verdicts)} claims hold."
 
 
-def print_table(console: Console, findings: Findings) -> None:
-    """Print the claims by lesson: what was measured, the number, what was expected, and the verdict."""
+def print_table(console: Console, findings: Findings, *, in_full: bool = False) -> None:
+    """Print the claims by lesson: what was measured, the number, what was expected, and the verdict.
+
+    In full, with the setting of each experiment and the reason.
+    """
     table = Table(box=None, pad_edge=False, padding=(0, 2, 1, 0), header_style="bold")
-    table.add_column("claim", ratio=6)
-    table.add_column("measured", ratio=5)
-    table.add_column(Text.assemble("number\n", ("expected", "dim")), ratio=3)
+    table.add_column("claim")
+    table.add_column("measured")
+    table.add_column(_with_details("number", "expected"), max_width=20)
     table.add_column("verdict", width=8)
     for lesson, group in findings.items():
         table.add_row(Text(f"{lesson.number}. {lesson.title}", style="bold cyan"))
         for finding in group:
             table.add_row(
-                Text(finding.claim.statement),
-                Text(finding.claim.quantity),
-                Text.assemble(finding.number_text, "\n", (finding.expected_text, "dim")),
+                _with_details(finding.claim.statement, finding.claim.explanation if in_full else ""),
+                _with_details(finding.claim.quantity, finding.claim.setting if in_full else ""),
+                _with_details(finding.number_text, finding.expected_text),
                 Text(finding.verdict, style="green" if finding.holds else "bold red"),
             )
     console.print(table)
-    console.print(summary(findings))
+    console.print(f"\n{summary(findings)}", highlight=False)
+
+
+def _with_details(text: str, details: str) -> Text:
+    return Text.assemble(text, ("\n" + _one_line(details) if details else "", "dim"))
 
 
 def print_lesson(console: Console, lesson: Lesson) -> None:
@@ -74,7 +84,7 @@ def to_json(findings: Findings) -> str:
 
 def to_markdown(findings: Findings) -> str:
     """Return the findings as a page of Markdown, without the numbers that depend on the machine."""
-    sections = [_section(lesson, group) for lesson, group in findings.items()]
+    sections = [section(lesson, group) for lesson, group in findings.items()]
     head = (
         "# The lessons, run\n\n"
         "What is said about optimization, measured on fastopt's own kernels. Where a number has to be for a claim to "
@@ -88,7 +98,8 @@ def to_markdown(findings: Findings) -> str:
     return "\n".join([head, *sections])
 
 
-def _section(lesson: Lesson, group: Sequence[Finding]) -> str:
+def section(lesson: Lesson, group: Sequence[Finding]) -> str:
+    """Return the part of the page that is about one lesson."""
     path = f"../src/fastopt/lessons/topics/{lesson.name.replace('-', '_')}.py"
     rows = [_row(finding) for finding in group]
     failures = [

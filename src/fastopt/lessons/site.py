@@ -14,9 +14,9 @@ from string import Template
 from fastopt import landscape, surfaces
 from fastopt.lessons.drawing import INK, PAPER, image
 from fastopt.lessons.lesson import Finding, Lesson
-from fastopt.lessons.report import Findings, summary
+from fastopt.lessons.report import INDEX, Findings, summary
 
-INDEX, LANDSCAPE = "index.html", "landscape.html"
+LANDSCAPE = "landscape.html"
 INTRODUCTION = (
     "What is said about optimization, measured on fastopt's own kernels. Where a number has to be for a claim to hold "
     "was stated before the experiment, from the theory; a claim that does not hold is left as it is."

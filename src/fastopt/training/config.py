@@ -1,19 +1,99 @@
 """The settings of a run, as they are given on the command line and kept in the checkpoint."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal
 
 from fastopt.training.data import Task
 from fastopt.training.errors import TrainingError
 
+ModelName = Literal["mlp", "transformer"]
 Precision = Literal["float32", "float64"]
 
+PYDOC_TOPICS = "pydoc_data.topics"
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, kw_only=True)
 class Config:
-    """Everything that decides the bits of a run.
+    """Everything that decides the bits of a run, whatever the model.
+
+    Attributes
+    ----------
+    model : {"mlp", "transformer"}
+        What is trained; of the class.
+    optimizer, schedule : str
+        Names in :mod:`fastopt.training.recipes`.
+    lr : float
+        The highest learning rate of the schedule.
+    warmup : str
+        A number of steps, or a share of all steps such as ``"5%"``.
+    weight_decay : float
+        Strength of the pull to zero.
+    clip_norm : float
+        The largest norm of the gradient; 0 never clips.
+    batch_size : int or "full"
+        Rows of a table, or pieces of a text, in a batch.
+    epochs : int
+        Passes over the training data.
+    seed : int
+        Decides the initial weights, the order of the batches, the held-out rows of a table and the sample of a text.
+    dtype : {"float32", "float64"}
+        The precision of the model.
+    threads : int or None
+        Threads of the optimizer and of the matrix products. None: those of :func:`fastopt.get_num_threads` for the
+        optimizer, and one for the products.
+    """
+
+    model: ClassVar[ModelName]
+
+    optimizer: str = "adamw"
+    lr: float
+    schedule: str = "warmup-cosine"
+    warmup: str
+    weight_decay: float
+    clip_norm: float = 1.0
+    batch_size: int | Literal["full"]
+    epochs: int
+    seed: int = 0
+    dtype: Precision = "float32"
+    threads: int | None = None
+
+    @property
+    def source(self) -> str:
+        """Where the data comes from."""
+        raise NotImplementedError
+
+    @property
+    def max_norm(self) -> float:
+        """The bound of clipping; infinite where nothing is clipped, so that the norm is still measured."""
+        return self.clip_norm or math.inf
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the settings as values that JSON can hold."""
+        return {"model": self.model, **asdict(self)}
+
+    def check_same(self, options: dict[str, Any]) -> None:
+        """Refuse options that differ from the settings: a resumed run keeps those it was started with.
+
+        Raises
+        ------
+        TrainingError
+            Naming the first option that differs.
+        """
+        for name, value in options.items():
+            check_known(self.model, [name])
+            if value != getattr(self, name):
+                raise TrainingError(
+                    f"--{_dashed(name)} {_as_typed(value)} contradicts the run to resume, "
+                    f"which was started with {_as_typed(getattr(self, name))}"
+                )
+
+
+@dataclass(frozen=True, kw_only=True)
+class MLPConfig(Config):
+    """A multilayer perceptron on a table.
 
     Attributes
     ----------
@@ -25,92 +105,128 @@ class Config:
         What the targets are.
     hidden : tuple of int
         Units of the hidden layers; empty for a linear model.
-    optimizer, schedule : str
-        Names in :mod:`fastopt.training.recipes`.
-    lr : float
-        The highest learning rate of the schedule.
-    warmup : str
-        A number of steps, or a share of all steps such as ``"5%"``.
-    weight_decay : float or None
-        None takes the default of the optimizer.
-    clip_norm : float
-        The largest norm of the gradient; 0 never clips.
-    batch_size : int or "full"
-        Rows in a batch.
-    epochs : int
-        Passes over the training rows.
-    seed : int
-        Decides the held-out rows, the initial weights and the order of the batches.
-    dtype : {"float32", "float64"}
-        The precision of the model.
-    threads : int or None
-        Threads of the optimizer and of the matrix products. None: those of :func:`fastopt.get_num_threads` for the
-        optimizer, whose bits do not depend on it, and one for the products.
     """
 
-    data: str
-    target: str | None
-    task: Task
-    hidden: tuple[int, ...]
-    optimizer: str
-    lr: float
-    schedule: str
-    warmup: str
-    weight_decay: float | None
-    clip_norm: float
-    batch_size: int | Literal["full"]
-    epochs: int
-    seed: int
-    dtype: Precision
-    threads: int | None
+    model = "mlp"
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the settings as values that JSON can hold."""
-        return asdict(self)
+    data: str = "digits"
+    target: str | None = None
+    task: Task = "classification"
+    hidden: tuple[int, ...] = (256, 128)
+    batch_size: int | Literal["full"] = 32
+    epochs: int = 30
 
-    @classmethod
-    def from_json(cls, settings: dict[str, Any]) -> Self:
-        """Return what :meth:`to_json` was made from."""
-        try:
-            return cls(**{**settings, "hidden": tuple(settings["hidden"])})
-        except (TypeError, KeyError) as error:
-            raise TrainingError(f"the settings are of another version of fastopt ({error})") from error
-
-    def check_same(self, options: dict[str, Any]) -> None:
-        """Refuse options that differ from the settings: a resumed run keeps those it was started with.
-
-        Raises
-        ------
-        TrainingError
-            Naming the first option that differs.
-        """
-        for name, value in options.items():
-            if value != getattr(self, name):
-                raise TrainingError(
-                    f"--{name.replace('_', '-')} {_as_typed(value)} contradicts the run to resume, "
-                    f"which was started with {_as_typed(getattr(self, name))}"
-                )
+    @property
+    def source(self) -> str:
+        """The table."""
+        return self.data
 
 
-def parse_options(options: dict[str, Any]) -> dict[str, Any]:
-    """Turn options as they are typed into settings; those that are no settings are left out.
+@dataclass(frozen=True, kw_only=True)
+class TransformerConfig(Config):
+    """A transformer that predicts the next character of a text.
+
+    Attributes
+    ----------
+    text : str
+        ``"pydoc_data.topics"`` or the absolute path of a file.
+    layers : int
+        Blocks of attention and perceptron.
+    width : int
+        Units of every layer.
+    context : int
+        The number of characters from which the next is predicted, at most; also the length of a piece of text.
+    """
+
+    model = "transformer"
+
+    text: str = PYDOC_TOPICS
+    layers: int = 4
+    width: int = 128
+    context: int = 64
+    batch_size: int | Literal["full"] = 4
+    epochs: int = 4
+    threads: int | None = 1  # torch's bits depend on it
+
+    @property
+    def source(self) -> str:
+        """The text."""
+        return self.text
+
+
+CONFIGS: dict[ModelName, type[Config]] = {"mlp": MLPConfig, "transformer": TransformerConfig}
+
+
+def from_json(settings: Mapping[str, Any]) -> Config:
+    """Return the settings that :meth:`Config.to_json` was made from.
+
+    Raises
+    ------
+    TrainingError
+        If they are not of this version.
+    """
+    given = dict(settings)
+    try:
+        if "hidden" in given:
+            given["hidden"] = tuple(given["hidden"])  # JSON has made a list of it
+        return CONFIGS[given.pop("model")](**given)
+    except (TypeError, KeyError) as error:
+        raise TrainingError(f"the settings are of another version of fastopt ({error})") from error
+
+
+def check_known(model: ModelName, options: Iterable[str]) -> None:
+    """Refuse options that the model does not have.
+
+    Raises
+    ------
+    TrainingError
+        Naming the first of them, and the model that it is for.
+    """
+    for name in options:
+        if name not in _names(model):
+            others = [other for other in CONFIGS if name in _names(other)]
+            raise TrainingError(f"--{_dashed(name)} is for --model {' or '.join(others)}, but the model is {model}")
+
+
+def defaults(name: str) -> str:
+    """Return what to say of the default of an option: what each model has, where it differs."""
+    by_model = {
+        model: _as_typed(field.default)
+        for model, kind in CONFIGS.items()
+        for field in fields(kind)
+        if field.name == name
+    }
+    if len(set(by_model.values())) == 1:
+        return next(iter(by_model.values()))
+    return ", ".join(f"{model} {value}" for model, value in by_model.items())
+
+
+def parse_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Turn options as they are typed into settings; those not typed, which are None, are left out.
 
     Raises
     ------
     TrainingError
         Naming the option whose text cannot be understood.
     """
-    known = {field.name for field in fields(Config)}
-    settings = {name: value for name, value in options.items() if name in known}
-    return {name: _PARSERS[name](value) if name in _PARSERS else value for name, value in settings.items()}
+    typed = {name: value for name, value in options.items() if value is not None}
+    return {name: _PARSERS[name](value) if name in _PARSERS else value for name, value in typed.items()}
+
+
+def _names(model: ModelName) -> set[str]:
+    return {"model", *(field.name for field in fields(CONFIGS[model]))}
+
+
+def _dashed(name: str) -> str:
+    return name.replace("_", "-")
 
 
 def _as_typed(value: Any) -> str:
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
-def _data(source: str) -> str:
-    return source if source == "digits" else str(Path(source).absolute())
+def _file_unless(name: str) -> Callable[[str], str]:
+    return lambda source: source if source == name else str(Path(source).absolute())
 
 
 def _hidden(text: str) -> tuple[int, ...]:
@@ -127,12 +243,13 @@ def _batch_size(text: str) -> int | str:
     if text == "full":
         return text
     if not text.isdecimal() or int(text) < 1:
-        raise TrainingError(f"--batch-size: expected a number of rows, 1 or more, or 'full', got {text!r}")
+        raise TrainingError(f"--batch-size: expected a number, 1 or more, or 'full', got {text!r}")
     return int(text)
 
 
 _PARSERS: dict[str, Callable[[str], Any]] = {
-    "data": _data,
+    "data": _file_unless("digits"),
+    "text": _file_unless(PYDOC_TOPICS),
     "hidden": _hidden,
     "batch_size": _batch_size,
     "optimizer": str.lower,

@@ -229,15 +229,15 @@ class Standardization:
 
 
 class Batch(NamedTuple):
-    """Standardised rows with their targets."""
+    """Rows of what is known, with what is to be predicted: a target for a row of a table, many for a piece of text."""
 
     features: Array
     targets: Array
 
     @property
     def samples(self) -> int:
-        """Number of rows."""
-        return len(self.targets)
+        """Number of targets."""
+        return self.targets.size
 
 
 class Split(NamedTuple):
@@ -288,8 +288,8 @@ class ShuffledBatches:
     """
 
     def __init__(self, rows: Batch, batch_size: int, seed: int) -> None:
-        self.batch_size = min(batch_size, rows.samples)
-        self.steps_per_epoch = -(-rows.samples // self.batch_size)
+        self.batch_size = min(batch_size, len(rows.targets))
+        self.steps_per_epoch = -(-len(rows.targets) // self.batch_size)
         self._rows = rows
         self._seed = seed
         self._buffer = Batch(*(np.empty((self.batch_size, *values.shape[1:]), values.dtype) for values in rows))
@@ -301,7 +301,7 @@ class ShuffledBatches:
         """
         epoch, position = divmod(step, self.steps_per_epoch)
         while True:
-            order = generator(self._seed, Stream.ORDER, epoch).permutation(self._rows.samples)
+            order = generator(self._seed, Stream.ORDER, epoch).permutation(len(self._rows.targets))
             for start in range(position * self.batch_size, len(order), self.batch_size):
                 yield self._gather(order[start : start + self.batch_size])
             epoch, position = epoch + 1, 0

@@ -1,19 +1,18 @@
-"""A run of a perceptron on a table: put together from its settings, or brought back from a checkpoint."""
+"""A run put together from its settings, or brought back from a checkpoint."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 import fastopt
 from fastopt.training.checkpoint import Checkpoint, pack, unpack
-from fastopt.training.config import Config
-from fastopt.training.data import Batch, ShuffledBatches, Task, load, split
+from fastopt.training.config import Config, MLPConfig, TransformerConfig, from_json
+from fastopt.training.data import Batch
 from fastopt.training.errors import TrainingError
 from fastopt.training.loop import Run
-from fastopt.training.losses import Loss, SoftmaxCrossEntropy, SquaredError
-from fastopt.training.mlp import MLP
-from fastopt.training.recipes import build_optimizer
+from fastopt.training.problem import Problem
+from fastopt.training.table_problem import TableProblem
 
 
 class Job:
@@ -26,16 +25,10 @@ class Job:
 
     Attributes
     ----------
-    table : Table
-        The data.
-    split : Split
-        The data in two parts, standardised.
+    problem : Problem
+        Data, model and optimizer.
     run : Run
-        Model, batches and optimizer, at step 0.
-    widths : list of int
-        Units of the layers, from the features to the outputs.
-    score_names : tuple of str
-        What the run is scored by on held-out data.
+        The training, at step 0.
 
     Raises
     ------
@@ -45,22 +38,10 @@ class Job:
 
     def __init__(self, config: Config) -> None:
         self.config = config
-        self.table = load(config.data, config.task, config.target)
-        self.split = split(self.table, config.seed, config.dtype)
-        rows = self.split.train.samples if config.batch_size == "full" else config.batch_size
-        batches = ShuffledBatches(self.split.train, rows, config.seed)
-        loss = self._loss(config.task)
-        self.score_names = loss.score_names
-        self.widths = [self.split.train.features.shape[1], *config.hidden, len(self.table.classes) or 1]
-        model = MLP(self.widths, loss, batch_size=batches.batch_size, dtype=config.dtype, seed=config.seed)
-        total_steps = config.epochs * batches.steps_per_epoch
-        optimizer = build_optimizer(config, model.parameters, total_steps)
-        self.run: Run[Batch] = Run(model, batches, optimizer, lambda: model.evaluate(self.split.test), total_steps)
-
-    def _loss(self, task: Task) -> Loss:
-        if task == "regression":
-            return SquaredError(self.split.standardization.target_scale)
-        return SoftmaxCrossEntropy()
+        self.problem = problem = _problem(config)
+        self.run: Run[Batch] = Run(
+            problem.model, problem.batches, problem.update, problem.evaluate, problem.total_steps
+        )
 
     @classmethod
     def resume(cls, path: Path, options: dict[str, Any]) -> "Job":
@@ -79,37 +60,63 @@ class Job:
             If there is no checkpoint, or the options or the data are not those that the run was started with.
         """
         checkpoint = Checkpoint.load(path)
-        config = Config.from_json(checkpoint.metadata["config"])
+        config = from_json(checkpoint.metadata["config"])
         config.check_same(options)
         job = cls(config)
-        if job.table.fingerprint != checkpoint.metadata["data"]["sha256"]:
-            raise TrainingError(f"{config.data} has changed since the run was started: it cannot be resumed")
-        unpack(checkpoint, job.run.model.parameters, job.run.optimizer)
+        if job.problem.fingerprint != checkpoint.metadata["data"]["sha256"]:
+            raise TrainingError(f"{config.source} has changed since the run was started: it cannot be resumed")
+        unpack(checkpoint, job.problem.model.parameters, job.problem.optimizer)
         job.run.step = checkpoint.metadata["step"]
         return job
 
+    @contextmanager
+    def arithmetic(self) -> Iterator[None]:
+        """Set the threads, and whatever else decides the bits, while the block lasts."""
+        before = fastopt.get_num_threads()
+        fastopt.set_num_threads(self.config.threads or before)
+        try:
+            with self.problem.arithmetic():
+                yield
+        finally:
+            fastopt.set_num_threads(before)
+
+    def sample(self) -> str:
+        """Return a text that the model has made up; empty for a model that makes none."""
+        with self.arithmetic():
+            return self.problem.sample()
+
     def checkpoint(self) -> Checkpoint:
-        """Return all that :meth:`resume` needs, and for predictions the scaling and the names of the classes."""
-        tensors, metadata = pack(self.run.model.parameters, self.run.optimizer)
-        standardization = self.split.standardization
-        tensors = {**tensors, "data.mean": standardization.mean, "data.scale": standardization.scale}
-        data = {
-            "sha256": self.table.fingerprint,
-            "classes": self.table.classes,
-            "target_mean": standardization.target_mean,
-            "target_scale": standardization.target_scale,
+        """Return all that :meth:`resume` needs, and what predictions need of the data."""
+        problem = self.problem
+        tensors, metadata = pack(problem.model.parameters, problem.optimizer)
+        data_tensors, data_facts = problem.data_checkpoint()
+        facts = {
+            "epoch": self.run.step // problem.batches.steps_per_epoch,
+            "config": self.config.to_json(),
+            "data": {"sha256": problem.fingerprint, **data_facts},
+            "versions": problem.versions(),
         }
-        versions = {"fastopt": fastopt.__version__, "numpy": np.__version__}
-        epoch = self.run.step // self.run.batches.steps_per_epoch
-        return Checkpoint(
-            tensors, {**metadata, "epoch": epoch, "config": self.config.to_json(), "data": data, "versions": versions}
-        )
+        return Checkpoint({**tensors, **data_tensors}, {**metadata, **facts})
 
     def optimizer_bytes(self) -> int:
-        """Return the bytes that a step of the optimizer moves.
+        """Return the bytes that a step of the optimizer has to move.
 
         Read: the gradient for its norm, then gradient, parameter and state. Written: parameter and state.
         """
-        parameters = self.run.model.parameters.values()
-        streams = [4 + 2 * len(state) for state in self.run.optimizer.state]
-        return sum(count * values.nbytes for count, values in zip(streams, parameters, strict=True))
+        tensors, _ = pack(self.problem.model.parameters, self.problem.optimizer)
+        return sum((4 if name.startswith("param.") else 2) * values.nbytes for name, values in tensors.items())
+
+
+def _problem(config: Config) -> Problem:
+    match config:
+        case MLPConfig():
+            return TableProblem(config)
+        case TransformerConfig():
+            try:
+                from fastopt.training.text_problem import TextProblem
+            except ModuleNotFoundError as error:
+                if error.name != "torch":
+                    raise
+                raise TrainingError("--model transformer needs torch; install it with: pip install torch") from error
+            return TextProblem(config)
+    raise TypeError(f"config: expected the settings of a model, got {type(config).__name__}")

@@ -1,15 +1,21 @@
 """The training loop: the whole recipe, whatever the model."""
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from time import perf_counter
 from typing import Any, Generic, Protocol, TypeVar
 
+from numpy.typing import NDArray
+
+from fastopt import StepInfo
 from fastopt.training.errors import TrainingError
 from fastopt.training.metrics import StepRecord
 
-CHECKPOINT_SECONDS = 1.0  # epochs may take milliseconds, a durable file does not: the most work that a kill can undo
+# The most work that a kill can undo: epochs may take milliseconds, or hours, and a durable file takes a while.
+CHECKPOINT_SECONDS = 1.0
+CHECKPOINT_SECONDS_WITHIN_EPOCH = 30.0
 
 
 class Batch(Protocol):
@@ -35,14 +41,18 @@ class Batches(Protocol[BatchOut]):
 
 
 class Model(Protocol[BatchIn]):
-    """Named parameters, which the optimizer changes in place, and how to find their gradients."""
+    """Named parameters, and how to find their gradients."""
 
-    parameters: dict[str, Any]
-    gradients: dict[str, Any]
-    seconds: dict[str, float]
+    @property
+    def parameters(self) -> dict[str, NDArray[Any]]:
+        """The parameters in the order in which the optimizer has them; it changes them in place."""
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Time spent on the parts of :meth:`forward_backward`."""
 
     def forward_backward(self, batch: BatchIn) -> float:
-        """Return the loss of a batch and leave its gradient in `gradients`."""
+        """Return the loss of a batch and leave its gradient where the optimizer finds it."""
 
 
 @dataclass
@@ -51,8 +61,10 @@ class Run(Generic[AnyBatch]):
 
     Attributes
     ----------
-    model, batches, optimizer
-        What is trained, on what, and by what.
+    model, batches
+        What is trained, and on what.
+    update : callable
+        Takes the optimizer's step with the gradients that the model has found.
     evaluate : callable
         Returns the scores of the model on held-out data by name.
     total_steps : int
@@ -67,13 +79,18 @@ class Run(Generic[AnyBatch]):
 
     model: Model[AnyBatch]
     batches: Batches[AnyBatch]
-    optimizer: Any
+    update: Callable[[], StepInfo]
     evaluate: Callable[[], dict[str, float]]
     total_steps: int
     step: int = 0
     new_steps: int = field(default=0, init=False)
     new_samples: int = field(default=0, init=False)
     optimizer_seconds: float = field(default=0.0, init=False)
+
+    @property
+    def step_seconds(self) -> float:
+        """Time spent on steps in this process: by the model and by the optimizer."""
+        return sum(self.model.seconds.values()) + self.optimizer_seconds
 
     @property
     def is_complete(self) -> bool:
@@ -93,12 +110,12 @@ def train(
     Parameters
     ----------
     run : Run
-        The run; its model, optimizer and counters change.
+        The run; its model and counters change.
     observe : callable
         Called with the record of every step.
     save : callable
-        Called when the run is to be made durable: when it starts, after an epoch if the last time is a second ago, and
-        when it ends.
+        Called when the run is to be made durable: when it starts, after an epoch if the last time is a second ago,
+        within an epoch if it is half a minute ago, and when it ends.
     should_stop : callable
         Asked after every step; True ends the run early, saved and ready to be resumed.
 
@@ -111,7 +128,7 @@ def train(
     saved_at = perf_counter()
     for batch in islice(run.batches.from_step(run.step), run.total_steps - run.step):
         loss = run.model.forward_backward(batch)
-        info = _timed_step(run)
+        info = _timed_update(run)
         run.step += 1
         run.new_steps += 1
         run.new_samples += batch.samples
@@ -119,20 +136,22 @@ def train(
         epoch, position = divmod(run.step - 1, run.batches.steps_per_epoch)
         ends_epoch = position == run.batches.steps_per_epoch - 1
         scores = run.evaluate() if ends_epoch else {}
-        observe(StepRecord(run.step, epoch + 1, loss, info.lr, info.grad_norm, scores))
+        norm = math.nan if info.grad_norm is None else info.grad_norm
+        observe(StepRecord(run.step, epoch + 1, loss, info.lr, norm, scores))
 
         stops = run.is_complete or should_stop()
-        if stops or (ends_epoch and perf_counter() - saved_at > CHECKPOINT_SECONDS):
+        patience = CHECKPOINT_SECONDS if ends_epoch else CHECKPOINT_SECONDS_WITHIN_EPOCH
+        if stops or perf_counter() - saved_at > patience:
             save()
             saved_at = perf_counter()
         if stops:
             break
 
 
-def _timed_step(run: Run[Any]) -> Any:
+def _timed_update(run: Run[Any]) -> StepInfo:
     started = perf_counter()
     try:
-        info = run.optimizer.step(run.model.gradients)
+        info = run.update()
     except FloatingPointError as error:
         raise TrainingError(
             f"the training diverged at step {run.step + 1} ({error}); try a lower --lr or a lower --clip-norm"

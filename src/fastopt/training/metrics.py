@@ -29,7 +29,7 @@ class StepRecord(NamedTuple):
     lr : float
         Learning rate of the step.
     grad_norm : float
-        Euclidean norm of the gradient before clipping.
+        Euclidean norm of the gradient before clipping; NaN if the optimizer was not asked for it.
     scores : dict of str to float
         Held-out scores after the last step of an epoch, else empty.
     """

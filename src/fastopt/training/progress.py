@@ -7,12 +7,11 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from fastopt.training.loop import Run
+from fastopt.training.job import Job
 from fastopt.training.metrics import StepRecord
 
 REFRESH_SECONDS = 0.1
 PLAIN_LINES = 20  # for a run of any length
-MAIN_SCORES = ("accuracy", "r2")
 
 
 def score_text(name: str, value: float) -> str:
@@ -31,14 +30,14 @@ class Display:
     ----------
     console : Console
         Where to; decides between the bar and the lines.
-    run : Run
+    job : Job
         The run that the steps are of.
     """
 
-    def __init__(self, console: Console, run: Run[Any]) -> None:
+    def __init__(self, console: Console, job: Job) -> None:
         self._console = console
-        self._run = run
-        self._epochs = run.total_steps // run.batches.steps_per_epoch
+        self._job = job
+        self._run = job.run
         self._score = ""
         self._started = self._refreshed = perf_counter()
         self._bar = self._make_bar() if console.is_terminal else None
@@ -53,9 +52,9 @@ class Display:
 
     def show(self, record: StepRecord) -> None:
         """Take note of a step, and show it if it is time to."""
-        for name in MAIN_SCORES:
-            if name in record.scores:
-                self._score = f"{name} {score_text(name, record.scores[name])}"
+        name = self._job.problem.main_score
+        if name in record.scores:
+            self._score = f"{name.replace('_', ' ')} {score_text(name, record.scores[name])}"
         if self._bar is not None:
             self._refresh_bar(self._bar, record)
         elif (
@@ -67,11 +66,11 @@ class Display:
     def _facts(self, record: StepRecord) -> list[str]:
         speed = self._run.new_samples / (perf_counter() - self._started)
         return [
-            f"epoch {record.epoch}/{self._epochs}",
-            f"loss {record.loss:.2g}",
+            f"epoch {record.epoch}/{self._job.config.epochs}",
+            f"loss {record.loss:.3g}",
             f"lr {record.lr:.1e}",
             f"|g| {record.grad_norm:.2g}",
-            f"{_compact(speed)} samples/s",
+            f"{_compact(speed)} {self._job.problem.sample_unit}/s",
             self._score,
         ]
 

@@ -11,6 +11,7 @@ class Stream(IntEnum):
     SPLIT = 0
     WEIGHTS = 1
     ORDER = 2
+    SAMPLE = 3
 
 
 def generator(seed: int, stream: Stream, index: int = 0) -> np.random.Generator:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import fastopt
 from fastopt import schedules
 from fastopt.schedules import Schedule
-from fastopt.training.config import Config
+from fastopt.training.config import CONFIGS, Config, ModelName, check_known
 from fastopt.training.errors import TrainingError
 
 
@@ -26,15 +26,28 @@ class Shape(NamedTuple):
     schedule: Callable[[float, int, int], Schedule]
 
 
-# Momentum by its usual names, and learning rates where the default of the class does not suit a perceptron.
-RULES = {
-    "sgd": Rule("SGD", {"lr": 0.1}),
-    "momentum": Rule("SGD", {"lr": 0.05, "momentum": 0.9}),
-    "nesterov": Rule("SGD", {"lr": 0.05, "momentum": 0.9, "nesterov": True}),
-    "rmsprop": Rule("RMSprop", {"lr": 1e-3}),
-    "adam": Rule("Adam", {"lr": 2e-3}),
-    "adamw": Rule("AdamW", {"lr": 2e-3}),
+# Momentum by its usual names, and settings where the defaults of the class do not suit the model.
+RULES: dict[ModelName, dict[str, Rule]] = {
+    "mlp": {
+        "sgd": Rule("SGD", {"lr": 0.1}),
+        "momentum": Rule("SGD", {"lr": 0.05, "momentum": 0.9}),
+        "nesterov": Rule("SGD", {"lr": 0.05, "momentum": 0.9, "nesterov": True}),
+        "rmsprop": Rule("RMSprop", {"lr": 1e-3}),
+        "adam": Rule("Adam", {"lr": 2e-3}),
+        "adamw": Rule("AdamW", {"lr": 2e-3}),
+    },
+    "transformer": {
+        "sgd": Rule("SGD", {"lr": 0.5}),
+        "momentum": Rule("SGD", {"lr": 0.1, "momentum": 0.9}),
+        "nesterov": Rule("SGD", {"lr": 0.1, "momentum": 0.9, "nesterov": True}),
+        "rmsprop": Rule("RMSprop", {"lr": 3e-4}),
+        "adam": Rule("Adam", {"lr": 3e-4, "betas": (0.9, 0.95)}),
+        "adamw": Rule("AdamW", {"lr": 3e-4, "betas": (0.9, 0.95), "weight_decay": 0.1}),
+    },
 }
+
+RIVALS: dict[str, dict[str, Any]] = {"torch": {}, "torch-fused": {"fused": True}}
+"""What to put before an optimizer, as in ``torch:adamw``, to run torch's own; and its arguments for that."""
 
 SHAPES = {
     "constant": Shape("0", lambda lr, warmup, total: schedules.linear_warmup(warmup, schedules.constant(lr))),
@@ -61,21 +74,35 @@ SHAPES = {
 }
 
 
+def configure(model: ModelName, settings: Mapping[str, Any]) -> Config:
+    """Return the settings of a run, with what fits the model, its optimizer and its schedule where nothing is given.
+
+    Parameters
+    ----------
+    model : {"mlp", "transformer"}
+        What is trained.
+    settings : mapping
+        Of the attributes of its class in :mod:`fastopt.training.config`, those that are to differ.
+
+    Raises
+    ------
+    TrainingError
+        If the model has no such setting, or there is no such optimizer or schedule.
+    """
+    check_known(model, settings)
+    kind = CONFIGS[model]
+    name = settings.get("optimizer", kind.optimizer)
+    fitting: dict[str, Any] = {
+        "lr": _argument(model, name, "lr"),
+        "weight_decay": _argument(model, name, "weight_decay"),
+        "warmup": _shape(settings.get("schedule", kind.schedule)).warmup,
+    }
+    return kind(**{**fitting, **settings})
+
+
 def optimizer_names() -> list[str]:
     """Return the names that `--optimizer` takes."""
-    return sorted({*RULES, *map(str.lower, fastopt.optimizers.registry())})
-
-
-def default_lr(optimizer: str) -> float:
-    """Return the learning rate of an optimizer where none is asked for."""
-    make, arguments = _rule(optimizer)
-    default = inspect.signature(make).parameters["lr"].default
-    return float(arguments.get("lr", default))
-
-
-def default_warmup(schedule: str) -> str:
-    """Return the warm-up of a schedule where none is asked for."""
-    return _shape(schedule).warmup
+    return sorted({name for rules in RULES.values() for name in rules} | set(_classes()))
 
 
 def build_schedule(config: Config, total_steps: int) -> Schedule:
@@ -88,29 +115,69 @@ def build_schedule(config: Config, total_steps: int) -> Schedule:
         ) from error
 
 
-def build_optimizer(config: Config, parameters: Any, total_steps: int) -> Any:
-    """Return the optimizer of `parameters`, its learning rate scheduled over a run of `total_steps` steps."""
-    make, arguments = _rule(config.optimizer)
-    settings = {
-        **arguments,
-        "lr": build_schedule(config, total_steps),
-        "clip_norm": config.clip_norm or math.inf,  # without a bound the norm is still measured
-        "nonfinite": "raise",
-    }
-    if config.weight_decay is not None:
-        settings["weight_decay"] = config.weight_decay
+def rival(optimizer: str) -> str:
+    """Return whose optimizer is named: ``""`` for fastopt's, else what stands before the colon.
+
+    Raises
+    ------
+    TrainingError
+        If there is none of that name.
+    """
+    prefix, colon, _ = optimizer.rpartition(":")
+    if colon and prefix not in RIVALS:
+        expected = ", ".join(f"{name}:NAME" for name in RIVALS)
+        raise TrainingError(f"--optimizer: expected NAME or one of {expected}, got {optimizer!r}")
+    return prefix
+
+
+def build_optimizer(config: Config, classes: Any, parameters: Any, total_steps: int, **arguments: Any) -> Any:
+    """Return the optimizer of `parameters`, with its schedule over a run of `total_steps` steps.
+
+    Parameters
+    ----------
+    config : Config
+        Says which.
+    classes : module
+        Has the class: :mod:`fastopt`, :mod:`fastopt.torch` or :mod:`torch.optim`.
+    parameters
+        As the class takes them.
+    total_steps : int
+        Steps of the whole run.
+    **arguments
+        More arguments for the class, or others in place of those that the settings give.
+
+    Raises
+    ------
+    TrainingError
+        If the optimizer is not known or not there, or a setting is out of bounds for it.
+    """
+    rule = _rule(config.model, config.optimizer)
+    kind = getattr(classes, rule.class_name, None)
+    if kind is None:
+        raise TrainingError(f"--optimizer {config.optimizer}: {classes.__name__} has no {rule.class_name}")
+    settings = {**rule.arguments, "lr": build_schedule(config, total_steps), "weight_decay": config.weight_decay}
     try:
-        return make(parameters, **settings)
+        return kind(parameters, **{**settings, **arguments})
     except (TypeError, ValueError) as error:
         raise TrainingError(f"--optimizer {config.optimizer}: {error}") from error
 
 
-def _rule(name: str) -> tuple[Any, Mapping[str, Any]]:
-    classes = {key.lower(): value for key, value in fastopt.optimizers.registry().items()}
-    rule = RULES.get(name, Rule(name, {}))
-    if rule.class_name.lower() not in classes:
+def _classes() -> dict[str, type[fastopt.Optimizer]]:
+    return {name.lower(): kind for name, kind in fastopt.optimizers.registry().items()}
+
+
+def _rule(model: ModelName, optimizer: str) -> Rule:
+    name = optimizer.removeprefix(rival(optimizer)).removeprefix(":")
+    if name not in optimizer_names():
         raise TrainingError(f"--optimizer: expected one of {', '.join(optimizer_names())}, got {name!r}")
-    return classes[rule.class_name.lower()], rule.arguments
+    return RULES[model].get(name) or Rule(_classes()[name].__name__, {})
+
+
+def _argument(model: ModelName, optimizer: str, name: str) -> float:
+    """Return what an argument of an optimizer is where nothing else is asked for."""
+    rule = _rule(model, optimizer)
+    default = inspect.signature(_classes()[rule.class_name.lower()]).parameters[name].default
+    return float(rule.arguments.get(name, default))
 
 
 def _shape(name: str) -> Shape:

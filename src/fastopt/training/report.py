@@ -6,7 +6,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
+from rich.panel import Panel
 from rich.table import Table as Grid
+from rich.text import Text
 
 from fastopt.files import replacing
 from fastopt.training.job import Job
@@ -21,15 +23,12 @@ Metrics = dict[str, NDArray[Any]]
 
 def describe(console: Console, job: Job) -> None:
     """Print what is about to be trained, on what and by what."""
-    config, run, table = job.config, job.run, job.table
-    train, test = job.split.train, job.split.test
-    targets = f"{len(table.classes)} classes" if table.classes else "numbers to predict"
-    rows = f"{train.samples:,} rows to learn, {test.samples:,} held out"
+    config, run, problem = job.config, job.run, job.problem
     size = sum(values.size for values in run.model.parameters.values())
     clipping = f"clipped to norm {config.clip_norm:g}" if config.clip_norm else "not clipped"
     grid = Grid.grid(padding=(0, 2))
-    grid.add_row("data", f"{table.name}: {rows}, {train.features.shape[1]} features, {targets}")
-    grid.add_row("model", f"perceptron {'-'.join(map(str, job.widths))}, {size:,} parameters, {config.dtype}")
+    grid.add_row("data", f"{problem.name}: {problem.data_facts}")
+    grid.add_row("model", f"{problem.model_facts}, {size:,} parameters, {config.dtype}")
     grid.add_row("optimizer", f"{config.optimizer}, lr {config.lr:g}, {config.schedule}, {clipping}")
     if run.step:
         grid.add_row("resumed", f"after step {run.step:,} of {run.total_steps:,}")
@@ -53,7 +52,7 @@ def plot(path: Path, metrics: Metrics, job: Job) -> None:
 
     figure = Figure(figsize=(8, 8), layout="constrained")
     FigureCanvasAgg(figure)
-    figure.suptitle(f"{job.table.name}, {job.config.optimizer}, {job.config.schedule}")
+    figure.suptitle(f"{job.problem.name}, {job.config.optimizer}, {job.config.schedule}")
     loss, rate, norm = figure.subplots(3, 1, sharex=True, height_ratios=(2, 1, 1))
     steps = metrics["step"]
 
@@ -105,11 +104,10 @@ def summarize(console: Console, job: Job, metrics: Metrics, seconds: float) -> N
         Length of the training in this process.
     """
     table = Grid.grid(padding=(0, 2))
-    scores = {
-        name.removeprefix(TEST_PREFIX): values[-1] for name, values in metrics.items() if name.startswith(TEST_PREFIX)
-    }
-    for name, value in scores.items():
-        table.add_row(f"held-out {name}", score_text(name, value))
+    for column, values in metrics.items():
+        if column.startswith(TEST_PREFIX):
+            name = column.removeprefix(TEST_PREFIX)
+            table.add_row(f"held-out {name.replace('_', ' ')}", score_text(name, values[-1]))
     if job.run.new_steps:
         _add_costs(table, job, seconds)
     console.print(table, soft_wrap=True)
@@ -118,9 +116,17 @@ def summarize(console: Console, job: Job, metrics: Metrics, seconds: float) -> N
 def _add_costs(table: Grid, job: Job, seconds: float) -> None:
     run = job.run
     parts = {**run.model.seconds, "optimizer": run.optimizer_seconds}
-    parts["data, scores, files"] = seconds - sum(parts.values())
-    table.add_row("time", f"{seconds:.2f} s for {run.new_steps:,} steps, {run.new_samples / seconds:,.0f} samples/s")
+    parts["data, scores, files"] = seconds - run.step_seconds
+    speed = f"{run.new_samples / seconds:,.0f} {job.problem.sample_unit}/s"
+    table.add_row("time", f"{seconds:.2f} s for {run.new_steps:,} steps, {speed}")
     for name, part in parts.items():
         table.add_row(f"  {name}", f"{part:.2f} s {part / seconds:5.0%}")
+    optimizer, step = (1e3 * part / run.new_steps for part in (run.optimizer_seconds, run.step_seconds))
+    table.add_row("optimizer's share", f"{optimizer / step:.1%} of a step, {optimizer:.3g} of {step:.3g} ms")
     moved = job.optimizer_bytes() * run.new_steps
     table.add_row("optimizer traffic", f"{moved / 1e9:.3g} GB, {moved / run.optimizer_seconds / 1e9:.3g} GB/s")
+
+
+def show_sample(console: Console, sample: str) -> None:
+    """Print a text that the model has made up."""
+    console.print(Panel(Text(sample), title="sample", title_align="left"))

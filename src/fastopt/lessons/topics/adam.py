@@ -163,7 +163,7 @@ def each_component() -> list[float]:
     digits=2,
 )
 def both_components() -> list[float]:
-    """Not here: once the units are repaired, momentum has nothing left to do in a run this short; without it a higher
+    """Once the units are repaired, momentum has nothing left to do in a run this short; without it a higher
     rate can be borne.
     """
     return [best("momentum alone") / best("both"), best("scaling alone") / best("both")]

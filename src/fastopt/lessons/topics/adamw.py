@@ -79,15 +79,15 @@ def coupled() -> float:
     return float(shrinkage[0] / shrinkage[-1])
 
 
-ROWS, FEATURES, SEEDS, TRAINING_STEPS = 200, 20, 3, 400
+ROWS, FEATURES, SEEDS, TRAINING_STEPS = 400, 10, 3, 400
 DECAYS = (0.0, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 
 
 def noisy_classes(seed: int) -> tuple[Batch, Batch]:
-    """Return few rows to learn and many held out; a fifth of the labels is wrong, so that learning by heart is bad."""
+    """Return few rows to learn and many held out; a tenth of the labels is wrong, so that learning by heart is bad."""
     random = np.random.default_rng(seed)
     x = random.standard_normal((ROWS + 2000, FEATURES))
-    y = (x[:, 0] + x[:, 1] * x[:, 2] > 0) ^ (random.random(len(x)) < 0.2)
+    y = (x[:, 0] + x[:, 1] * x[:, 2] > 0) ^ (random.random(len(x)) < 0.1)
     return Batch(x[:ROWS], y[:ROWS].astype(int)), Batch(x[ROWS:], y[ROWS:].astype(int))
 
 
@@ -123,7 +123,7 @@ def best(optimizer: Callable[..., Optimizer]) -> Outcome:
 
 @LESSON.claim(
     "Decay makes smaller weights, and they generalize better",
-    setting="network 20-64-2, 200 rows with a fifth of wrong labels, 2000 held out, best of 9 decays, mean of 3 seeds",
+    setting="network 10-64-2, 400 rows with a tenth of wrong labels, 2000 held out, best of 9 decays, mean of 3 seeds",
     quantity="without decay / with: length of all weights, held-out loss",
     expected=(at_least(2.0), at_least(1.2)),
 )
@@ -140,7 +140,7 @@ def generalizes() -> list[float]:
     expected=at_least(1.02),
 )
 def better_than_l2() -> float:
-    """Loshchilov & Hutter (2019) found it on images; that decay and rate can be tuned apart is the other half."""
+    """It was found on images (Loshchilov & Hutter 2019). Here, with the best decay of each, they are hardly apart."""
     return best(Adam).held_out / best(AdamW).held_out
 
 

@@ -151,7 +151,7 @@ def direction() -> list[float]:
 @LESSON.draw(panels=2)
 def figure(wall: Axes, training: Axes) -> None:
     """Left: the way to the cliff, dark where the loss is high. Right: a recurrent network learns to add.
-    Without clipping all three seeds are NaN from the fourth step on.
+    Without clipping all three seeds are no longer finite in the third step.
     """
     surface = cliff()
     x, y = np.linspace(4, 7, 200), np.linspace(-4, 1, 200)

@@ -217,7 +217,7 @@ def too_sharp() -> list[float]:
     digits=1,
 )
 def ends_flat() -> list[float]:
-    """Not just above 2/25: the steps grow, but only until the walls, which bend less further up, throw them back, and
+    """Just above 2/25 the steps grow only until the walls, which bend less further up, throw them back, and
     so they jump about in the narrow valley for long. A rate well above leaves at once.
     """
     return [settled(0.1)[1], settled(0.15)[1]]

@@ -108,7 +108,7 @@ def zigzag() -> list[float]:
 
 
 @LESSON.claim(
-    "Momentum does not zig-zag when both have their fastest settings",
+    "Momentum stops the zig-zag with its fastest settings, too",
     setting="the same ravine, lr 2/(L + 1) without; lr 4/(√L + 1)² and beta 0.67 with",
     quantity="share of steps that turn back, without and with",
     expected=(at_least(0.9), at_most(0.3)),

@@ -92,7 +92,7 @@ def blows_up() -> list[float]:
     digits=1,
 )
 def trains() -> list[float]:
-    """After the blow-up many units are dead, and the network says little more than the mean, for which the loss is 1."""
+    """After the blow-up many units are dead, and the network says little but the mean, for which the loss is 1."""
     return [final("no warmup"), final("warmup")]
 
 
@@ -135,7 +135,7 @@ def rate_by_chance() -> list[float]:
     digits=2,
 )
 def waiting() -> list[float]:
-    """Not here: with good estimates the first full steps blow up just the same. The low rate itself is what helps: it
+    """With good estimates the first full steps blow up just the same. The low rate itself is what helps: it
     moves the weights, in steps that are short enough for ten layers, to where longer steps are borne (Gilmer et al.
     2021; Kalra & Barkeshli 2024).
     """

@@ -1,0 +1,80 @@
+"""What a run is about, behind one face: data, model and optimizer, put together from the settings."""
+
+from abc import ABC, abstractmethod
+from contextlib import AbstractContextManager
+from typing import Any
+
+from fastopt import StepInfo
+from fastopt.training.checkpoint import Checkpoint
+from fastopt.training.config import Config
+from fastopt.training.data import Batch, ShuffledBatches
+from fastopt.training.loop import Model
+
+
+class Problem(ABC):
+    """Data, model and optimizer of a run.
+
+    Attributes
+    ----------
+    config : Config
+        The settings.
+    name : str
+        What to call the data.
+    fingerprint : str
+        SHA-256 of the data.
+    data_facts, model_facts : str
+        What to say of the data and of the model in a line.
+    model : Model
+        What is trained.
+    batches : ShuffledBatches
+        The training data in its order.
+    optimizer
+        What trains it, with `state_dict` and `load_state_dict`.
+    score_names : tuple of str
+        What the model is scored by on held-out data.
+    main_score : str
+        The one of them that is shown during the training.
+    sample_unit : str
+        What the targets are, in the plural and short.
+    """
+
+    config: Config
+    name: str
+    fingerprint: str
+    data_facts: str
+    model_facts: str
+    model: Model[Batch]
+    batches: ShuffledBatches
+    optimizer: Any
+    score_names: tuple[str, ...]
+    main_score: str
+    sample_unit: str
+
+    @property
+    def total_steps(self) -> int:
+        """Where the run ends."""
+        return self.config.epochs * self.batches.steps_per_epoch
+
+    @abstractmethod
+    def update(self) -> StepInfo:
+        """Take the optimizer's step with the gradients that the model has found."""
+
+    @abstractmethod
+    def evaluate(self) -> dict[str, float]:
+        """Return the scores of the model on held-out data by name."""
+
+    @abstractmethod
+    def arithmetic(self) -> AbstractContextManager[object]:
+        """Set the threads of the model's library, and whatever else decides its bits, while the block lasts."""
+
+    @abstractmethod
+    def data_checkpoint(self) -> Checkpoint:
+        """Return what a user of the model needs to know of the data."""
+
+    @abstractmethod
+    def versions(self) -> dict[str, str]:
+        """Return the versions of the libraries that the bits depend on."""
+
+    def sample(self) -> str:
+        """Return a text that the model has made up; empty for a model that makes none."""
+        return ""

@@ -1,0 +1,106 @@
+"""A multilayer perceptron on a table, all in NumPy."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+
+import fastopt
+from fastopt import StepInfo
+from fastopt.training.checkpoint import Checkpoint
+from fastopt.training.config import MLPConfig
+from fastopt.training.data import ShuffledBatches, load, split
+from fastopt.training.errors import TrainingError
+from fastopt.training.losses import Loss, SoftmaxCrossEntropy, SquaredError
+from fastopt.training.mlp import MLP
+from fastopt.training.problem import Problem
+from fastopt.training.recipes import build_optimizer, rival
+
+
+class TableProblem(Problem):
+    """A perceptron that learns to predict a column of a table.
+
+    Parameters
+    ----------
+    config : MLPConfig
+        The settings.
+
+    Raises
+    ------
+    TrainingError
+        If a setting or the data makes no sense.
+    """
+
+    sample_unit = "samples"
+    model: MLP
+
+    def __init__(self, config: MLPConfig) -> None:
+        if rival(config.optimizer):
+            raise TrainingError(f"--optimizer {config.optimizer} needs a model in torch: --model transformer")
+        self.config = config
+        table = load(config.data, config.task, config.target)
+        self._split = split(table, config.seed, config.dtype)
+        self._classes = table.classes
+        train, test, standardization = self._split
+        self.name, self.fingerprint = table.name, table.fingerprint
+        loss: Loss
+        if config.task == "regression":
+            loss, self.main_score = SquaredError(standardization.target_scale), "r2"
+        else:
+            loss, self.main_score = SoftmaxCrossEntropy(), "accuracy"
+        self.score_names = loss.score_names
+
+        rows = len(train.targets) if config.batch_size == "full" else config.batch_size
+        self.batches = ShuffledBatches(train, rows, config.seed)
+        widths = [train.features.shape[1], *config.hidden, len(table.classes) or 1]
+        self.model = MLP(widths, loss, batch_size=self.batches.batch_size, dtype=config.dtype, seed=config.seed)
+        self.optimizer = build_optimizer(
+            config, fastopt, self.model.parameters, self.total_steps, clip_norm=config.max_norm, nonfinite="raise"
+        )
+
+        targets = f"{len(table.classes)} classes" if table.classes else "numbers to predict"
+        self.data_facts = (
+            f"{len(train.targets):,} rows to learn, {len(test.targets):,} held out, "
+            f"{train.features.shape[1]} features, {targets}"
+        )
+        self.model_facts = f"perceptron {'-'.join(map(str, widths))}"
+
+    def update(self) -> StepInfo:
+        """Take the optimizer's step with the gradients that the model has found."""
+        info: StepInfo = self.optimizer.step(self.model.gradients)
+        return info
+
+    def evaluate(self) -> dict[str, float]:
+        """Return the scores of the model on held-out rows by name."""
+        return self.model.evaluate(self._split.test)
+
+    @contextmanager
+    def arithmetic(self) -> Iterator[None]:
+        """Set the threads of the matrix products while the block lasts.
+
+        The threads of BLAS wait by spinning, as those of OpenMP do. Where both have several, or another process wants a
+        core, they keep each other from working: 0.4 ms for a step of the digits have been seen to become 80 ms. So the
+        products get one thread unless more are asked for.
+        """
+        with (
+            threadpool_limits(self.config.threads or 1, user_api="blas"),
+            np.errstate(over="ignore", invalid="ignore"),  # of a run that diverges the optimizer reports it
+        ):
+            yield
+
+    def data_checkpoint(self) -> Checkpoint:
+        """Return the scaling and the names of the classes."""
+        standardization = self._split.standardization
+        return Checkpoint(
+            {"data.mean": standardization.mean, "data.scale": standardization.scale},
+            {
+                "classes": self._classes,
+                "target_mean": standardization.target_mean,
+                "target_scale": standardization.target_scale,
+            },
+        )
+
+    def versions(self) -> dict[str, str]:
+        """Return the versions of the libraries that the bits depend on."""
+        return {"fastopt": fastopt.__version__, "numpy": np.__version__}

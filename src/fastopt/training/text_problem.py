@@ -1,0 +1,111 @@
+"""A transformer on a text, in torch."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+
+import fastopt
+from fastopt import StepInfo
+from fastopt.training.checkpoint import Checkpoint
+from fastopt.training.config import TransformerConfig
+from fastopt.training.data import ShuffledBatches
+from fastopt.training.errors import TrainingError
+from fastopt.training.problem import Problem
+from fastopt.training.recipes import rival
+from fastopt.training.text import load_text
+from fastopt.training.torch_optimizers import Fastopt, Group, Torch
+from fastopt.training.transformer import HEAD_WIDTH, Transformer
+
+SAMPLE_LENGTH = 500
+
+
+class TextProblem(Problem):
+    """A transformer that learns to predict the next character of a text.
+
+    Parameters
+    ----------
+    config : TransformerConfig
+        The settings.
+
+    Raises
+    ------
+    TrainingError
+        If a setting or the text makes no sense.
+    """
+
+    sample_unit = "chars"
+    score_names = ("loss", "bits_per_character")
+    main_score = "bits_per_character"
+    model: Transformer
+    optimizer: Fastopt | Torch
+
+    def __init__(self, config: TransformerConfig) -> None:
+        if config.width % HEAD_WIDTH:
+            raise TrainingError(
+                f"--width: expected a multiple of {HEAD_WIDTH}, the width of an attention head, got {config.width}"
+            )
+        self.config = config
+        text = load_text(config.text, config.context)
+        train, self._test = (text.pieces(part, config.context) for part in (text.train, text.test))
+        self._vocabulary = text.vocabulary
+        self.name, self.fingerprint = text.name, text.fingerprint
+
+        rows = len(train.targets) if config.batch_size == "full" else config.batch_size
+        self.batches = ShuffledBatches(train, rows, config.seed)
+        self.model = Transformer(
+            len(text.vocabulary),
+            layers=config.layers,
+            width=config.width,
+            context=config.context,
+            dtype=config.dtype,
+            seed=config.seed,
+        )
+        groups: list[Group] = [{"params": self.model.matrices}, {"params": self.model.vectors, "weight_decay": 0.0}]
+        self.optimizer = (Torch if rival(config.optimizer) else Fastopt)(config, groups, self.total_steps)
+
+        self.data_facts = (
+            f"{len(text.train):,} characters to learn, {len(text.test):,} held out, {len(text.vocabulary) - 1} "
+            f"different; by their frequency alone {text.entropy:.2f} bits per character"
+        )
+        self.model_facts = f"transformer, {config.layers} layers of {config.width}, context {config.context}"
+
+    def update(self) -> StepInfo:
+        """Take the optimizer's step with the gradients that the model has found."""
+        return self.optimizer.step()
+
+    def evaluate(self) -> dict[str, float]:
+        """Return the scores of the model on held-out text by name."""
+        return self.model.evaluate(self._test)
+
+    @contextmanager
+    def arithmetic(self) -> Iterator[None]:
+        """Set torch's threads, and have it use algorithms that give the same bits every time, while the block lasts."""
+        memory: Any = torch.utils.deterministic
+        threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+        fills = memory.fill_uninitialized_memory
+        torch.set_num_threads(self.config.threads or threads)
+        torch.use_deterministic_algorithms(True)
+        memory.fill_uninitialized_memory = False  # nothing is read here that was not written, and it takes time
+        try:
+            yield
+        finally:
+            torch.set_num_threads(threads)
+            torch.use_deterministic_algorithms(deterministic)
+            memory.fill_uninitialized_memory = fills
+
+    def data_checkpoint(self) -> Checkpoint:
+        """Return the characters in the order of their numbers."""
+        return Checkpoint({}, {"vocabulary": self._vocabulary})
+
+    def versions(self) -> dict[str, str]:
+        """Return the versions of the libraries that the bits depend on."""
+        return {"fastopt": fastopt.__version__, "numpy": np.__version__, "torch": torch.__version__}
+
+    def sample(self) -> str:
+        """Return a text that the model has made up, as what follows a line's end."""
+        start = max(0, self._vocabulary.find("\n"))
+        numbers = self.model.sample(start, SAMPLE_LENGTH, self.config.seed)
+        return "".join(self._vocabulary[number] for number in numbers)

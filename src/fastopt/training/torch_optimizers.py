@@ -1,0 +1,108 @@
+"""What follows a backward pass in torch: fastopt's optimizer, or torch's own as people write it."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+import torch.optim
+from torch import nn
+
+import fastopt.torch
+from fastopt import StepInfo
+from fastopt.schedules import Schedule
+from fastopt.training.config import Config
+from fastopt.training.recipes import RIVALS, build_optimizer, build_schedule, rival
+
+Group = dict[str, Any]
+
+
+class Fastopt:
+    """An optimizer of `fastopt.torch`: clipping, step and zeroing in one pass over memory.
+
+    Parameters
+    ----------
+    config : Config
+        Says which, and its settings.
+    groups : list of dict
+        Parameter groups, of named parameters.
+    total_steps : int
+        Steps of the whole run.
+    """
+
+    def __init__(self, config: Config, groups: list[Group], total_steps: int) -> None:
+        self._optimizer = build_optimizer(
+            config,
+            fastopt.torch,
+            groups,
+            total_steps,
+            clip_norm=config.max_norm,
+            nonfinite="raise",
+            zero_grad_in_step=True,
+        )
+
+    def step(self) -> StepInfo:
+        """Clip, step and zero the gradients."""
+        self._optimizer.step()
+        info: StepInfo = self._optimizer.last_step
+        return info
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state in the layout of fastopt's optimizers on NumPy arrays."""
+        return {**self._optimizer.state_dict(), "state": _as_numpy(self._optimizer)}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Take over what :meth:`state_dict` returned."""
+        self._optimizer.load_state_dict(state_dict)
+
+
+class Torch:
+    """An optimizer of `torch.optim`, with clipping by norm before and zeroing after it.
+
+    Parameters
+    ----------
+    config, groups, total_steps
+        As for :class:`Fastopt`.
+    """
+
+    def __init__(self, config: Config, groups: list[Group], total_steps: int) -> None:
+        arguments = RIVALS[rival(config.optimizer)]
+        self._schedule: Schedule = build_schedule(config, total_steps)
+        self._max_norm = config.max_norm
+        self._optimizer = build_optimizer(config, torch.optim, groups, total_steps, lr=config.lr, **arguments)
+        self._parameters = [parameter for group in self._optimizer.param_groups for parameter in group["params"]]
+        self._step_count = 0
+
+    def step(self) -> StepInfo:
+        """Clip, step and drop the gradients."""
+        norm = nn.utils.clip_grad_norm_(self._parameters, self._max_norm).item()
+        if not np.isfinite(norm):
+            raise FloatingPointError(f"the norm of the gradients is {norm}")
+        lr = self._schedule(self._step_count)
+        for group in self._optimizer.param_groups:
+            group["lr"] = lr
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+        self._step_count += 1
+        return StepInfo(lr, norm, norm > self._max_norm, False)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state in the layout of fastopt's optimizers on NumPy arrays."""
+        return {**self._optimizer.state_dict(), "state": _as_numpy(self._optimizer), "step_count": self._step_count}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Take over what :meth:`state_dict` returned."""
+        state = {
+            index: {name: torch.as_tensor(value) for name, value in entries.items()}
+            for index, entries in state_dict["state"].items()
+        }
+        self._optimizer.load_state_dict({"state": state, "param_groups": state_dict["param_groups"]})
+        self._step_count = state_dict["step_count"]
+
+
+def _as_numpy(optimizer: torch.optim.Optimizer) -> dict[int, dict[str, Any]]:
+    """Return each parameter's state: arrays that share its memory, and numbers."""
+    return {
+        index: {name: value.numpy() if value.ndim else value.item() for name, value in entries.items()}
+        for index, entries in optimizer.state_dict()["state"].items()
+    }
