@@ -1,11 +1,7 @@
 """What two processes check of fastopt.torch; each check is called in both, with the rank."""
 
-import copy
-import itertools
 import math
-import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
