@@ -21,7 +21,7 @@ from fastopt.cli import app
 from fastopt.lessons import Claim, Finding, Lesson, Range, registry
 from fastopt.lessons.drawing import image
 from fastopt.lessons.lesson import at_least, at_most, between, exactly, names, near, number_text
-from fastopt.lessons.report import print_table, section, summary, to_json, to_markdown
+from fastopt.lessons.report import INTRODUCTION, print_table, section, summary, to_json, to_markdown
 from fastopt.lessons.site import pages
 
 PAGE = Path(__file__).parents[1] / "docs" / "lessons.md"
@@ -76,6 +76,7 @@ def test_page_of_the_documentation_counts_what_it_shows() -> None:
     page = PAGE.read_text(encoding="utf-8")
     hold, fail = page.count("| holds |"), page.count("| **does not hold** |")
     assert f"{hold} of {hold + fail} claims hold." in page
+    assert INTRODUCTION in page
     assert fail == len(DO_NOT_HOLD)
     assert hold + fail == sum(len(lesson.claims) for lesson in LESSONS.values())
 

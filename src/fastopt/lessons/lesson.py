@@ -95,7 +95,8 @@ class Claim:
     quantity : str
         What is measured.
     expected : tuple of Range
-        Where each number has to be for the claim to hold: from the theory, stated before the experiment.
+        Where each number has to be for the claim to hold: at the value that theory gives, or where theory gives only
+        a direction, clearly on that side.
     explanation : str
         Why it should hold, or why it does not; the docstring of `measure`.
     measure : callable

@@ -12,6 +12,11 @@ from rich.text import Text
 
 from fastopt.lessons.lesson import Finding, Lesson
 
+INTRODUCTION = """\
+What is said about optimization, measured on fastopt's own kernels. Each claim says where its number has to be: at the
+value that theory gives, or where theory gives only a direction, clearly on that side. The settings are small ones in
+which the effect can be seen if it is there. A claim that does not hold is left as it is, with the reason."""
+
 INDEX = "index.html"
 """The first page of the site."""
 
@@ -86,10 +91,7 @@ def to_markdown(findings: Findings) -> str:
     """Return the findings as a page of Markdown, without the numbers that depend on the machine."""
     sections = [section(lesson, group) for lesson, group in findings.items()]
     head = (
-        "# The lessons, run\n\n"
-        "What is said about optimization, measured on fastopt's own kernels. Where a number has to be for a claim to "
-        "hold was\nstated before the experiment, from the theory; a claim that does not hold is left as it is. "
-        f"{summary(findings)}\n\n"
+        f"# The lessons, run\n\n{INTRODUCTION}\n{summary(findings)}\n\n"
         "This page is made by `fastopt lessons --markdown docs/lessons.md`. `fastopt lessons` runs them all, "
         "`fastopt lessons NAME`\none of them with its figure, `fastopt lessons --html DIR` makes a site of text, "
         "figures and code. Each lesson is one\nfile in [`src/fastopt/lessons/topics`](../src/fastopt/lessons/topics): "

@@ -14,13 +14,9 @@ from string import Template
 from fastopt import landscape, surfaces
 from fastopt.lessons.drawing import INK, PAPER, image
 from fastopt.lessons.lesson import Finding, Lesson
-from fastopt.lessons.report import INDEX, Findings, summary
+from fastopt.lessons.report import INDEX, INTRODUCTION, Findings, summary
 
 LANDSCAPE = "landscape.html"
-INTRODUCTION = (
-    "What is said about optimization, measured on fastopt's own kernels. Where a number has to be for a claim to hold "
-    "was stated before the experiment, from the theory; a claim that does not hold is left as it is."
-)
 SHOWN_SURFACES = ("ravine", "rosenbrock", "saddle", "plateau", "cliff", "sharp_and_flat", "himmelblau")
 SHOWN_OPTIMIZERS = ("gd", "momentum", "nesterov", "rmsprop", "adam")
 SHOWN_RATES = (0.001, 0.01, 0.1)
