@@ -1,5 +1,6 @@
 """What the tests do with arrays: make them at awkward addresses, and compare them to the last bit or in ulps."""
 
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,13 +20,17 @@ Float64 = NDArray[np.float64]
 DTYPES = ("float32", "float64")
 
 
-def block_length() -> int:
-    found = re.search(r"FO_BLOCK = (\d+)", (CSRC / "fastopt.h").read_text())
+def constant(file: str, name: str) -> int:
+    """A constant of the C sources, such as `64 * 1024`."""
+    found = re.search(rf"{name} = ([\d* ]+)", (CSRC / file).read_text())
     assert found
-    return int(found[1])
+    return math.prod(int(factor) for factor in found[1].split("*"))
 
 
-BLOCK = block_length()
+BLOCK = constant("fastopt.h", "FO_BLOCK")
+
+BYTES_A_THREAD = constant("step.c", "BYTES_A_THREAD")
+"""Of parameters that a thread must have for itself to be worth waking."""
 
 SIZES = (0, 1, 2, 7, 8, 9, 15, 16, 17, 31, 33, 63, 64, 65, 129, 1000)
 """Around every boundary of vectors and unrolled loops."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from arrays import BLOCK, SIZES, Array, Guarded, bits, fingerprint, nonzero
+from arrays import BLOCK, BYTES_A_THREAD, DTYPES, SIZES, Array, Guarded, bits, fingerprint, nonzero
 from cases import CASES, Case, every_case, first_case_of_each_rule
 
 import fastopt
@@ -21,13 +21,21 @@ STEPS = 2
 
 FMA_ISAS = [name for name in fastopt.available_isas() if name != "portable"]
 
-# Every one of seven threads has work on these: it takes 64 KiB a thread. The last element in float32 begins in the
-# bytes that are left over when they have shared the others equally.
-LENGTHS = {
-    "float32": (1, BLOCK - 1, 60_000, 0, BLOCK + 1, 2 * BLOCK, 17, 39_997, 1),
-    "float64": (1, BLOCK - 1, 30_000, 0, BLOCK + 1, 2 * BLOCK, 17, 5_000, 1),
-}
-assert 4 * sum(LENGTHS["float32"]) % 7 == 4
+
+def lengths(dtype: str) -> tuple[int, ...]:
+    """Sizes that keep every thread busy.
+
+    The last array begins, in float32, in the bytes that are left over when they have shared the others equally.
+    """
+    size = np.dtype(dtype).itemsize
+    around = (1, BLOCK - 1, 0, BLOCK + 1, 17, 1)
+    long = max(THREADS) * BYTES_A_THREAD // size
+    while size * (long + sum(around)) % max(THREADS) < 4:
+        long += 1
+    return (long, *around)
+
+
+LENGTHS = {dtype: lengths(dtype) for dtype in DTYPES}
 
 
 @cache

@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from arrays import Array, bits, fingerprint, nonzero
+from arrays import BYTES_A_THREAD, Array, bits, fingerprint, nonzero
 
 import fastopt
 
-SIZE = 200_000
+SIZE = 5 * BYTES_A_THREAD // 8
 """Elements enough for several threads."""
 
 PATIENCE = 60

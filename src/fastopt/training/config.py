@@ -145,7 +145,7 @@ class TransformerConfig(Config):
     width: int = 128
     context: int = 64
     batch_size: int | Literal["full"] = 4
-    epochs: int = 4
+    epochs: int = 3
     threads: int | None = 1  # torch's bits depend on it
 
     @property

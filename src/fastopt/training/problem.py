@@ -34,6 +34,8 @@ class Problem(ABC):
         What the model is scored by on held-out data.
     main_score : str
         The one of them that is shown during the training.
+    loss_label : str
+        The name of the loss with its unit.
     sample_unit : str
         What the targets are, in the plural and short.
     """
@@ -48,6 +50,7 @@ class Problem(ABC):
     optimizer: Any
     score_names: tuple[str, ...]
     main_score: str
+    loss_label: str
     sample_unit: str
 
     @property

@@ -49,6 +49,7 @@ def plot(path: Path, metrics: Metrics, job: Job) -> None:
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogFormatter
 
     figure = Figure(figsize=(8, 8), layout="constrained")
     FigureCanvasAgg(figure)
@@ -60,7 +61,7 @@ def plot(path: Path, metrics: Metrics, job: Job) -> None:
     held_out = metrics[TEST_PREFIX + "loss"]
     known = np.isfinite(held_out)
     loss.plot(steps[known], held_out[known], color=ORANGE, marker=".", label="held out")
-    loss.set(ylabel="loss", yscale="log")
+    loss.set(ylabel=job.problem.loss_label, yscale="log")
 
     rate.plot(steps, metrics["lr"], color=BLUE)
     rate.set(ylabel="learning rate", ylim=(0, None))
@@ -73,7 +74,10 @@ def plot(path: Path, metrics: Metrics, job: Job) -> None:
 
     for axes in (loss, rate, norm):
         axes.grid(alpha=0.3)
-    for axes in (loss, norm):  # beside the axes: a legend inside would hide a part of the curves
+    for axes in (loss, norm):
+        axes.yaxis.set_major_formatter(LogFormatter())
+        axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1.5, 0.5)))  # where few decades leave room
+        # Beside the axes: a legend inside would hide a part of the curves
         axes.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
     figure.align_ylabels()
     with replacing(path) as temporary:

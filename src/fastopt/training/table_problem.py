@@ -47,8 +47,10 @@ class TableProblem(Problem):
         loss: Loss
         if config.task == "regression":
             loss, self.main_score = SquaredError(standardization.target_scale), "r2"
+            self.loss_label = "squared error (variances of the target)"
         else:
             loss, self.main_score = SoftmaxCrossEntropy(), "accuracy"
+            self.loss_label = "cross-entropy (nats)"
         self.score_names = loss.score_names
 
         rows = len(train.targets) if config.batch_size == "full" else config.batch_size

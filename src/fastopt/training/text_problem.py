@@ -39,6 +39,7 @@ class TextProblem(Problem):
     sample_unit = "chars"
     score_names = ("loss", "bits_per_character")
     main_score = "bits_per_character"
+    loss_label = "cross-entropy (nats per character)"
     model: Transformer
     optimizer: Fastopt | Torch
 

@@ -1,0 +1,124 @@
+"""Two processes over gloo, to the bits of one: ZeroRedundancyOptimizer under DDP, FSDP2 on a CPU mesh, checkpoints."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+if not torch.distributed.is_available():
+    pytest.skip("this torch was built without torch.distributed", allow_module_level=True)
+
+import torch_distributed_checks as checks  # noqa: E402
+from torch.distributed.device_mesh import init_device_mesh  # noqa: E402
+from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor  # noqa: E402
+from torch_cases import NAMES, assert_equal, nonzero, ours  # noqa: E402
+
+import fastopt.torch  # noqa: E402
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+MAIN = ["check_zero_redundancy", "check_fully_shard"]
+
+
+def in_two_processes(names: list[str], path: Path) -> None:
+    torch.multiprocessing.spawn(checks.run, args=(path, names), nprocs=checks.WORLD)
+
+
+def test_zero_redundancy_and_fully_shard_give_the_bits_of_one_process(tmp_path: Path) -> None:
+    in_two_processes(MAIN, tmp_path)
+
+
+@pytest.mark.slow
+def test_everything_else_that_two_processes_may_do(tmp_path: Path) -> None:
+    in_two_processes([check.__name__ for check in checks.CHECKS if check.__name__ not in MAIN], tmp_path)
+
+
+@pytest.mark.slow
+def test_the_example_runs_under_torchrun() -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    run = subprocess.run(
+        [*command, str(EXAMPLES / "torch_distributed.py")],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    assert "ZeroRedundancyOptimizer" in run.stdout
+    assert "fully_shard" in run.stdout
+
+
+# ---- DTensors in one process ----
+
+
+@pytest.fixture
+def mesh(tmp_path: Path) -> Iterator[Any]:
+    torch.distributed.init_process_group(
+        "gloo", store=torch.distributed.FileStore(str(tmp_path / "store"), 1), rank=0, world_size=1
+    )
+    yield init_device_mesh("cpu", (1,))
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("placement", [Shard(0), Shard(1), Replicate()])
+@pytest.mark.parametrize("name", NAMES)
+def test_sharded_tensors_step_as_their_parts_do(name: str, placement: Any, mesh: Any) -> None:
+    generator = torch.Generator().manual_seed(0)
+    values = [nonzero((6, 4), torch.float32, generator) for _ in range(2)]
+    params = [torch.nn.Parameter(distribute_tensor(value.clone(), mesh, [placement])) for value in values]
+    twins = [value.clone().requires_grad_() for value in values]
+    opt, other = ours(name)(params, lr=0.1, clip_value=0.5), ours(name)(twins, lr=0.1, clip_value=0.5)
+    for step in range(4):
+        for param, twin in zip(params, twins, strict=True):
+            twin.grad = nonzero((6, 4), torch.float32, generator)
+            grad = distribute_tensor(twin.grad, mesh, [placement])
+            # (A gradient may come in another placement.)
+            param.grad = grad.redistribute(placements=[Replicate()]) if step == 1 else grad
+        if step == 2:
+            params[0].grad = twins[0].grad = None
+        opt.step()
+        other.step()
+    assert_equal([param.full_tensor().detach() for param in params], [twin.detach() for twin in twins])
+    for param, twin in zip(params, twins, strict=True):
+        for key, state in opt.state[param].items():
+            assert isinstance(state, DTensor) == (key != "step")
+            assert_equal(state.full_tensor() if isinstance(state, DTensor) else state, other.state[twin][key])
+
+
+def test_what_is_replaced_on_sharded_tensors_counts(mesh: Any) -> None:
+    param = torch.nn.Parameter(distribute_tensor(torch.zeros(4), mesh, [Shard(0)]))
+    opt = fastopt.torch.SGD([param], lr=1.0, momentum=0.5)
+    param.grad = distribute_tensor(torch.ones(4), mesh, [Shard(0)])
+    opt.step()
+    opt.state[param]["momentum_buffer"] = distribute_tensor(torch.full((4,), 4.0), mesh, [Shard(0)])
+    opt.step()
+    assert param.full_tensor().tolist() == [-4.0] * 4
+    opt.state[param]["momentum_buffer"].mul_(0)
+    param.to_local().data.fill_(1.0)
+    opt.step()
+    assert param.full_tensor().tolist() == [0.0] * 4
+
+
+def test_a_gradient_that_is_not_finite_on_a_shard_is_named(mesh: Any) -> None:
+    param = torch.nn.Parameter(distribute_tensor(torch.zeros(4), mesh, [Shard(0)]))
+    opt = fastopt.torch.SGD([("w", param)], nonfinite="raise")
+    param.grad = distribute_tensor(torch.tensor([1.0, float("nan"), 0.0, 0.0]), mesh, [Shard(0)])
+    with pytest.raises(FloatingPointError, match=r"^not finite: gradient of parameter 'w'$"):
+        opt.step()
+    assert not param.full_tensor().any()
+
+
+def test_autograd_notices_steps_of_sharded_parameters(mesh: Any) -> None:
+    param = torch.nn.Parameter(distribute_tensor(torch.ones(4), mesh, [Shard(0)]))
+    loss = (param**2).sum()
+    opt = fastopt.torch.SGD([param])
+    param.grad = distribute_tensor(torch.ones(4), mesh, [Shard(0)])
+    opt.step()
+    with pytest.raises(RuntimeError, match="has been modified by an inplace operation"):
+        loss.backward()

@@ -1,0 +1,245 @@
+"""What two processes check of fastopt.torch; each check is called in both, with the rank."""
+
+import math
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed.checkpoint
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.lr_scheduler import StepLR
+from torch_cases import assert_equal, nonzero
+
+import fastopt.torch
+from fastopt.torch import SGD, Adagrad, Adam, AdamW, RMSprop
+
+with warnings.catch_warnings():
+    warnings.filterwarnings("ignore", "`torch.jit.* is deprecated", DeprecationWarning)
+    from torch.distributed.optim import ZeroRedundancyOptimizer  # (its package uses what torch deprecates)
+
+dist: Any = torch.distributed
+dcp: Any = torch.distributed.checkpoint
+
+WORLD = 2
+
+OPTIMIZERS: list[tuple[type[fastopt.torch.Optimizer], dict[str, Any]]] = [
+    (SGD, {"momentum": 0.9, "nesterov": True}),
+    (Adagrad, {"lr_decay": 0.1}),
+    (RMSprop, {"momentum": 0.9, "centered": True}),
+    (Adam, {"amsgrad": True, "weight_decay": 0.1}),
+    (AdamW, {}),
+]
+
+
+def make_model() -> nn.Module:
+    """Layers that two processes cannot share evenly: of the last one, the second gets nothing."""
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3), nn.Tanh(), nn.Linear(3, 1))
+
+
+def batches(rank: int, count: int) -> Iterator[Tensor]:
+    """Other data in each process."""
+    generator = torch.Generator().manual_seed(rank)
+    return iter([nonzero((6, 4), torch.float32, generator) for _ in range(count)])
+
+
+def whole(tensor: Tensor | None) -> Tensor | None:
+    """Return a copy of all of a tensor, wherever its parts are."""
+    if isinstance(tensor, DTensor):
+        return tensor.full_tensor().detach().clone()
+    return None if tensor is None else tensor.detach().clone()
+
+
+class Reference:
+    """One process that steps a model of its own with the gradients of the others."""
+
+    def __init__(self, model: nn.Module, cls: type[fastopt.torch.Optimizer], **options: Any) -> None:
+        self.params = [nn.Parameter(value) for value in map(whole, model.parameters()) if value is not None]
+        self.opt = cls(self.params, **options)
+        self.scheduler = StepLR(self.opt, 2, 0.1)
+
+    def step(self, model: nn.Module) -> None:
+        for param, sharded in zip(self.params, model.parameters(), strict=True):
+            param.grad = whole(sharded.grad)
+        self.opt.step()
+        self.scheduler.step()
+
+    def assert_equals(self, model: nn.Module) -> None:
+        assert_equal(list(map(whole, model.parameters())), [param.detach() for param in self.params])
+
+
+def check_zero_redundancy(rank: int, path: Path) -> None:
+    """ZeroRedundancyOptimizer under DDP: steps, schedulers, a checkpoint; to the bits of one process."""
+    for cls, options in OPTIMIZERS:
+        model = DistributedDataParallel(make_model())
+        reference = Reference(model, cls, lr=0.1, **options)
+
+        def make_optimizer(model: nn.Module, cls: Any = cls, options: Any = options) -> Any:
+            return ZeroRedundancyOptimizer(model.parameters(), optimizer_class=cls, lr=0.1, **options)
+
+        opt = make_optimizer(model)
+        scheduler = StepLR(opt, 2, 0.1)
+        for step, x in enumerate(batches(rank, 5)):
+            if step == 3:
+                opt.consolidate_state_dict(to=0)
+                checkpoint: list[Any] = [opt.state_dict() if rank == 0 else None]
+                dist.broadcast_object_list(checkpoint, src=0)
+                opt = make_optimizer(model)
+                opt.load_state_dict(checkpoint[0])
+                resumed = StepLR(opt, 2, 0.1)
+                resumed.load_state_dict(scheduler.state_dict())
+                scheduler = resumed
+                for group, expected in zip(opt.param_groups, checkpoint[0]["param_groups"], strict=True):
+                    group["lr"] = expected["lr"]
+            opt.zero_grad()
+            model(x).square().mean().backward()
+            reference.step(model)
+            opt.step()
+            scheduler.step()
+            reference.assert_equals(model)
+        assert isinstance(opt.optim, cls)
+
+
+def check_more_processes_than_parameters(rank: int, path: Path) -> None:
+    """A process may get no parameters at all."""
+    model = DistributedDataParallel(nn.Linear(2, 1, bias=False))
+    reference = Reference(model, AdamW, lr=0.1)
+    opt = ZeroRedundancyOptimizer(model.parameters(), optimizer_class=AdamW, lr=0.1)
+    for _ in range(3):
+        opt.zero_grad()
+        model(torch.ones(1, 2)).sum().backward()
+        reference.step(model)
+        opt.step()
+        for group in opt.param_groups:
+            group["lr"] = reference.opt.param_groups[0]["lr"]
+        reference.assert_equals(model)
+
+
+def sharded_model() -> Any:
+    model = make_model()
+    mesh = init_device_mesh("cpu", (WORLD,))
+    for layer in model.children():
+        if isinstance(layer, nn.Linear):
+            fully_shard(layer, mesh=mesh)
+    return fully_shard(model, mesh=mesh)
+
+
+def check_fully_shard(rank: int, path: Path) -> None:
+    """FSDP2 on a CPU mesh: steps, schedulers, a checkpoint through torch.distributed.checkpoint; to the same bits."""
+    for cls, options in OPTIMIZERS:
+        model = sharded_model()
+        shards = [param.to_local().numel() for param in model.parameters() if isinstance(param, DTensor)]
+        assert 0 in shards or rank == 0
+        reference = Reference(model, cls, lr=0.1, **options)
+        opt = cls(model.parameters(), lr=0.1, **options)
+        scheduler = StepLR(opt, 2, 0.1)
+        for step, x in enumerate(batches(rank, 5)):
+            if step == 3:
+                place = path / cls.__name__
+                model_state, opt_state = get_state_dict(model, opt)
+                dcp.save({"model": model_state, "opt": opt_state}, checkpoint_id=place)
+                model = sharded_model()
+                opt = cls(model.parameters(), lr=0.5, **options)
+                model_state, opt_state = get_state_dict(model, opt)
+                loaded: Any = {"model": model_state, "opt": opt_state}
+                dcp.load(loaded, checkpoint_id=place)
+                set_state_dict(model, opt, model_state_dict=loaded["model"], optim_state_dict=loaded["opt"])
+                resumed = StepLR(opt, 2, 0.1)
+                resumed.load_state_dict(scheduler.state_dict())
+                scheduler = resumed
+                for group, other in zip(opt.param_groups, reference.opt.param_groups, strict=True):
+                    group["lr"] = other["lr"]
+            opt.zero_grad()
+            model(x).square().mean().backward()
+            reference.step(model)
+            opt.step()
+            scheduler.step()
+            reference.assert_equals(model)
+        state = opt.state[next(model.parameters())]
+        assert all(isinstance(value, DTensor) for name, value in state.items() if name != "step")
+
+
+def check_options_beyond_torch_on_shards(rank: int, path: Path) -> None:
+    """The norm is that of all gradients of all processes; either all of them skip a step or none."""
+    model = sharded_model()
+    reference = Reference(model, AdamW, lr=0.1, clip_norm=0.01, nonfinite="skip")
+    opt = AdamW(model.parameters(), lr=0.1, clip_norm=0.01, nonfinite="skip", zero_grad_in_step=True)
+    for step, x in enumerate(batches(rank, 5)):
+        loss = model(x).square().mean()
+        (loss * math.inf if step == 2 and rank == 1 else loss).backward()
+        reference.step(model)
+        opt.step()
+        for group, other in zip(opt.param_groups, reference.opt.param_groups, strict=True):
+            group["lr"] = other["lr"]
+        mine, expected = opt.last_step, reference.opt.last_step
+        assert mine is not None
+        assert expected is not None
+        assert mine.skipped == expected.skipped == (step == 2)
+        if step != 2:
+            assert mine.clipped
+            torch.testing.assert_close(mine.grad_norm, expected.grad_norm, rtol=1e-6, atol=0)
+        assert not any(
+            grad.any() for grad in map(whole, (param.grad for param in model.parameters())) if grad is not None
+        )
+    for param, twin in zip(model.parameters(), reference.params, strict=True):
+        torch.testing.assert_close(whole(param), twin.detach(), rtol=1e-5, atol=1e-6)
+
+
+def check_step_in_backward_on_shards(rank: int, path: Path) -> None:
+    results = []
+    for in_backward in (False, True):
+        model = sharded_model()
+        opt = AdamW(model.parameters(), lr=0.1)
+        if in_backward:
+            fastopt.torch.step_in_backward(opt)
+        for x in batches(rank, 3):
+            opt.zero_grad()
+            model(x).square().mean().backward()
+            assert all((param.grad is None) == in_backward for param in model.parameters())
+            opt.step()
+        results.append(list(map(whole, model.parameters())))
+    assert_equal(results[1], results[0])
+
+
+def check_clipping_of_shards(rank: int, path: Path) -> None:
+    """clip_grad_norm_ leaves sharded gradients to torch, also those of a generator."""
+    norms = []
+    for module in (fastopt.torch, torch.nn.utils):
+        model = sharded_model()
+        model(next(batches(rank, 1))).square().mean().backward()
+        norm = module.clip_grad_norm_(model.parameters(), 1e-3)
+        norms.append((whole(norm), [whole(param.grad) for param in model.parameters()]))
+    assert_equal(norms[0], norms[1])
+    (_, grads) = norms[0]
+    assert torch.nn.utils.get_total_norm([grad for grad in grads if grad is not None]) < 1.1e-3
+
+
+CHECKS: list[Callable[[int, Path], None]] = [
+    check_zero_redundancy,
+    check_more_processes_than_parameters,
+    check_fully_shard,
+    check_options_beyond_torch_on_shards,
+    check_step_in_backward_on_shards,
+    check_clipping_of_shards,
+]
+
+
+def run(rank: int, path: Path, names: list[str]) -> None:
+    """Run some checks in one of the processes."""
+    torch.set_num_threads(1)
+    store = dist.FileStore(str(path / "store"), WORLD)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=WORLD)
+    try:
+        for check in CHECKS:
+            if check.__name__ in names:
+                check(rank, path)
+                dist.barrier()
+    finally:
+        dist.destroy_process_group()
