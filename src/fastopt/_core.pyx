@@ -1,7 +1,9 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, embedsignature=True
 """The door to csrc/: buffers in, one call without the GIL, results out. No maths here."""
 
-from libc.stdint cimport uintptr_t
+from cpython.exc cimport PyErr_Clear
+from cpython.pycapsule cimport PyCapsule_GetPointer
+from libc.stdint cimport int32_t, int64_t, uint8_t, uintptr_t
 from libc.stdlib cimport free, malloc, realloc
 from libc.string cimport memset
 
@@ -59,6 +61,25 @@ cdef extern from "fastopt.h" nogil:
     void fo_clamp_gradients(const fo_kernels *, fo_plan *, double, int)
     bint fo_has_openmp()
     int fo_hardware_threads()
+
+cdef extern from "dlpack.h" nogil:
+    ctypedef struct DLDataType:
+        uint8_t code
+        uint8_t bits
+    ctypedef struct DLDevice:
+        int32_t type
+    ctypedef struct DLTensor:
+        void *data
+        DLDevice device
+        int32_t ndim
+        DLDataType dtype
+        int64_t *shape
+        int64_t *strides
+    ctypedef struct DLPackExchangeAPI:
+        pass
+    ctypedef int (*DLPackDLTensorFromPyObjectNoSync)(void *, DLTensor *)
+    DLPackDLTensorFromPyObjectNoSync fo_dl_describe(const DLPackExchangeAPI *)
+    void fo_dl_prefetch(const void *, const void *)
 
 cnp.import_array()
 
@@ -314,6 +335,13 @@ cdef class Plan:
         for i in range(self.plan.count):
             self.plan.tensors[i].grad = <void *><uintptr_t>addresses[i]
 
+    def reads_apart(self) -> bool:
+        """Whether no two tensors have one gradient."""
+        cdef size_t i
+        cdef list found = [<uintptr_t>self.plan.tensors[i].grad for i in range(self.plan.count)
+                           if self.plan.tensors[i].grad != NULL]
+        return len(set(found)) == len(found)
+
     def set_gradients(self, list gradients, list labels, bint writeable) -> int:
         """Check every gradient against its parameter, then take it; return how many are None, which are left out."""
         cdef size_t i, missing = 0
@@ -408,3 +436,93 @@ cdef class Plan:
     def clamp(self, double limit, int threads) -> None:
         with nogil:
             fo_clamp_gradients(kernels, self.plan, limit, threads)
+
+
+cdef enum:
+    AHEAD = 8  # tensors that are being fetched from memory while one is looked at
+
+
+cdef class Layouts:
+    """How tensors of another framework lie in memory, remembered: to notice what has changed without asking Python.
+
+    `exchange` is the capsule `__dlpack_c_exchange_api__` of the tensors' type.
+    """
+
+    cdef DLPackDLTensorFromPyObjectNoSync describe
+    cdef DLTensor *known
+    cdef int64_t *extents  # shapes and strides of all tensors, one after another
+    cdef const void **shapes  # where the framework keeps the tensors' shapes
+    cdef size_t count
+
+    def __cinit__(self, exchange, list tensors):
+        cdef size_t count = len(tensors), i, used = 0, k
+        cdef DLTensor now
+        cdef int64_t *place
+        self.describe = fo_dl_describe(
+            <const DLPackExchangeAPI *>PyCapsule_GetPointer(exchange, "dlpack_exchange_api"))
+        if self.describe == NULL:
+            raise ImportError("the tensors' framework has another major version of DLPack, expected 1")
+        self.known = <DLTensor *>malloc((count + 1) * sizeof(DLTensor))
+        self.extents = <int64_t *>malloc((2 * sum(tensor.ndim for tensor in tensors) + 1) * sizeof(int64_t))
+        self.shapes = <const void **>malloc((count + 1) * sizeof(void *))
+        if self.known == NULL or self.extents == NULL or self.shapes == NULL:
+            raise MemoryError
+        self.count = count
+        place = self.extents
+        for i in range(count):
+            if not self.look(tensors[i], &now):
+                raise RuntimeError(f"tensor {i} has no memory to look at")
+            self.known[i], self.shapes[i] = now, now.shape
+            self.known[i].shape, self.known[i].strides = place, place + now.ndim
+            for k in range(<size_t>now.ndim):
+                self.known[i].shape[k], self.known[i].strides[k] = now.shape[k], now.strides[k]
+            place += 2 * now.ndim
+
+    def __dealloc__(self):
+        free(self.known)
+        free(self.extents)
+        free(self.shapes)
+
+    cdef inline bint look(self, tensor, DLTensor *now):
+        """Describe a tensor; return whether it has memory to describe."""
+        if self.describe(<void *>tensor, now) == 0:
+            return True
+        PyErr_Clear()
+        return False
+
+    cdef inline bint alike(self, size_t i, const DLTensor *now) noexcept:
+        """Whether dtype, device, shape and order of a tensor are those of tensor `i`."""
+        cdef const DLTensor *known = &self.known[i]
+        cdef int32_t k
+        if (now.ndim != known.ndim or now.dtype.code != known.dtype.code or now.dtype.bits != known.dtype.bits
+                or now.device.type != known.device.type):
+            return False
+        for k in range(now.ndim):
+            # (The stride of a single element means nothing.)
+            if now.shape[k] != known.shape[k] or (now.strides[k] != known.strides[k] and now.shape[k] != 1):
+                return False
+        return True
+
+    def are_unchanged(self, list tensors) -> bool:
+        """Whether the tensors lie where and as they did."""
+        cdef DLTensor now
+        cdef size_t i
+        for i in range(self.count):
+            if i + AHEAD < self.count:
+                fo_dl_prefetch(<void *>tensors[i + AHEAD], self.shapes[i + AHEAD])
+            if not self.look(tensors[i], &now) or now.data != self.known[i].data or not self.alike(i, &now):
+                return False
+        return True
+
+    def point(self, Plan plan, list grads) -> bool:
+        """Make a plan over the first tensors read these gradients (None: leave out) if they all lie as those do."""
+        cdef DLTensor now
+        cdef size_t i
+        for i in range(plan.plan.count):
+            if grads[i] is None:
+                plan.plan.tensors[i].grad = NULL
+                continue
+            if not self.look(grads[i], &now) or not self.alike(i, &now):
+                return False
+            plan.plan.tensors[i].grad = now.data
+        return True

@@ -47,7 +47,6 @@ ROW_BY_ROW = frozenset({"sgd", "adagrad"})
 """The rules that leave an entry alone whose gradient is zero, if there is no weight decay."""
 
 gradient_of = attrgetter("grad")
-size_of = attrgetter("nbytes")
 
 
 class Prepared(NamedTuple):
@@ -85,6 +84,7 @@ class Stepper:
         with torch.inference_mode(False):
             self.count_in(torch.zeros(len(self.params), dtype=torch.float64 if double else torch.float32))
         self.resident: Resident | None = None
+        self.bound: list[int] = []
         self.made: list[tuple[int, str]] = []
         self.seen: list[Any] = []
         self.values: list[Group] = []
@@ -112,6 +112,9 @@ class Stepper:
             optimizer.step_count, optimizer.clip_norm, optimizer.clip_value, optimizer.nonfinite
         )
         lr = values[0]["lr"]
+        # (First, because it fetches the parameters into the caches: their gradients are found faster then.)
+        if self.resident is not None and not self.resident.holds(self):
+            self.resident = None
         members, grads = self.everyone, list(map(gradient_of, self.params))
         if _core.count_none(grads):
             members = [member for member, grad in enumerate(grads) if grad is not None]
@@ -125,7 +128,7 @@ class Stepper:
 
         prepared = self.prepare(members, grads)
         # (A gradient that two parameters share must not be zeroed before both have used it.)
-        zero = optimizer.zero_grad_in_step and prepared.in_place and len(set(map(Tensor.data_ptr, grads))) == len(grads)
+        zero = optimizer.zero_grad_in_step and prepared.in_place and prepared.plan.reads_apart()
         scalars = [
             self.method.all_scalars(values[owner], steps + 1, clip_value) for owner, steps, _ in prepared.cohorts
         ]
@@ -178,12 +181,10 @@ class Stepper:
     def prepare(self, members: list[int], grads: list[Tensor]) -> Prepared:
         """Return the plan of this step: the resident one, if it still holds, pointed at the gradients."""
         try:
-            if self.resident is None or not self.resident.holds(self, members):
+            if self.resident is None or not self.resident.covers(members):
                 self.bind(members)
             if self.resident is not None and self.resident.fits(members, grads):
-                return self.resident.pointed_at(grads, in_place=True)
-            if self.resident is not None and self.resident.is_reshaped():
-                self.bind(members)
+                return self.resident.prepared(grads, in_place=True)
             return self.prepare_copies(members, grads)
         except Exception:
             self.undo()
@@ -196,7 +197,10 @@ class Stepper:
         params = [self.params[member] for member in members]
         if self.resident is not None and not any(grad.is_sparse for grad in grads):
             plains = map(plain_gradient, grads, params)
-            return self.resident.pointed_at(list(map(brought, plains, self.resident.like)), in_place=False)
+            copies = list(map(brought, plains, self.resident.like))
+            addresses = [0 if copy is None else copy.data_ptr() for copy in self.resident.for_everyone(copies)]
+            self.resident.plan.set_gradient_addresses(addresses)
+            return self.resident.prepared(copies, in_place=False)
         works = [
             (work_on_rows if grad.is_sparse else work_on)(param, grad, self.states_of(member))
             for member, param, grad in zip(members, params, grads, strict=True)
@@ -232,12 +236,12 @@ class Stepper:
     @torch.no_grad()
     def bind(self, members: list[int]) -> None:
         """Make the states that are missing, and a plan to keep if all memory can be used as it is."""
-        before = [] if self.resident is None else self.resident.members
         self.resident = None
         for member in members:
             self.check(member)
         # Parameters that had a gradient before stay: which have one may change from step to step.
-        bound = sorted({*members, *(member for member in before if not complaint(self.params[member]))})
+        bound = sorted({*members, *(member for member in self.bound if not complaint(self.params[member]))})
+        self.bound = bound
         self.adopt_counts(bound)
         states = list(map(self.states_of, bound))
         if all(
@@ -387,17 +391,15 @@ class Resident:
                 dicts.append(stepper.optimizer.state[param])
                 tensors.append(tensor)
         self.tensors = [*params, *chain.from_iterable(states)]
-        self.addresses = addresses_of(self.tensors, stepper.sharded)
+        self.sharded = stepper.sharded
+        self.layouts = _core.Layouts(Tensor.__dlpack_c_exchange_api__, self.locals())
         # These views keep the memory, so that nothing else can be at an address that has not changed.
         self.views = list(map(plain, params))
         self.state_views = [list(map(plain, several)) for several in states]
         self.plan = plan_over(self.views, self.state_views, [stepper.rules[owner][0] for owner in owners])
         self.serial = any_overlap(self.views)
-        # Whether gradients have to be looked at one by one: to be viewed otherwise, or for their dtype.
-        self.choosy = any(
-            isinstance(param, DTensor) or param.is_complex() or not param.is_leaf or param.grad_dtype != param.dtype
-            for param in params
-        )
+        # Whether gradients have to be viewed otherwise, or may have lazy signs.
+        self.choosy = self.sharded or any(param.is_complex() for param in params)
         counts = stepper.counts(members)
         self.left = EXACT - max(counts) if stepper.steps.dtype == torch.float32 else math.inf
         self.rows, self.cohorts = cohorts_of(
@@ -414,59 +416,50 @@ class Resident:
         self.present = members
         self.positions = [position for position, member in enumerate(self.members) if member in present]
         self.like = [self.views[position] for position in self.positions]
-        self.sizes = list(map(size_of, self.like))
-        self.strides = list(map(Tensor.stride, self.like))
-        self.contiguous = all(map(Tensor.is_contiguous, self.like))
         self.single = [position for position, view in enumerate(self.like) if view.numel() == 1]
 
-    def holds(self, stepper: Stepper, members: list[int]) -> bool:
-        """Whether parameters, states and step counts are what they were, and these members among them."""
+    def covers(self, members: list[int]) -> bool:
+        """Whether the plan has these members."""
+        return members == self.present or set(self.members).issuperset(members)
+
+    def holds(self, stepper: Stepper) -> bool:
+        """Whether parameters, states and step counts are what they were."""
         return (
             stepper.rules == self.rules
             and stepper.steps._version == self.version
             and self.left > 0
             and _core.same_objects(stepper.entries(), self.entries)
             and all(_core.entries_are(dicts, name, tensors) for name, (dicts, tensors) in self.named.items())
-            and addresses_of(self.tensors, stepper.sharded) == self.addresses
-            and (members == self.present or set(self.members).issuperset(members))
+            and self.layouts.are_unchanged(self.locals())
         )
+
+    def locals(self) -> list[Tensor]:
+        """Return the parameters and states, or this process's parts of them."""
+        if not self.sharded:
+            return self.tensors
+        with torch.no_grad():  # else each look at a local part is recorded
+            return list(map(local_part, self.tensors))
 
     def fits(self, members: list[int], grads: list[Tensor]) -> bool:
-        """Whether the gradients can be read beside the parameters as they are."""
+        """Whether the gradients can be read beside the parameters as they are; if so, the plan will read them."""
         if members != self.present:
             self.follow(members)
-        if self.choosy:
-            return False
-        try:
-            return (
-                list(map(size_of, grads)) == self.sizes
-                and (
-                    all(map(Tensor.is_contiguous, grads))
-                    if self.contiguous
-                    else list(map(Tensor.stride, grads)) == self.strides
-                )
-                # (A lazy sign comes with gaps between the elements, unless there is only one.)
-                and not any(grads[position].is_neg() for position in self.single)
-            )
-        except RuntimeError:  # a layout without strides
-            return False
-
-    @torch.no_grad()
-    def is_reshaped(self) -> bool:
-        """Whether a parameter was given another shape, or order of dimensions, over the memory that it had."""
-        now = map(plain, self.tensors[: len(self.views)])
-        return any(
-            (one.shape, one.stride()) != (other.shape, other.stride())
-            for one, other in zip(now, self.views, strict=True)
+        return (
+            not self.choosy
+            # (A lazy sign comes with gaps between the elements, unless there is only one.)
+            and not any(grads[position].is_neg() for position in self.single)
+            and self.layouts.point(self.plan, self.for_everyone(grads))
         )
 
-    def pointed_at(self, grads: list[Tensor], in_place: bool) -> Prepared:
-        """Return the plan with these gradients, the others left out."""
-        addresses = list(map(Tensor.data_ptr, grads))
-        if len(grads) < len(self.members):
-            given = dict(zip(self.positions, addresses, strict=True))
-            addresses = [given.get(position, 0) for position in range(len(self.members))]
-        self.plan.set_gradient_addresses(addresses)
+    def for_everyone(self, values: list[Any]) -> list[Any]:
+        """Return the values that belong to the members expected, with None for the others in between."""
+        if len(values) == len(self.members):
+            return values
+        given = dict(zip(self.positions, values, strict=True))
+        return [given.get(position) for position in range(len(self.members))]
+
+    def prepared(self, grads: list[Tensor], in_place: bool) -> Prepared:
+        """Return the plan, pointed at these gradients."""
         return Prepared(self.plan, self.rows, self.cohorts, grads, in_place, self.serial, [])
 
     def advance(self, version: int) -> None:
@@ -474,14 +467,6 @@ class Resident:
         self.cohorts = [(owner, steps + present, present) for owner, steps, present in self.cohorts]
         self.version = version
         self.left -= 1
-
-
-def addresses_of(tensors: list[Tensor], sharded: bool) -> list[int]:
-    """Return where the tensors, or this process's parts of them, are in memory."""
-    if not sharded:
-        return list(map(Tensor.data_ptr, tensors))
-    with torch.no_grad():  # else each look at a local part is recorded
-        return list(map(Tensor.data_ptr, map(local_part, tensors)))
 
 
 def norm_of_shards(grads: list[Tensor]) -> float:
