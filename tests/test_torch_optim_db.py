@@ -15,7 +15,7 @@ from torch.testing._internal.common_optimizers import (  # noqa: E402
 )
 from torch_cases import NAMES, assert_equal, nonzero, ours  # noqa: E402
 
-INFOS = {info.name: info for info in optim_db if info.name in NAMES}
+INFOS: dict[str, Any] = {info.name: info for info in optim_db if info.name in NAMES}
 SPARSE = [name for name, info in INFOS.items() if info.supports_sparse]
 
 ROWS = [

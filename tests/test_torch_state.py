@@ -352,6 +352,30 @@ def test_states_of_other_optimizers_are_kept() -> None:
     assert_equal(opt.state_dict()["state"][0]["ema"], torch.ones(2))
 
 
+def test_entries_of_others_beside_those_of_the_parameters_are_kept() -> None:
+    opt = fastopt.torch.AdamW(make_params())
+    entries: Any = {"epoch": 3, "note": "every step"}
+    opt.register_state_dict_pre_hook(lambda optimizer: optimizer.state.update(entries))
+    step_alone(opt)
+    opt.load_state_dict(copy.deepcopy(opt.state_dict()))
+    step_alone(opt)
+    assert opt.step_count == 6
+    assert opt.state_dict()["state"]["epoch"] == 3
+    assert opt.state_dict()["state"]["note"] == "every step"
+
+
+def test_a_state_in_memory_that_cannot_be_written_is_copied() -> None:
+    on_arrays = fastopt.Adam(np.ones(3))
+    on_arrays.step(np.ones(3))
+    checkpoint = on_arrays.state_dict()
+    for name in ("exp_avg", "exp_avg_sq"):
+        checkpoint["state"][0][name].setflags(write=False)
+    opt = fastopt.torch.Adam([torch.ones(3, dtype=torch.float64, requires_grad=True)])
+    opt.load_state_dict(checkpoint)
+    step_alone(opt)
+    assert opt.step_count == 4
+
+
 # ---- schedules ----
 
 

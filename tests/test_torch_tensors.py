@@ -114,6 +114,20 @@ def test_gradients_sparse_in_all_dimensions_and_parameters_in_any_order() -> Non
     assert_equal(param, -torch.eye(4)[:, :3])
 
 
+@pytest.mark.parametrize("entries", [1, 2, 0])
+@pytest.mark.parametrize("shape", [(), (3,)])
+@pytest.mark.parametrize("name", ["SGD", "Adagrad"])
+def test_gradients_sparse_in_no_dimension(name: str, shape: tuple[int, ...], entries: int) -> None:
+    params = [torch.ones(shape, dtype=torch.float64, requires_grad=True) for _ in range(2)]
+    indices = torch.empty(0, entries, dtype=torch.int64)
+    values = nonzero((entries, *shape), torch.float64, generator())
+    params[0].grad = torch.sparse_coo_tensor(indices, values, shape, check_invariants=True)
+    params[1].grad = values.sum(dim=0)
+    for param in params:
+        ours(name)([param], lr=0.5).step()
+    assert_equal(params[0], params[1])
+
+
 @pytest.mark.parametrize("decoupled", [False, True])
 def test_adagrad_has_torchs_words_for_sparse_gradients_with_weight_decay(decoupled: bool) -> None:
     param = torch.ones(6, 3, requires_grad=True)
@@ -138,6 +152,14 @@ def test_other_optimizers_refuse_sparse_gradients_by_name(name: str) -> None:
     )
     assert_equal(list(model.parameters()), before)
     assert opt.state_dict()["state"] == {}
+
+
+def test_a_dense_layout_of_another_library_is_refused() -> None:
+    param = torch.ones(3, 3).to_mkldnn().requires_grad_()
+    opt = fastopt.torch.SGD([("w", param)])
+    param.grad = torch.ones(3, 3).to_mkldnn()
+    with pytest.raises(RuntimeError, match=r"^parameter 'w' is of layout torch\._mkldnn, which is not supported; make"):
+        opt.step()
 
 
 @every_optimizer

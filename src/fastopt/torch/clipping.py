@@ -42,7 +42,7 @@ def get_total_norm(
         If the norm is not finite and `error_if_nonfinite`.
     """
     several = [tensors] if isinstance(tensors, Tensor) else list(tensors)
-    return norm_over(plan_over(several), several, float(norm_type), error_if_nonfinite, foreach)
+    return norm_over(gradient_plan(several), several, float(norm_type), error_if_nonfinite, foreach)
 
 
 def clip_grad_norm_(
@@ -75,7 +75,7 @@ def clip_grad_norm_(
     """
     several = listed(parameters)
     grads = [parameter.grad for parameter in several if parameter.grad is not None]
-    plan = plan_over(grads)
+    plan = gradient_plan(grads)
     norm = norm_over(plan, grads, float(norm_type), error_if_nonfinite, foreach)
     # (Threads must not scale a gradient that is in the list twice both at once.)
     if plan is None or len(set(map(Tensor.data_ptr, grads))) < len(grads):
@@ -92,7 +92,7 @@ def clip_grad_value_(parameters: Tensor | Iterable[Tensor], clip_value: float, f
     """Clip every entry of the gradients to ``[-clip_value, clip_value]``, as `torch.nn.utils.clip_grad_value_`."""
     several = [parameters] if isinstance(parameters, Tensor) else list(parameters)
     grads = [parameter.grad for parameter in several if parameter.grad is not None]
-    plan = plan_over(grads)
+    plan = gradient_plan(grads)
     if plan is None and grads:
         torch.nn.utils.clip_grad_value_(several, clip_value, foreach)
     elif plan is not None:
@@ -108,7 +108,7 @@ def listed(parameters: Tensor | Iterable[Tensor]) -> list[Tensor]:
     return several
 
 
-def plan_over(tensors: list[Tensor]) -> _core.Plan | None:
+def gradient_plan(tensors: list[Tensor]) -> _core.Plan | None:
     """Return a plan over the tensors, which the caller keeps alive; None for none, and for any that is not plain."""
     if not tensors or not all(map(is_plain, tensors)):
         return None

@@ -47,6 +47,11 @@ def step_in_backward(optimizer: Optimizer) -> InBackward:
         If the optimizer is not one of `fastopt.torch`.
     ValueError
         If it clips by norm or watches for gradients that are not finite: both need all gradients at once.
+
+    Notes
+    -----
+    The step takes a gradient as it leaves the backward pass. What changes gradients afterwards comes too late: a
+    `torch.amp.GradScaler`, and the averaging of `DistributedDataParallel`. (`fully_shard` averages before.)
     """
     if not isinstance(optimizer, Optimizer):
         raise TypeError(f"optimizer: expected one of fastopt.torch, got {type(optimizer).__name__}")

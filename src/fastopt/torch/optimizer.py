@@ -32,10 +32,11 @@ class Uncast:
 
     def restored(self, param: Tensor) -> Any:
         """Return a copy beside the parameter, so that no two optimizers share a state."""
-        value = torch.from_numpy(self.value) if isinstance(self.value, np.ndarray) else self.value
-        if not isinstance(value, Tensor):
-            return value
-        return value.detach().to(param.device).clone()
+        if isinstance(self.value, np.ndarray):
+            return torch.tensor(self.value, device=param.device)
+        if isinstance(self.value, Tensor):
+            return self.value.detach().to(param.device, copy=True)
+        return self.value
 
 
 class Optimizer(torch.optim.Optimizer):
@@ -59,6 +60,8 @@ class Optimizer(torch.optim.Optimizer):
     last_step : StepInfo or None
         Learning rate of the first group, norm of the gradients before clipping, whether they were clipped, whether the
         step was skipped.
+    step_count : int
+        How many steps were taken, which is what schedules go by.
 
     Raises
     ------
@@ -197,7 +200,8 @@ class Optimizer(torch.optim.Optimizer):
             super().load_state_dict({**state_dict, "state": protected})
         finally:
             self._optimizer_load_state_dict_pre_hooks = hooks
-        steps = [float(entry["step"]) for entry in state_dict["state"].values() if "step" in entry]
+        entries = [entry for entry in state_dict["state"].values() if isinstance(entry, dict)]
+        steps = [float(entry["step"]) for entry in entries if "step" in entry]
         self.step_count = state_dict.get("step_count", int(max(steps, default=self.step_count)))
 
     # ---- the step ----

@@ -151,6 +151,8 @@ def work_on(param: Tensor, grad: Tensor, states: list[Tensor]) -> Work:
 
 def work_on_rows(param: Tensor, grad: Tensor, states: list[Tensor]) -> Work:
     """Return the rows of a parameter and its states that a sparse gradient has entries for."""
+    if not grad.sparse_dim():  # its rows are no rows: it has all of the parameter or nothing
+        return work_on(param, grad.to_dense(), states)
     entries = grad.coalesce()
     index = tuple(entries.indices())
     wholes = [tensor.detach() for tensor in (param, *states)]
