@@ -292,6 +292,26 @@ def test_named_parameters(name: str) -> None:
     assert mine.state_dict()["param_groups"][0]["param_names"] == other.state_dict()["param_groups"][0]["param_names"]
 
 
+@pytest.mark.parametrize("named", [(True, True), (True, False), (False, True)], ids=str)
+@every_optimizer
+def test_names_in_checkpoints(name: str, named: tuple[bool, bool]) -> None:
+    """As in torch, those of the checkpoint are taken over, unless it has none."""
+
+    def script(cls: Any) -> Any:
+        torch.manual_seed(0)
+        model = torch.nn.Linear(2, 3)
+        saved, loaded = [
+            cls([(f"{i} {n}", p) if has else p for n, p in model.named_parameters()]) for i, has in enumerate(named)
+        ]
+        give_gradients(model.parameters(), generator())
+        saved.step()
+        loaded.load_state_dict(saved.state_dict())
+        loaded.step()
+        return loaded.param_groups[0].get("param_names"), loaded.state_dict()["param_groups"][0].get("param_names")
+
+    assert script(ours(name)) == script(theirs(name))
+
+
 def test_errors_name_the_parameter() -> None:
     model = torch.nn.Linear(2, 3)
     opt = fastopt.torch.Adam(model.named_parameters(), nonfinite="raise")
@@ -425,7 +445,9 @@ def test_the_profiler_sees_the_step() -> None:
     opt = fastopt.torch.AdamW(params)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         opt.step()
-    assert "Optimizer.step#AdamW.step" in {event.key for event in profile.key_averages()}
+        opt.zero_grad()
+    scopes = {event.key for event in profile.key_averages()}
+    assert {"Optimizer.step#AdamW.step", "Optimizer.zero_grad#AdamW.zero_grad"} <= scopes
 
 
 def test_a_subclass_may_extend_the_step_and_the_constructor() -> None:
@@ -446,14 +468,42 @@ def test_a_subclass_may_extend_the_step_and_the_constructor() -> None:
     assert list(inspect.signature(Mine).parameters) == ["params", "rate"]
 
 
+def test_the_class_of_an_optimizer_may_be_extended_afterwards() -> None:
+    """As wrappers for distributed training do it: a class made of the optimizer's, constructed from its groups."""
+    params = make_params()
+    opt = fastopt.torch.SGD([{"params": params[:1], "lr": 0.5}, {"params": params[1:]}], momentum=0.9)
+
+    def count(self: Any, closure: Any = None) -> Any:
+        self.count = getattr(self, "count", 0) + 1
+        return type(opt).step(self, closure)
+
+    wrapped = type("Wrapper", (type(opt),), {"step": count})(opt.param_groups)
+    assert_equal(wrapped.param_groups, opt.param_groups)
+    give_gradients(params, generator())
+    wrapped.step()
+    assert wrapped.count == 1
+    assert torch.equal(wrapped.state[params[0]]["momentum_buffer"], params[0].grad)
+
+
 # ---- copies ----
+
+
+def public_attributes(opt: Any) -> set[str]:
+    return {name for name in vars(opt) if not name.startswith("_")}
+
+
+def copy_by_torch_save(opt: Any) -> Any:
+    buffer = io.BytesIO()
+    torch.save(opt, buffer)
+    buffer.seek(0)
+    return torch.load(buffer, weights_only=False)
 
 
 def copy_by_pickle(opt: Any) -> Any:
     return pickle.loads(pickle.dumps(opt))
 
 
-@pytest.mark.parametrize("duplicate", [copy.deepcopy, copy_by_pickle])
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, copy_by_pickle, copy_by_torch_save])
 @every_optimizer
 def test_copies_share_no_memory_and_go_on_alike(name: str, duplicate: Callable[[Any], Any]) -> None:
     params = make_params()
@@ -464,6 +514,7 @@ def test_copies_share_no_memory_and_go_on_alike(name: str, duplicate: Callable[[
     give_gradients(params, generator())
     opt.step()
     other = duplicate(opt)
+    assert public_attributes(other) == public_attributes(opt)
     assert other.last_step == opt.last_step
     twins = [param for group in other.param_groups for param in group["params"]]
     gen, same = generator(), generator()
@@ -608,18 +659,19 @@ def test_no_scheduler_of_torch_is_missing() -> None:
 
 @pytest.mark.parametrize("as_tensor", [False, True])
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
-@pytest.mark.parametrize("name", ["SGD", "RMSprop", "AdamW"])
+@every_optimizer
 def test_schedulers(name: str, scheduler: str, as_tensor: bool) -> None:
     def script(cls: Any) -> Any:
         params, rates, gen = make_params(), [], generator()
         lr = torch.tensor(0.1, dtype=torch.float64) if as_tensor else 0.1
-        options = {} if name == "AdamW" else {"momentum": 0.9}
+        options = {"momentum": 0.9} if name in ("SGD", "RMSprop") else {}
         opt = cls(params, lr=lr, **options)
         schedule = SCHEDULERS[scheduler](opt)
         for step in range(12):
             give_gradients(params, gen)
             opt.step()
-            rates.append([float(opt.param_groups[0]["lr"]), opt.param_groups[0].get("momentum")])
+            (group,) = opt.param_groups
+            rates.append([float(group["lr"]), group.get("momentum"), group.get("betas")])
             schedule.step(*([1.0 if step < 3 else 2.0] if scheduler == "ReduceLROnPlateau" else []))
         return params, rates
 
@@ -651,11 +703,14 @@ def test_a_scheduler_and_its_optimizer_resume_together() -> None:
     assert_equal(resumed, through)
 
 
-def test_averaged_models() -> None:
+EMA: Any = swa_utils.get_ema_multi_avg_fn(0.9)  # type: ignore[no-untyped-call]
+
+
+@pytest.mark.parametrize("averaging", [None, EMA], ids=["equal", "exponential"])
+def test_averaged_models(averaging: Any) -> None:
     def script(cls: Any) -> Any:
         torch.manual_seed(0)
         model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.BatchNorm1d(4)).double()
-        averaging = swa_utils.get_ema_multi_avg_fn(0.9)  # type: ignore[no-untyped-call]
         ema = swa_utils.AveragedModel(model, multi_avg_fn=averaging)
         opt = cls(model.parameters(), lr=0.1)
         inputs = torch.rand(5, 8, 4, dtype=torch.float64, generator=generator())

@@ -262,20 +262,22 @@ def test_a_step_with_found_inf_changes_nothing(name: str) -> None:
     assert opt.step_count == 0
 
 
-def test_gradients_unscaled_and_clipped_by_hand() -> None:
+@pytest.mark.parametrize("overflow", [None, 0, 2])
+def test_gradients_unscaled_and_clipped_by_hand(overflow: int | None) -> None:
     def script(make: Any) -> Any:
         scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
         torch.manual_seed(0)
         model = torch.nn.Linear(4, 3).double()
         opt = make("AdamW")(model.parameters(), lr=0.01)
-        for x in nonzero((4, 5, 4), torch.float64, generator()):
+        for step, x in enumerate(nonzero((4, 5, 4), torch.float64, generator())):
             opt.zero_grad()
-            scaler.scale(model(x).square().mean()).backward()
+            loss = model(x).square().mean() * (math.inf if step == overflow else 1.0)
+            scaler.scale(loss).backward()
             scaler.unscale_(opt)
             torch.nn.utils.clip_grad_norm_(model.parameters(), 0.1)
             scaler.step(opt)
             scaler.update()
-        return list(model.parameters())
+        return list(model.parameters()), opt.state_dict()["state"], scaler.get_scale()
 
     torch.testing.assert_close(script(ours), script(theirs), rtol=1e-12, atol=1e-12)
 

@@ -158,6 +158,19 @@ def test_generators_and_single_tensors(layout: str) -> None:
             torch.testing.assert_close(mine, other, rtol=1e-13, atol=0)
 
 
+@pytest.mark.parametrize("foreach", [None, True, False])
+@pytest.mark.parametrize("norm_type", [2.0, 3.0])
+def test_foreach_changes_nothing(foreach: bool | None, norm_type: float) -> None:
+    def act(module: Any, params: list[Any]) -> Any:
+        norms = [module.get_total_norm([param.grad for param in params], norm_type, foreach=foreach)]
+        norms.append(module.clip_grad_norm_(params, 0.5, norm_type, foreach=foreach))
+        module.clip_grad_value_(params, 0.01, foreach=foreach)
+        return norms
+
+    mine, other = both(lambda: with_gradients(*make_gradients(torch.float64)), act)
+    torch.testing.assert_close(mine, other, rtol=1e-13, atol=0)
+
+
 def test_nothing_to_clip() -> None:
     assert_equal(fastopt.torch.clip_grad_norm_([], 1.0), torch.tensor(0.0))
     assert_equal(fastopt.torch.get_total_norm([]), torch.tensor(0.0))

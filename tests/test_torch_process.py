@@ -104,7 +104,7 @@ def test_results_do_not_depend_on_the_number_of_threads() -> None:
     assert_equal(results[2], results[0])
 
 
-def train(compiled: bool, **options: Any) -> Any:
+def train(backend: str | None, **options: Any) -> Any:
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh(), torch.nn.Linear(8, 1)).double()
     opt = fastopt.torch.AdamW(model.parameters(), lr=fastopt.schedules.linear(0.1, 0.0, total=8), **options)
@@ -116,18 +116,32 @@ def train(compiled: bool, **options: Any) -> Any:
         opt.step()
         return loss
 
-    act = torch.compile(step, backend="eager") if compiled else step
+    act = torch.compile(step, backend=backend) if backend else step
     losses = [act(x).detach() for x in nonzero((6, 5, 4), torch.float64, torch.Generator().manual_seed(0))]
     return losses, list(model.parameters()), opt.state_dict()["state"], opt.step_count
 
 
 # (torch.compile itself looks at the gradient of the loss.)
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf Tensor:UserWarning")
-def test_a_compiled_training_step_gives_the_same_bits() -> None:
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_a_compiled_training_step_gives_the_same_bits(backend: str) -> None:
     """The optimizer's step breaks the graph; what is around it is compiled."""
     torch._dynamo.reset()
-    expected = train(compiled=False, clip_norm=0.1)
-    assert_equal(train(compiled=True, clip_norm=0.1), expected)
+    expected = train(backend=None, clip_norm=0.1)
+    assert_equal(train(backend, clip_norm=0.1), expected)
     counters = torch._dynamo.utils.counters
     assert counters["frames"]["ok"] >= 1
     assert counters["stats"]["unique_graphs"] <= 4, "the step is compiled anew each time"
+
+
+def test_a_step_that_is_compiled_itself() -> None:
+    torch._dynamo.reset()
+    params = [torch.ones(5, dtype=torch.float64, requires_grad=True) for _ in range(2)]
+    for param, compiled in zip(params, (False, True), strict=True):
+        opt = fastopt.torch.AdamW([param], lr=0.1)
+        step = torch.compile(opt.step, backend="eager") if compiled else opt.step
+        for _ in range(3):
+            param.grad = param.detach().square()
+            step()
+        assert opt.step_count == 3
+    assert_equal(params[1], params[0])

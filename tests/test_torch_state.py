@@ -630,8 +630,10 @@ def test_parameters_count_apart() -> None:
     assert params[3] not in opt.state
 
 
-def test_the_dtype_of_steps_follows_the_default_dtype() -> None:
-    torch.set_default_dtype(torch.float64)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16], ids=str)
+def test_the_dtype_of_steps_follows_the_default_dtype(dtype: Any) -> None:
+    """But is never narrower than float32."""
+    torch.set_default_dtype(dtype)
     try:
         states = []
         for cls in (fastopt.torch.Adam, torch.optim.Adam):
