@@ -231,6 +231,7 @@ def test_the_same_command_writes_the_same_bytes(tmp_path: Path, suffix: str) -> 
         (["bowl", "--optimizers", "gd,newton"], "got 'newton'"),
         (["bowl", "--lr", "fast"], "--lr must be a number or several with commas between, got 'fast'"),
         (["bowl", "--lr", "-1"], "Invalid learning rate: -1.0"),
+        (["bowl", "--steps", "-5"], "error: --steps must be at least 1, got -5"),
         (["bowl", "--out", "picture.jpg"], "--out must end in .png, .svg, .html, got picture.jpg"),
         (["bowl", "--out", "no/such/place/picture.png"], "--out: there is no directory no/such/place"),
     ],

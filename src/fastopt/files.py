@@ -33,6 +33,23 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def check_writable(path: Path) -> None:
+    """Find out before the work whose result a file is for that it could not be written.
+
+    Directories on the way to it may be missing, to be made when it is written.
+
+    Raises
+    ------
+    ValueError
+        If `path` is a directory, or if what is there of the way to it is not a directory to write in.
+    """
+    if path.is_dir():
+        raise ValueError(f"{path} cannot be written: it is a directory")
+    above = next(parent for parent in path.absolute().parents if parent.exists())
+    if not (above.is_dir() and os.access(above, os.W_OK)):
+        raise ValueError(f"{path} cannot be written: {above} is not a directory to write in")
+
+
 def _sync(path: Path) -> None:
     if path.is_dir() and os.name == "nt":  # Windows cannot open a directory, and its rename is durable by itself
         return

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from fastopt import surfaces
 from fastopt.console import fail
-from fastopt.files import replacing
+from fastopt.files import check_writable, replacing
 from fastopt.landscape import Run, best, figure, optimizer_names, page, run
 
 
@@ -32,12 +32,12 @@ def landscape(
             help="Learning rates. A picture shows the best of them for each optimizer; a page lets you choose.",
         ),
     ] = "0.001,0.01,0.1",
-    steps: Annotated[int, typer.Option(min=1, help="Steps of every run.")] = 200,
+    steps: Annotated[int, typer.Option(metavar="NUMBER", help="Steps of every run, at least 1.")] = 200,
 ) -> None:
     """Draw the paths of optimizers over test surfaces."""
     try:
         content_of = _writer(out)
-        runs = run(_surfaces(surface), _unique(optimizers), _rates(lr), steps)
+        runs = run(_surfaces(surface), _unique(optimizers), _rates(lr), _count(steps))
         content = content_of(runs)
         with replacing(out) as temporary:
             temporary.write_bytes(content)
@@ -58,6 +58,7 @@ def _writer(out: Path) -> Callable[[Sequence[Run]], bytes]:
         raise ValueError(f"--out must end in {', '.join(writers)}, got {out}")
     if not out.parent.is_dir():
         raise ValueError(f"--out: there is no directory {out.parent}")
+    check_writable(out)
     return writers[out.suffix.lower()]
 
 
@@ -88,6 +89,12 @@ def _rates(text: str) -> list[float]:
         return list(dict.fromkeys(float(part) for part in _unique(text)))
     except ValueError:
         raise ValueError(f"--lr must be a number or several with commas between, got {text!r}") from None
+
+
+def _count(steps: int) -> int:
+    if steps < 1:
+        raise ValueError(f"--steps must be at least 1, got {steps}")
+    return steps
 
 
 def _report(runs: Sequence[Run], out: Path) -> None:

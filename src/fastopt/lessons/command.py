@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from fastopt.console import fail
-from fastopt.files import replacing
+from fastopt.files import check_writable, replacing
 from fastopt.lessons.lesson import Finding, Lesson, names, registry
 from fastopt.lessons.report import INDEX, Findings, print_lesson, print_table, to_json, to_markdown
 
@@ -42,16 +42,20 @@ def lessons(
     try:
         chosen = _chosen(name)
         picture = _picture(name, figure)
+        outputs = [path for path in (picture, markdown, html and html / INDEX) if path]
+        for path in outputs:
+            check_writable(path)
         # The matrices are small: more threads only get into each other's way.
         with threadpool_limits(1, user_api="blas"):
             findings = _checked(chosen)
             _show(findings, as_json)
-            for path, content in _files(findings, picture, html, markdown):
-                _write(path, content)
+            files = list(_files(findings, picture, html, markdown))
+        for path, content in files:
+            _write(path, content)
     except (ValueError, OSError) as error:
         fail(str(error))
-    for written in filter(None, (picture, markdown, html and html / INDEX)):
-        Console(stderr=True).print(f"wrote {written}", soft_wrap=True, highlight=False)
+    for path in outputs:
+        Console(stderr=True).print(f"wrote {path}", soft_wrap=True, highlight=False)
 
 
 def _chosen(name: str | None) -> list[Lesson]:

@@ -33,7 +33,7 @@ LESSON = Lesson(
 ROWS, FEATURES = 16384, 20
 BATCHES = {1: 6000, 32: 1500, 64: 1000, 128: 800, 256: 600, 512: 500, ROWS: 60}
 """Sizes of a batch, and the steps of a run with each."""
-RATES = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 1.5)
+RATES = (0.003, 0.005, 0.007, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 1.5, 1.8)
 """Learning rates times the largest curvature: 2 is where the full batch diverges."""
 START_TO_TARGET = 300
 """The race is to a loss above the minimum that is so many times lower than at the start."""

@@ -210,7 +210,7 @@ def figure(speed: Axes, valley: Axes, growth: Axes, kinks: Axes) -> None:
     """The velocity of a constant gradient; both paths down a ravine; the steps needed by condition number; the convex
     function with kinks on which the heavy ball circles.
     """
-    speed.plot(velocity(), label="velocity")
+    speed.plot(np.arange(1, 101), velocity(), label="velocity")
     speed.axhline(10, color="gray", linestyle="--", label="1/(1 - beta)")
     speed.set(xlabel="step", ylabel="velocity / gradient", title="constant gradient, beta 0.9", xlim=(0, 60))
 

@@ -146,8 +146,8 @@ def sharpness_by_batch() -> Array:
     digits=2,
 )
 def sharp_minima() -> float:
-    """With all rows the curvature grows until it is 2/lr, where steps no longer fit into the valley. Noise stops it
-    earlier: a narrow valley does not hold weights that jitter (Keskar et al. 2017; Cohen et al. 2021).
+    """With all rows the curvature grows until it is about 2/lr, where steps no longer fit into the valley. Noise stops
+    it earlier: a narrow valley does not hold weights that jitter (Keskar et al. 2017; Cohen et al. 2021).
     """
     means = sharpness_by_batch().mean(axis=0)
     return float(means[-1] / means[0])
@@ -163,7 +163,7 @@ def figure(floor: Axes, course: Axes, sharp: Axes) -> None:
     floor.loglog(rates, rates / (2 - rates) / 2, "--", color="gray", label="σ²/2 · lr/(2 - lr)")
     floor.set(xlabel="learning rate", ylabel="loss in the long run", title="noise floor")
     for style, (label, losses) in zip(LINE_STYLES, courses().items(), strict=False):
-        course.semilogy(losses, style, label=label)
+        course.semilogy(np.arange(1, STEPS + 1), losses, style, label=label)
     course.set(xlabel="step", ylabel="mean loss", title="why the rate is lowered")
     sharp.axhline(2 / NETWORK_LR, color="gray", linestyle="--", label="2/lr")
     for seed, values in enumerate(sharpness_by_batch()):

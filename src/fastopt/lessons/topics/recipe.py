@@ -2,7 +2,8 @@
 
 Warmup, a high rate, cosine decay, weight decay and clipping: what most large networks are trained with. Here a deep
 network is trained with all five, and then with each one taken away in turn, to see what it costs. Highest rate and
-weight decay are the pair with which the whole recipe does best.
+weight decay are the pair with which the whole recipe does best, on other seeds than those of the comparison; they stay
+as they are when an ingredient is taken away.
 """
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ LESSON = Lesson(
     """,
 )
 
-ROWS, HELD_OUT, STEPS, WARMUP, SEEDS = 1024, 2000, 500, 100, 3
+ROWS, HELD_OUT, STEPS, WARMUP = 1024, 2000, 500, 100
+SEEDS, CHOOSING_SEEDS = range(8), range(8, 11)
 PEAKS, DECAYS = (0.01, 0.03, 0.06), (0.1, 0.3)
 
 
@@ -68,10 +70,10 @@ def rows(seed: int) -> tuple[Batch, Batch]:
 
 
 @cache
-def held_out(recipe: Recipe) -> Array:
+def held_out(recipe: Recipe, seeds: range = SEEDS) -> Array:
     """Return the held-out losses of a network with ten hidden layers, by seed."""
     losses = []
-    for seed in range(SEEDS):
+    for seed in seeds:
         learned, unseen = rows(seed)
         model = MLP([8, *[32] * 10, 1], SquaredError(), batch_size=32, dtype="float64", seed=seed)
         descent = AdamW(
@@ -85,7 +87,8 @@ def held_out(recipe: Recipe) -> Array:
 @cache
 def whole() -> Recipe:
     """Return the recipe with the highest rate and the weight decay that do best."""
-    return min((Recipe(*pair) for pair in product(PEAKS, DECAYS)), key=lambda recipe: held_out(recipe).mean())
+    recipes = [Recipe(*pair) for pair in product(PEAKS, DECAYS)]
+    return min(recipes, key=lambda recipe: held_out(recipe, CHOOSING_SEEDS).mean())
 
 
 def without() -> dict[str, Recipe]:
@@ -105,9 +108,9 @@ def cost(ingredient: str) -> float:
     return float(held_out(without()[ingredient]).mean() / held_out(whole()).mean())
 
 
-SETTING = "10 hidden layers of 32, 1024 noisy rows, 500 batches of 32, AdamW, mean of 3 seeds"
+SETTING = "10 hidden layers of 32, 1024 noisy rows, 500 batches of 32, AdamW, mean of 8 seeds"
 COSTS = at_least(1.05)
-"""A twentieth more loss: less could be the chance of three seeds."""
+"""A twentieth more loss: less could be the chance of the seeds."""
 
 
 @LESSON.claim(
@@ -126,7 +129,9 @@ def learns() -> float:
     "Without warmup it is worse", setting=SETTING, quantity="held-out loss without / with", expected=COSTS, digits=2
 )
 def warmup() -> float:
-    """The first steps do damage of which a part remains."""
+    """With three of the eight seeds it is, with five it is not: at this rate, half of that in the lesson on warmup, and
+    with clipping, the first steps do little damage that lasts.
+    """
     return cost("warmup")
 
 
@@ -183,7 +188,7 @@ def figure(costs: Axes) -> None:
     colors = [BLUE] + [ORANGE] * (len(recipes) - 1)
     costs.barh(list(recipes), [values.mean() for values in losses], color=colors, alpha=0.6)
     for row, values in enumerate(losses):
-        costs.plot(values, [row] * SEEDS, "o", color=colors[row])
+        costs.plot(values, [row] * len(SEEDS), "o", color=colors[row])
     costs.axvline(0.09, color="gray", linestyle="--", label="noise")
     costs.invert_yaxis()
     costs.grid(axis="y", visible=False)

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fastopt import SGD, Adagrad, Optimizer, RMSprop
-from fastopt.lessons.drawing import look
+from fastopt.lessons.drawing import LINE_STYLES, look
 from fastopt.lessons.lesson import Array, Lesson, at_least, at_most, near
-from fastopt.surfaces import bowl
+from fastopt.surfaces import bowl, ravine
 from fastopt.trajectories import Trajectory, trajectory
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ LESSON = Lesson(
     number=6,
     formula="""
         s ← alpha · s + (1 - alpha) · g²
-        w ← w - lr · g / √s
+        w ← w - lr · g / (√s + eps)
     """,
 )
 
@@ -54,6 +54,27 @@ def equal_progress() -> list[float]:
     """A factor on a coordinate's gradient is in its root mean square, too, and cancels."""
     ends = [on_bowl()[name].points[50] for name in ("RMSprop", "SGD")]
     return [float((1 - flat) / (1 - steep)) for flat, steep in ends]
+
+
+@cache
+def in_turned_valley() -> Array:
+    """Run RMSprop down the same valley turned by 30°; return the places along it and across it."""
+    surface = ravine(CONDITION, angle=30.0)
+    directions = np.linalg.eigh(surface.hessian(surface.minima[0]))[1]
+    path = trajectory(surface, RMSprop, directions.sum(axis=1), 300, lr=0.01, alpha=0.9)
+    return np.asarray(path.points @ directions)
+
+
+@LESSON.claim(
+    "It does so, too, when steep and flat are not directions of the coordinates",
+    setting="the same valley turned by 30°, from (1, 1) in its own directions, 50 steps of RMSprop",
+    quantity="progress in the flat direction / in the steep one",
+    expected=near(1.0, 0.01),
+)
+def turned() -> float:
+    """In both coordinates the gradient is that of the steep direction. It is coordinates that are rescaled."""
+    flat, steep = in_turned_valley()[50]
+    return float((1 - flat) / (1 - steep))
 
 
 STEPS, PERIOD = 10_000, 200
@@ -101,14 +122,21 @@ def follows() -> list[float]:
     return [rmsprop, adagrad]
 
 
-@LESSON.draw(panels=3)
-def figure(flat: Axes, steep: Axes, moving: Axes) -> None:
-    """The way in the flat and in the steep direction of a bowl; the distance from a minimum that swings to and fro."""
+@LESSON.draw(panels=4)
+def figure(flat: Axes, steep: Axes, turned: Axes, moving: Axes) -> None:
+    """The way in the flat and in the steep direction of a bowl; both when they are not the directions of the
+    coordinates; the distance from a minimum that swings to and fro.
+    """
     for name, path in on_bowl().items():
         flat.plot(path.points[:, 0], **look(name), label=name)
         steep.plot(path.points[:, 1], **look(name), label=name)
     flat.set(xlabel="step", ylabel="x", title="flat direction, curvature 1")
     steep.set(xlabel="step", ylabel="y", title="steep direction, curvature 10000")
+    for style, label, places in zip(
+        LINE_STYLES, ("flat direction", "steep direction"), in_turned_valley().T, strict=False
+    ):
+        turned.plot(places, style, label=label)
+    turned.set(xlabel="step", ylabel="place in the direction", title="RMSprop, directions turned by 30°")
     for name, distances in followers().items():
         swings = distances.reshape(-1, PERIOD).mean(axis=1)
         moving.plot(np.arange(PERIOD / 2, STEPS, PERIOD), swings, **look(name), label=name)

@@ -7,6 +7,7 @@ of the batches is all that is left.
 
 from __future__ import annotations
 
+from copy import deepcopy
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -34,9 +35,9 @@ LESSON = Lesson(
     """,
 )
 
-STEPS, WARMUP, SEEDS = 1000, 100, 2
-EVERY = 20
-PEAKS = (0.1, 0.3, 1.0)
+STEPS, WARMUP, SEEDS = 1000, 100, 3
+EVERY = 50
+PEAKS = (0.1, 0.2, 0.5, 1.0, 2.0)
 
 
 def by_name(peak: float) -> dict[str, Schedule]:
@@ -67,7 +68,7 @@ def rows(seed: int) -> Batch:
 
 @cache
 def course(name: str, peak: float) -> Array:
-    """Return the loss over all rows after every 20 steps, mean over the seeds."""
+    """Return the loss over all rows after every 50 steps, mean over the seeds."""
     found = []
     for seed in range(SEEDS):
         data = rows(seed)
@@ -90,7 +91,7 @@ def best_course(name: str) -> Array:
 
 @LESSON.claim(
     "Every schedule that lowers the rate ends lower than the constant one",
-    setting="network 8-32-1 on noisy rows, 1000 batches of 16, SGD, best of 3 highest rates, mean of 2 seeds",
+    setting="network 8-32-1 on noisy rows, 1000 batches of 16, SGD, best of 5 highest rates, mean of 3 seeds",
     quantity="final loss of the constant rate / of the worst and of the best of seven schedules",
     expected=(at_least(1.05), at_least(1.2)),
 )
@@ -122,36 +123,63 @@ def three_phases() -> list[float]:
     return [start / middle, decay / middle]
 
 
-TUNING_STEPS = 200
+TUNING_STEPS, TUNING_SEEDS = 200, 8
 TUNING_RATES = (0.0003, 0.001, 0.003, 0.01, 0.03)
 
 
-def tuning_rows() -> Batch:
+def tuning_rows(seed: int) -> Batch:
     """Return 128 rows from a corner of the old ones, with targets that are higher by 1."""
-    data = rows(0)
+    data = rows(seed)
     corner = np.flatnonzero(data.features[:, 0] > 0.5)[:128]
     return Batch(data.features[corner], data.targets[corner] + 1)
 
 
 @cache
+def trained(seed: int) -> MLP:
+    """Return a network that has learned the old rows."""
+    model = MLP([8, 32, 1], SquaredError(), batch_size=32, dtype="float64", seed=seed)
+    descent = Adam(model.parameters, lr=schedules.cosine(0.03, STEPS))
+    train(model, descent, random_batches(rows(seed), 32, STEPS, seed))
+    return model
+
+
+@cache
 def tuned(lr: float) -> tuple[float, float]:
-    """Return the losses on old and new rows after learning the old ones, then the new ones with a rate."""
-    old, new = rows(0), tuning_rows()
-    model = MLP([8, 32, 1], SquaredError(), batch_size=32, dtype="float64", seed=0)
-    train(model, Adam(model.parameters, lr=schedules.cosine(0.03, STEPS)), random_batches(old, 32, STEPS, seed=0))
-    train(model, Adam(model.parameters, lr=lr), random_batches(new, 32, TUNING_STEPS, seed=1))
-    elsewhere = old.features[:, 0] < 0
-    return model.evaluate(Batch(old.features[elsewhere], old.targets[elsewhere]))["loss"], model.evaluate(new)["loss"]
+    """Return the losses on old rows elsewhere and on the new ones after learning these, mean over the seeds."""
+    found = []
+    for seed in range(TUNING_SEEDS):
+        old, new = rows(seed), tuning_rows(seed)
+        model = deepcopy(trained(seed))
+        train(model, Adam(model.parameters, lr=lr), random_batches(new, 32, TUNING_STEPS, seed))
+        elsewhere = old.features[:, 0] < 0
+        old_loss = model.evaluate(Batch(old.features[elsewhere], old.targets[elsewhere]))["loss"]
+        found.append((old_loss, model.evaluate(new)["loss"]))
+    old_mean, new_mean = np.mean(found, axis=0)
+    return float(old_mean), float(new_mean)
 
 
 @LESSON.claim(
     "A fine-tuning rate that is too high forgets",
-    setting="the network after cosine training with Adam, then 200 steps on 128 rows of a corner, lr 0.03 and 0.003",
-    quantity="loss on old rows elsewhere with 0.03 / with 0.003, and loss on the new rows with 0.003",
+    setting="the network after cosine training with Adam, then 200 steps on 128 rows of a corner, mean of 8 seeds",
+    quantity="with lr 0.03, loss on old rows elsewhere / before, loss on the new rows",
     expected=(at_least(2.0), at_most(0.1)),
 )
 def forgets() -> list[float]:
-    """Both learn the new rows. The low rate does it with small changes, which leave more of the rest as it was."""
+    """The new rows are learned, and nothing holds the rest of the function in its place."""
+    (old_before, _), (old, new) = tuned(0.0), tuned(0.03)
+    return [old / old_before, new]
+
+
+@LESSON.claim(
+    "A rate a tenth as high learns the new rows, too, and forgets half as much",
+    setting="the same, lr 0.03 and 0.003",
+    quantity="loss on old rows elsewhere with 0.03 / with 0.003, loss on the new rows with 0.003",
+    expected=(at_least(2.0), at_most(0.1)),
+)
+def forgets_less() -> list[float]:
+    """It forgets less, but not by much: the new targets are higher by 1, and the shortest way there, which small steps
+    take as large ones do, lifts the function everywhere.
+    """
     (old_high, _), (old_low, new_low) = tuned(0.03), tuned(0.003)
     return [old_high / old_low, new_low]
 
