@@ -104,15 +104,13 @@ struct fo_pass {
     const fo_hyper *hypers;
     double factor; /* of the reductions and of scale; the limit of clamp */
     bool zero_grad;
-    bool backwards;
 };
 
 static void run_blocks(const fo_pass *pass, size_t tensor, size_t from, size_t to)
 {
     const fo_tensor *t = &pass->plan->tensors[tensor];
     size_t first = pass->plan->first_block[tensor];
-    for (size_t k = from; k < to; k++) {
-        size_t block = pass->backwards ? from + (to - 1 - k) : k;
+    for (size_t block = from; block < to; block++) {
         size_t offset = block * FO_BLOCK;
         size_t n = t->n - offset < FO_BLOCK ? t->n - offset : FO_BLOCK;
         pass->work(pass, t, first + block, offset, n);
@@ -124,8 +122,7 @@ static void run_share(const fo_pass *pass, size_t from, size_t to)
 {
     const fo_plan *plan = pass->plan;
     const size_t *first_byte = plan->first_byte;
-    for (size_t k = 0; k < plan->count; k++) {
-        size_t i = pass->backwards ? plan->count - 1 - k : k;
+    for (size_t i = 0; i < plan->count; i++) {
         if (first_byte[i + 1] <= from || first_byte[i] >= to) continue;
         size_t block_bytes = FO_BLOCK * fo_dtype_size(plan->tensors[i].dtype);
         size_t blocks = divide_up(first_byte[i + 1] - first_byte[i], block_bytes);
@@ -284,7 +281,7 @@ fo_result fo_step(const fo_kernels *kernels, fo_plan *plan, fo_hyper *hypers, si
         narrow(&hypers[k]);
     }
     fo_pass pass = {.work = step_block, .kernels = kernels, .plan = plan, .hypers = hypers,
-                 .zero_grad = request->zero_grad, .backwards = !isnan(result.norm)};
+                    .zero_grad = request->zero_grad};
     run(&pass, request->threads);
     return result;
 }
