@@ -22,23 +22,15 @@ import fastopt.torch  # noqa: E402
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
-MAIN = ["check_zero_redundancy", "check_fully_shard"]
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled, unavailable or uninitialized:UserWarning")
+def test_two_processes_do_what_one_does(tmp_path: Path) -> None:
+    """All of `torch_distributed_checks`; the checkpoints go from one process to two and back."""
+    checks.train_in_one_process(tmp_path)
+    torch.multiprocessing.spawn(checks.run, args=(tmp_path,), nprocs=checks.WORLD)
+    checks.check_in_one_process(tmp_path)
 
 
-def in_two_processes(names: list[str], path: Path) -> None:
-    torch.multiprocessing.spawn(checks.run, args=(path, names), nprocs=checks.WORLD)
-
-
-def test_zero_redundancy_and_fully_shard_give_the_bits_of_one_process(tmp_path: Path) -> None:
-    in_two_processes(MAIN, tmp_path)
-
-
-@pytest.mark.slow
-def test_everything_else_that_two_processes_may_do(tmp_path: Path) -> None:
-    in_two_processes([check.__name__ for check in checks.CHECKS if check.__name__ not in MAIN], tmp_path)
-
-
-@pytest.mark.slow
 def test_the_example_runs_under_torchrun() -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     run = subprocess.run(

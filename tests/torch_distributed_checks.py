@@ -18,6 +18,7 @@ from torch.optim.lr_scheduler import StepLR
 from torch_cases import assert_equal, nonzero
 
 import fastopt.torch
+from fastopt.schedules import linear
 from fastopt.torch import SGD, Adagrad, Adam, AdamW, RMSprop
 
 with warnings.catch_warnings():
@@ -28,6 +29,8 @@ dist: Any = torch.distributed
 dcp: Any = torch.distributed.checkpoint
 
 WORLD = 2
+
+SCHEDULE = linear(start=0.1, end=0.0, total=10)
 
 OPTIMIZERS: list[tuple[type[fastopt.torch.Optimizer], dict[str, Any]]] = [
     (SGD, {"momentum": 0.9, "nesterov": True}),
@@ -131,6 +134,19 @@ def sharded_model() -> Any:
     return fully_shard(model, mesh=mesh)
 
 
+def save(model: nn.Module, opt: torch.optim.Optimizer, place: Path) -> None:
+    """Save through torch.distributed.checkpoint, from any number of processes."""
+    model_state, opt_state = get_state_dict(model, opt)
+    dcp.save({"model": model_state, "opt": opt_state}, checkpoint_id=place)
+
+
+def load(model: nn.Module, opt: torch.optim.Optimizer, place: Path) -> None:
+    model_state, opt_state = get_state_dict(model, opt)
+    loaded: Any = {"model": model_state, "opt": opt_state}
+    dcp.load(loaded, checkpoint_id=place)
+    set_state_dict(model, opt, model_state_dict=loaded["model"], optim_state_dict=loaded["opt"])
+
+
 def check_fully_shard(rank: int, path: Path) -> None:
     """FSDP2 on a CPU mesh: steps, schedulers, a checkpoint through torch.distributed.checkpoint; to the same bits."""
     for cls, options in OPTIMIZERS:
@@ -142,15 +158,10 @@ def check_fully_shard(rank: int, path: Path) -> None:
         scheduler = StepLR(opt, 2, 0.1)
         for step, x in enumerate(batches(rank, 5)):
             if step == 3:
-                place = path / cls.__name__
-                model_state, opt_state = get_state_dict(model, opt)
-                dcp.save({"model": model_state, "opt": opt_state}, checkpoint_id=place)
+                save(model, opt, path / cls.__name__)
                 model = sharded_model()
                 opt = cls(model.parameters(), lr=0.5, **options)
-                model_state, opt_state = get_state_dict(model, opt)
-                loaded: Any = {"model": model_state, "opt": opt_state}
-                dcp.load(loaded, checkpoint_id=place)
-                set_state_dict(model, opt, model_state_dict=loaded["model"], optim_state_dict=loaded["opt"])
+                load(model, opt, path / cls.__name__)
                 resumed = StepLR(opt, 2, 0.1)
                 resumed.load_state_dict(scheduler.state_dict())
                 scheduler = resumed
@@ -164,6 +175,50 @@ def check_fully_shard(rank: int, path: Path) -> None:
             reference.assert_equals(model)
         state = opt.state[next(model.parameters())]
         assert all(isinstance(value, DTensor) for name, value in state.items() if name != "step")
+
+
+def train_in_one_process(path: Path) -> None:
+    """Write what `check_resharding` goes on from: as a checkpoint, and the optimizer's state as it is."""
+    model = make_model()
+    opt = AdamW(model.parameters(), lr=SCHEDULE)
+    for x in batches(0, 3):
+        opt.zero_grad()
+        model(x).square().mean().backward()
+        opt.step()
+    save(model, opt, path / "of one process")
+    torch.save(opt.state_dict(), path / "of one process.pt")
+
+
+def check_resharding(rank: int, path: Path) -> None:
+    """What one process has saved goes on in two; they save it for `check_in_one_process`."""
+    model = sharded_model()
+    opt = AdamW(model.parameters(), lr=SCHEDULE)
+    load(model, opt, path / "of one process")
+    twins = [nn.Parameter(value) for value in map(whole, model.parameters()) if value is not None]
+    expected = AdamW(twins, lr=SCHEDULE)
+    expected.load_state_dict(torch.load(path / "of one process.pt"))
+    for x in batches(rank, 3):
+        opt.zero_grad()
+        model(x).square().mean().backward()
+        for twin, param in zip(twins, model.parameters(), strict=True):
+            twin.grad = whole(param.grad)
+        opt.step()
+        expected.step()
+    assert opt.step_count == expected.step_count == 6
+    assert_equal(list(map(whole, model.parameters())), [twin.detach() for twin in twins])
+    save(model, opt, path / "of two processes")
+    if rank == 0:
+        torch.save((twins, expected.state_dict()), path / "of two processes.pt")
+
+
+def check_in_one_process(path: Path) -> None:
+    model = make_model()
+    opt = AdamW(model.parameters(), lr=SCHEDULE)
+    load(model, opt, path / "of two processes")
+    twins, expected = torch.load(path / "of two processes.pt")
+    assert_equal(list(model.parameters()), twins)
+    assert_equal(opt.state_dict()["state"], expected["state"])
+    assert opt.step_count == expected["step_count"]
 
 
 def check_options_beyond_torch_on_shards(rank: int, path: Path) -> None:
@@ -225,21 +280,21 @@ CHECKS: list[Callable[[int, Path], None]] = [
     check_zero_redundancy,
     check_more_processes_than_parameters,
     check_fully_shard,
+    check_resharding,
     check_options_beyond_torch_on_shards,
     check_step_in_backward_on_shards,
     check_clipping_of_shards,
 ]
 
 
-def run(rank: int, path: Path, names: list[str]) -> None:
-    """Run some checks in one of the processes."""
+def run(rank: int, path: Path) -> None:
+    """Run all checks in one of the processes."""
     torch.set_num_threads(1)
     store = dist.FileStore(str(path / "store"), WORLD)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=WORLD)
     try:
         for check in CHECKS:
-            if check.__name__ in names:
-                check(rank, path)
-                dist.barrier()
+            check(rank, path)
+            dist.barrier()
     finally:
         dist.destroy_process_group()
