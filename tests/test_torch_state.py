@@ -594,6 +594,29 @@ def test_a_parameter_that_shrinks_in_its_own_memory_is_refused_not_overrun() -> 
     assert_equal(whole[50:], hidden)
 
 
+@pytest.mark.parametrize("how", ["forgotten", "not yet asked for"])
+def test_states_are_made_with_the_first_gradient_not_before(how: str) -> None:
+    """SGD's first velocity is the gradient itself, whatever the dampening; a parameter that has to wait for it is fresh."""
+
+    def script(cls: Any) -> Any:
+        params, gen = make_params(), generator()
+        opt = cls(params, lr=0.1, momentum=0.9 if how == "forgotten" else 0.0, dampening=0.5)
+        for step in range(5):
+            if step == 1 and how == "forgotten":
+                opt.state.pop(params[1])
+            if step == 1 and how == "not yet asked for":
+                opt.param_groups[0]["momentum"] = 0.9
+            give_gradients(params, gen)
+            if step in (1, 2):
+                params[1].grad = None
+            if step == 2:
+                opt.load_state_dict(copy.deepcopy(opt.state_dict()))
+            opt.step()
+        return params, [opt.state[param]["momentum_buffer"] for param in params]
+
+    torch.testing.assert_close(script(fastopt.torch.SGD), script(torch.optim.SGD), rtol=1e-13, atol=1e-13)
+
+
 # ---- counting ----
 
 

@@ -240,7 +240,7 @@ class Stepper:
         for member in members:
             self.check(member)
         # Parameters that had a gradient before stay: which have one may change from step to step.
-        bound = sorted({*members, *(member for member in self.bound if not complaint(self.params[member]))})
+        bound = sorted({*members, *filter(self.may_stay, self.bound)})
         self.bound = bound
         self.adopt_counts(bound)
         states = list(map(self.states_of, bound))
@@ -251,6 +251,12 @@ class Stepper:
         ):
             self.resident = Resident(self, bound, states)
             self.resident.follow(members)
+
+    def may_stay(self, member: int) -> bool:
+        """Whether a parameter without a gradient can be in a plan: its states are there, not yet to be made."""
+        param, (_, names) = self.params[member], self.rules[self.owners[member]]
+        state = self.optimizer.state.get(param, {})
+        return not complaint(param) and all(state.get(name) is not None for name in names)
 
     def check(self, member: int) -> None:
         """Raise `RuntimeError` if a parameter, or a state that it has, is none to step on."""
