@@ -596,7 +596,7 @@ def test_a_parameter_that_shrinks_in_its_own_memory_is_refused_not_overrun() -> 
 
 @pytest.mark.parametrize("how", ["forgotten", "not yet asked for"])
 def test_states_are_made_with_the_first_gradient_not_before(how: str) -> None:
-    """SGD's first velocity is the gradient itself, whatever the dampening; a parameter that has to wait for it is fresh."""
+    """SGD's first velocity is the gradient itself, whatever the dampening, also of a parameter that waited for it."""
 
     def script(cls: Any) -> Any:
         params, gen = make_params(), generator()
