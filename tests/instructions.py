@@ -1,25 +1,25 @@
 """How many instructions the kernels execute: counted by valgrind, so that no clock and no neighbour can disturb it.
 
-`python tests/instructions.py` records the counts of this compiler, for `test_instructions.py` to compare with.
+`python tests/instructions.py` records the counts of this compiler, for `test_instructions.py` to compare with. They are
+of the kernels themselves, chosen by name and compiled for the purpose: neither the processor (as long as it runs them),
+nor the C library, nor what `dispatch.c` would choose has a part in them.
 """
 
 import json
 import platform
 import re
 import shutil
-import subprocess
 import tempfile
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
-CMAKE = (ROOT / "CMakeLists.txt").read_text()
-FLAGS = re.search(r"set\(fastopt_flags ([^)]*)\)", CMAKE)[1].split()  # type: ignore[index]
-ISAS = {name: flags.split() for name, flags in re.findall(r"fastopt_isa\((\w+)([^)]*)\)", CMAKE)}
+import native
+from arrays import CSRC
 
-COUNTED = ("portable", "x86_v3") if platform.machine() in ("x86_64", "AMD64") else ()
-"""Valgrind has no AVX-512."""
+import fastopt
+
+SOURCES = [Path(__file__).with_suffix(".c"), CSRC / "names.c", CSRC / "step.c"]
 
 RECORD = Path(__file__).with_suffix(".json")
 
@@ -27,31 +27,23 @@ Counts = dict[str, dict[str, int]]
 """By instruction set and function."""
 
 
+def counted() -> list[str]:
+    """The instruction sets that are counted here: valgrind has no AVX-512."""
+    return [isa for isa in native.isas() if isa != "x86_v4" and isa in fastopt.available_isas()]
+
+
 def compiler() -> str:
-    """The compiler and the part of its version that its code depends on."""
-    version = subprocess.run(["gcc", "-dumpversion"], check=True, capture_output=True, text=True).stdout
-    return f"gcc {version.split('.')[0].strip()}"
-
-
-def build(isa: str, folder: Path) -> Path:
-    """Return the program of instructions.c, compiled as CMake compiles the library, but without OpenMP."""
-    # Kernels that come out alike are kept apart, so that each has its own count.
-    flags = ["-std=gnu11", "-g", "-fPIC", "-fno-ipa-icf", f"-I{ROOT / 'csrc'}", *FLAGS]
-    kernels, program = folder / f"{isa}.o", folder / isa
-    for_isa = [f"-DFASTOPT_ISA={isa}", *ISAS[isa], "-c", str(ROOT / "csrc/kernels.c"), "-o", str(kernels)]
-    subprocess.run(["gcc", *flags, *for_isa], check=True)
-    sources = [str(Path(__file__).with_suffix(".c")), *(str(ROOT / "csrc" / name) for name in ("names.c", "step.c"))]
-    linking = [f"-DKERNELS=fo_kernels_{isa}", *sources, str(kernels), "-pthread", "-lm", "-o", str(program)]
-    subprocess.run(["gcc", *flags, *linking], check=True)
-    return program
+    """The compiler to the last digit, and what it compiles for: another one makes other instructions."""
+    return f"{native.run('gcc', '--version').splitlines()[0]} for {platform.machine()}"
 
 
 def count(isa: str, folder: Path) -> dict[str, int]:
     """Return the instructions in each kernel, and in step.c as a whole."""
-    program = build(isa, folder)
+    # Without OpenMP; and kernels that come out alike are kept apart, so that each has its own count.
+    options = ["-g", "-fno-ipa-icf", f"-DKERNELS=fo_kernels_{isa}"]
+    program = native.build(folder / isa, SOURCES, [isa], options)
     profile = folder / f"{isa}.profile"
-    command = ["valgrind", "--tool=callgrind", f"--callgrind-out-file={profile}", str(program)]
-    subprocess.run(command, check=True, capture_output=True)
+    native.run("valgrind", "--tool=callgrind", f"--callgrind-out-file={profile}", program)
     found: Counter[str] = Counter()
     for (file, function), instructions in own_costs(profile.read_text()).items():
         if Path(file).name == "step.c":
@@ -94,7 +86,7 @@ def own_costs(profile: str) -> Counter[tuple[str, str]]:
 
 def measure() -> Counts:
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor() as pool:
-        return dict(zip(COUNTED, pool.map(lambda isa: count(isa, Path(folder)), COUNTED), strict=True))
+        return dict(zip(counted(), pool.map(lambda isa: count(isa, Path(folder)), counted()), strict=True))
 
 
 def recorded() -> dict[str, Counts]:

@@ -38,7 +38,7 @@ def test_schedules_reach_the_learning_rate_and_never_exceed_it(name: str) -> Non
     assert (rates[-1] < 0.15) == (name != "constant")
 
 
-@pytest.mark.parametrize("name", set(SHAPES) - {"one-cycle"})
+@pytest.mark.parametrize("name", sorted(SHAPES.keys() - {"one-cycle"}))
 def test_warmup_goes_before_every_schedule(name: str) -> None:
     rates = values(name, warmup="10")
     np.testing.assert_array_equal(values(name, warmup="10%"), rates)
@@ -57,7 +57,7 @@ def test_schedules_at_chosen_steps() -> None:
     np.testing.assert_array_equal(values("cosine", warmup="7"), values("warmup-cosine", warmup="7"))
 
 
-@pytest.mark.parametrize("name", set(SHAPES) - {"one-cycle", "inverse-sqrt"})
+@pytest.mark.parametrize("name", sorted(SHAPES.keys() - {"one-cycle", "inverse-sqrt"}))
 def test_a_run_may_have_a_single_step(name: str) -> None:
     assert values(name, total=1) == [0.5]
 

@@ -1,40 +1,23 @@
 """The compiler's own word that every rule's loop runs on full vectors, for every dtype and instruction set."""
 
-import platform
 import re
 import shutil
-import subprocess
 from dataclasses import dataclass
 from typing import Any
 
+import native
 import pytest
 from arrays import CSRC
+from native import SUFFIXES
 
 from fastopt import _core
-
-CMAKE = (CSRC.parent / "CMakeLists.txt").read_text()
-FAMILY = "x86_" if platform.machine().lower() in ("x86_64", "amd64") else "arm_"
 
 VECTOR_BYTES = {"x86_v4": 64, "x86_v3": 32}
 """Of a register; 16 where not said."""
 
-SUFFIXES = re.findall(r"^#define SUFFIX (\w+)", (CSRC / "kernels.c").read_text(), re.M)
 LOOPS = [f"step_{rule}" for rule in _core.RULES] + ["scale", "clamp"]
 
 pytestmark = pytest.mark.skipif(not shutil.which("gcc"), reason="asks gcc how it compiled the kernels")
-
-
-def flags() -> list[str]:
-    found = re.search(r"set\(fastopt_flags (.*?)\)", CMAKE, re.S)
-    assert found
-    # Functions that come out alike are kept apart, so that each has its own report.
-    return ["-std=gnu11", "-fPIC", "-fno-ipa-icf", *found[1].split()]
-
-
-def isa_flags() -> dict[str, list[str]]:
-    """The instruction sets that CMake builds on this kind of machine, with their flags."""
-    rows = re.findall(r"^\s*fastopt_isa\((\w+) ?(.*)\)$", CMAKE, re.M)
-    return {name: extra.split() for name, extra in rows if name == "portable" or name.startswith(FAMILY)}
 
 
 @dataclass(frozen=True)
@@ -56,7 +39,7 @@ def by_heading(text: str, heading: str) -> dict[str, str]:
 def choices() -> list[Any]:
     """The best instruction set; the others take as long each."""
     best = _core.available_isas()[0]
-    return [pytest.param(isa, marks=() if isa == best else pytest.mark.slow) for isa in isa_flags()]
+    return [pytest.param(isa, marks=() if isa == best else pytest.mark.slow) for isa in native.isas()]
 
 
 @pytest.fixture(scope="module", params=choices())
@@ -64,22 +47,17 @@ def compilation(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPat
     isa: str = request.param
     folder = tmp_path_factory.mktemp(isa)
     report, assembly = folder / "report.txt", folder / "kernels.s"
-    compiler = ["gcc", *flags(), *isa_flags()[isa], f"-DFASTOPT_ISA={isa}"]
-    report_flag = f"-fdump-tree-vect-optimized-missed={report}"
-    done = subprocess.run(
-        [*compiler, report_flag, "-S", "-o", str(assembly), str(CSRC / "kernels.c")],
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert done.returncode == 0, done.stderr
+    # Functions that come out alike are kept apart, so that each has its own report.
+    options = ["-fno-ipa-icf", f"-fdump-tree-vect-optimized-missed={report}", f"-DFASTOPT_ISA={isa}"]
+    source = CSRC / "kernels.c"
+    native.run("gcc", *native.FLAGS, *native.ISAS[isa], *options, "-S", "-o", assembly, source)
     return Compilation(
         isa, by_heading(report.read_text(), r"^;; Function (\w+) .*$"), by_heading(assembly.read_text(), r"^(\w+):$")
     )
 
 
 def test_cmake_builds_what_the_core_has() -> None:
-    assert set(_core.available_isas()) <= set(isa_flags())
+    assert set(_core.available_isas()) <= set(native.isas())
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
