@@ -110,6 +110,32 @@ def check_zero_redundancy(rank: int, path: Path) -> None:
         assert isinstance(opt.optim, cls)
 
 
+def check_zero_redundancy_in_buckets(rank: int, path: Path) -> None:
+    """ZeroRedundancyOptimizer puts the parameters into buffers of its own; groups, one of them added; closures."""
+    model = DistributedDataParallel(make_model())
+    first, *others, last = model.parameters()
+    opt = ZeroRedundancyOptimizer(
+        [{"params": [first]}, {"params": others, "lr": 0.05}], AdamW, parameters_as_bucket_view=True, lr=0.1
+    )
+    opt.add_param_group({"params": [last], "weight_decay": 0.5})
+    twins = [nn.Parameter(param.detach().clone()) for param in model.parameters()]
+    expected = AdamW([{"params": twins[:1]}, {"params": twins[1:-1], "lr": 0.05}], lr=0.1)
+    expected.add_param_group({"params": twins[-1:], "weight_decay": 0.5})
+    for x in batches(rank, 4):
+
+        def closure(x: Tensor = x) -> float:
+            opt.zero_grad()
+            loss = model(x).square().mean()
+            loss.backward()
+            for twin, param in zip(twins, model.parameters(), strict=True):
+                twin.grad = whole(param.grad)
+            return float(loss)
+
+        assert opt.step(closure) is not None
+        expected.step()
+        assert_equal(list(map(whole, model.parameters())), [twin.detach() for twin in twins])
+
+
 def check_more_processes_than_parameters(rank: int, path: Path) -> None:
     """A process may get no parameters at all."""
     model = DistributedDataParallel(nn.Linear(2, 1, bias=False))
@@ -278,6 +304,7 @@ def check_clipping_of_shards(rank: int, path: Path) -> None:
 
 CHECKS: list[Callable[[int, Path], None]] = [
     check_zero_redundancy,
+    check_zero_redundancy_in_buckets,
     check_more_processes_than_parameters,
     check_fully_shard,
     check_resharding,
