@@ -1,51 +1,27 @@
 """The page in a real headless Chromium: keys, buttons, numbers, no errors and no requests."""
 
-import json
-import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
+from browser import DESKTOP, IN_BROWSER, NO_WEBGL, PHONE, SOFTWARE_WEBGL, chromium, errors, requested
 
 from fastopt import landscape, surfaces
 
-webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
 pytest.importorskip("plotly")
 
-from selenium.webdriver import ActionChains  # noqa: E402
-from selenium.webdriver.chrome.webdriver import WebDriver  # noqa: E402
-from selenium.webdriver.common.by import By  # noqa: E402
-from selenium.webdriver.common.keys import Keys  # noqa: E402
-from selenium.webdriver.remote.webelement import WebElement  # noqa: E402
-from selenium.webdriver.support.ui import Select, WebDriverWait  # noqa: E402
+from selenium.webdriver import ActionChains
+from selenium.webdriver.chrome.webdriver import WebDriver
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.remote.webelement import WebElement
+from selenium.webdriver.support.ui import Select, WebDriverWait
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-DRIVER = shutil.which("chromedriver")
-
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="Chromium or chromedriver is not installed"),
-]
+pytestmark = IN_BROWSER
 
 STEPS = 40
 NAMES = ["gd", "momentum", "adam"]
-QUIET = [
-    "--headless=new",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--disable-dev-shm-usage",
-]
-SOFTWARE_WEBGL = ["--use-angle=swiftshader", "--enable-unsafe-swiftshader"]
-NO_WEBGL = ["--disable-3d-apis"]
-DESKTOP, PHONE = (1280, 900), (360, 740)
 
 
 @pytest.fixture(scope="module")
@@ -62,27 +38,6 @@ def url(runs: list[landscape.Run], tmp_path_factory: pytest.TempPathFactory) -> 
     return file.as_uri()
 
 
-@contextmanager
-def chromium(profile: Path, flags: list[str], size: tuple[int, int] = DESKTOP, **media: str) -> Iterator[WebDriver]:
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    for flag in [*QUIET, *flags, f"--user-data-dir={profile}"]:
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
-    try:
-        width, height = size
-        driver.execute_cdp_cmd(
-            "Emulation.setDeviceMetricsOverride",
-            {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 500},
-        )
-        features = [{"name": name.replace("_", "-"), "value": value} for name, value in media.items()]
-        driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
-        yield driver
-    finally:
-        driver.quit()
-
-
 @pytest.fixture(scope="module")
 def opened(url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[WebDriver]:
     """One browser without WebGL, which is the fastest, for all the tests that need none."""
@@ -96,11 +51,6 @@ def page(opened: WebDriver) -> Iterator[WebDriver]:
     opened.execute_script("document.activeElement.blur(); scrollTo(0, 0)")
     yield opened
     opened.refresh()
-
-
-def log_of(page: WebDriver, kind: str) -> list[dict[str, Any]]:
-    """Entries since the last call."""
-    return list(page.get_log(kind))  # type: ignore[no-untyped-call]
 
 
 def step_of(page: WebDriver) -> int:
@@ -156,8 +106,6 @@ def run_of(runs: list[landscape.Run], surface: str, optimizer: str, lr: float) -
 @pytest.mark.parametrize("flags", [SOFTWARE_WEBGL, NO_WEBGL], ids=["webgl", "no-webgl"])
 def test_it_loads_and_plays_without_errors_and_without_requests(url: str, tmp_path: Path, flags: list[str]) -> None:
     with chromium(tmp_path, flags) as driver:
-        driver.get("about:blank")
-        log_of(driver, "performance")  # what the browser's own first page asked for
         driver.get(url)
         wait(driver, lambda: driver.find_elements(By.CSS_SELECTOR, "#curves .scatterlayer path"))
         press(driver, Keys.ARROW_RIGHT)
@@ -170,13 +118,8 @@ def test_it_loads_and_plays_without_errors_and_without_requests(url: str, tmp_pa
         else:
             assert "WebGL" in driver.find_element(By.ID, "no-relief").text
 
-        problems = [entry for entry in log_of(driver, "browser") if entry["level"] == "SEVERE"]
-        assert problems == []
-        events = [json.loads(entry["message"])["message"] for entry in log_of(driver, "performance")]
-        asked = [
-            event["params"]["request"]["url"] for event in events if event["method"] == "Network.requestWillBeSent"
-        ]
-        assert [address for address in asked if not address.startswith(("data:", "blob:"))] == [url]
+        assert errors(driver) == []
+        assert requested(driver) == [url]
 
 
 # ---- Stepping and playing ----

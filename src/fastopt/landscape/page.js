@@ -342,13 +342,19 @@ function drawTable() {
   $("numbers").replaceChildren(...rows);
 }
 
+/** Four digits, and no row of zeros before them. */
+function numberText(value) {
+  const size = Math.abs(value);
+  return size === 0 || (size >= 1e-3 && size < 1e5) ? value.toPrecision(4) : value.toExponential(3);
+}
+
 function fillTable() {
   chosenRuns().forEach((run, i) => {
     const k = index(run);
     const cells = $("numbers").rows[i].cells;
     const [x, y] = run.points[k];
     [x, y, run.loss[k], run.gradNorm[k]].forEach((value, j) => {
-      cells[j + 2].textContent = value === undefined ? "" : value.toPrecision(4);
+      cells[j + 2].textContent = value === undefined ? "" : numberText(value);
     });
     const isOver = run.diverged && k === run.loss.length - 1;
     cells[0].querySelector(".end").textContent = isOver ? `diverged after step ${k}` : "";

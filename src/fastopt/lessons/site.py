@@ -69,7 +69,8 @@ def _index(findings: Findings) -> str:
     ]
     moving = f"<p>{_link(LANDSCAPE, 'Optimizers on their way down')}: watch them move over test surfaces.</p>"
     head = f"<h1>The lessons, run</h1>\n<p>{escape(INTRODUCTION)} {summary(findings)}</p>\n{moving}"
-    return "\n".join([head, *sections])
+    contents = f"<nav>{' '.join(_link(_file(lesson), lesson.title) for lesson in findings)}</nav>"
+    return "\n".join([head, contents, *sections])
 
 
 def _lesson(lesson: Lesson, group: Sequence[Finding], neighbours: tuple[Lesson | None, Lesson | None]) -> str:
@@ -115,8 +116,8 @@ def _row(finding: Finding, with_reasons: bool) -> str:
 
 
 def _lines(numbers: str) -> str:
-    """Return the numbers of a list one below the other, so that each is beside what was expected of it."""
-    return escape(numbers).replace(", ", "<br>")
+    """Return the numbers of a list one by one: below each other, each is beside what was expected of it."""
+    return "".join(f"<span>{number}</span>" for number in escape(numbers).split(", "))
 
 
 def _figure(lesson: Lesson) -> str:

@@ -196,7 +196,9 @@ def look_ahead() -> list[float]:
     digits=1,
 )
 def three_forms() -> float:
-    """The velocity is the sum of gradients, their mean (a tenth of it), or the step itself (lr times it)."""
+    """The velocity is the sum of gradients, their mean (a tenth of it), or the step itself (lr times it). When the rate
+    changes on the way, the last goes on with the old one for a while, and is on another path.
+    """
     surface = rosenbrock()
     paths = [
         trajectory(surface, SGD, surface.starts[0], 500, lr=lr, momentum=0.9, velocity=form).points
