@@ -35,6 +35,8 @@ BATCHES = {1: 6000, 32: 1500, 64: 1000, 128: 800, 256: 600, 512: 500, ROWS: 60}
 """Sizes of a batch, and the steps of a run with each."""
 RATES = (0.003, 0.005, 0.007, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 1.5, 1.8)
 """Learning rates times the largest curvature: 2 is where the full batch diverges."""
+TIMINGS = 5
+"""The shortest of so many is the time: others may have had to wait for the processor."""
 START_TO_TARGET = 300
 """The race is to a loss above the minimum that is so many times lower than at the start."""
 
@@ -93,10 +95,12 @@ def run(batch: int, rate: float) -> Race | None:
 
 @cache
 def race(batch: int) -> Race:
-    """Return the run with the rate that takes the fewest steps."""
+    """Return the run with the rate that takes the fewest steps; of several such, the fastest."""
     with np.errstate(over="ignore", invalid="ignore"):  # of rates that diverge
-        runs = [run(batch, rate) for rate in RATES]
-    return min((run for run in runs if run is not None), key=lambda run: run.steps)
+        runs = {rate: found for rate in RATES if (found := run(batch, rate))}
+    best = min(runs, key=lambda rate: runs[rate].steps)
+    again = [found for _ in range(TIMINGS) if (found := run(batch, best))]
+    return min(again, key=lambda found: found.seconds)
 
 
 @LESSON.claim(
