@@ -129,7 +129,10 @@ class Optimizer(torch.optim.Optimizer):
         self.step_count = 0
         self._stepper: Stepper | None = None
         given = {name: options.pop(name, default) for name, default in self._extras.items()}
-        bound = self._torch_signature.bind(params, *args, **options)
+        try:
+            bound = self._torch_signature.bind(params, *args, **options)
+        except TypeError as error:
+            raise TypeError(f"{type(self).__name__}.__init__() {error}") from None
         # torch checks the values that schedules start from; then the schedules take their places.
         schedules = {name: value for name, value in bound.arguments.items() if is_scheduled(value)}
         self._over_defaults = {**given, **schedules}
