@@ -25,6 +25,19 @@ typedef struct {
     uint64_t byte_offset;
 } DLTensor;
 
+/* A tensor that lives until the deleter is called. */
+typedef struct DLManagedTensorVersioned {
+    struct {
+        uint32_t major, minor;
+    } version;
+    void *manager_ctx;
+    void (*deleter)(struct DLManagedTensorVersioned *self);
+    uint64_t flags;
+    DLTensor dl_tensor;
+} DLManagedTensorVersioned;
+
+typedef int (*DLPackManagedTensorFromPyObjectNoSync)(void *py_object, DLManagedTensorVersioned **out);
+
 /* Describes a tensor for as long as nobody else runs; 0, or -1 with a Python exception set. */
 typedef int (*DLPackDLTensorFromPyObjectNoSync)(void *py_object, DLTensor *out);
 
@@ -35,17 +48,17 @@ typedef struct DLPackExchangeAPI {
     } version;
     struct DLPackExchangeAPI *previous; /* an older table, or NULL */
     void (*managed_tensor_allocator)(void);
-    void (*managed_tensor_from_py_object_no_sync)(void);
+    DLPackManagedTensorFromPyObjectNoSync managed_tensor_from_py_object_no_sync;
     void (*managed_tensor_to_py_object_no_sync)(void);
     DLPackDLTensorFromPyObjectNoSync dltensor_from_py_object_no_sync;
 } DLPackExchangeAPI;
 
-/* The table's entry if its major version, or that of an older table behind it, is ours; else NULL. */
-static inline DLPackDLTensorFromPyObjectNoSync fo_dl_describe(const DLPackExchangeAPI *api)
+/* The table, or the older one behind it, of our major version; else NULL. */
+static inline const DLPackExchangeAPI *fo_dl_table(const DLPackExchangeAPI *api)
 {
     while (api && api->version.major != DL_MAJOR)
         api = api->previous;
-    return api ? api->dltensor_from_py_object_no_sync : 0;
+    return api;
 }
 
 /* Starts to fetch what a framework will look at to describe a tensor: its Python object, and what lies around the place

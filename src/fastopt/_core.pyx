@@ -75,10 +75,12 @@ cdef extern from "dlpack.h" nogil:
         DLDataType dtype
         int64_t *shape
         int64_t *strides
+    ctypedef struct DLManagedTensorVersioned:
+        void (*deleter)(DLManagedTensorVersioned *) noexcept
     ctypedef struct DLPackExchangeAPI:
-        pass
-    ctypedef int (*DLPackDLTensorFromPyObjectNoSync)(void *, DLTensor *)
-    DLPackDLTensorFromPyObjectNoSync fo_dl_describe(const DLPackExchangeAPI *)
+        int (*managed_tensor_from_py_object_no_sync)(void *, DLManagedTensorVersioned **) except -1
+        int (*dltensor_from_py_object_no_sync)(void *, DLTensor *) noexcept
+    const DLPackExchangeAPI *fo_dl_table(const DLPackExchangeAPI *)
     void fo_dl_prefetch(const void *, const void *)
 
 cnp.import_array()
@@ -214,11 +216,11 @@ def count_none(list objects) -> int:
     return count
 
 
-def entries_are(list dicts, str key, list values) -> bool:
-    """Whether the entry of that name is, dict by dict, the very object in `values`."""
+def entries_are(list dicts, list keys, list values) -> bool:
+    """Whether `dicts[i][keys[i]]` is the very object `values[i]`, for every i."""
     cdef Py_ssize_t i
     for i in range(len(dicts)):
-        if (<dict>dicts[i]).get(key) is not values[i]:
+        if (<dict>dicts[i]).get(keys[i]) is not values[i]:
             return False
     return True
 
@@ -443,33 +445,38 @@ cdef enum:
 
 
 cdef class Layouts:
-    """How tensors of another framework lie in memory, remembered: to notice what has changed without asking Python.
+    """How parameters and states of another framework lie in memory: what has changed is noticed without asking Python.
 
     `exchange` is the capsule `__dlpack_c_exchange_api__` of the tensors' type.
     """
 
-    cdef DLPackDLTensorFromPyObjectNoSync describe
+    cdef const DLPackExchangeAPI *api
+    cdef size_t count
     cdef DLTensor *known
     cdef int64_t *extents  # shapes and strides of all tensors, one after another
-    cdef const void **shapes  # where the framework keeps the tensors' shapes
-    cdef size_t count
+    cdef const void **shapes  # where the framework itself keeps the shapes
+    # torch describes a tensor in half the time if another than its Python object holds it too. The parameters are not
+    # held: torch.utils.swap_tensors, with which a model may be converted, refuses such.
+    cdef DLManagedTensorVersioned **held
+    cdef size_t held_count
 
-    def __cinit__(self, exchange, list tensors):
-        cdef size_t count = len(tensors), i, used = 0, k
+    def __cinit__(self, exchange, list params, list states):
+        cdef list tensors = params + states
+        cdef size_t i, k
         cdef DLTensor now
         cdef int64_t *place
-        self.describe = fo_dl_describe(
-            <const DLPackExchangeAPI *>PyCapsule_GetPointer(exchange, "dlpack_exchange_api"))
-        if self.describe == NULL:
+        self.api = fo_dl_table(<const DLPackExchangeAPI *>PyCapsule_GetPointer(exchange, "dlpack_exchange_api"))
+        if self.api == NULL:
             raise ImportError("the tensors' framework has another major version of DLPack, expected 1")
-        self.known = <DLTensor *>malloc((count + 1) * sizeof(DLTensor))
+        self.count = len(tensors)
+        self.known = <DLTensor *>malloc((self.count + 1) * sizeof(DLTensor))
+        self.shapes = <const void **>malloc((self.count + 1) * sizeof(void *))
         self.extents = <int64_t *>malloc((2 * sum(tensor.ndim for tensor in tensors) + 1) * sizeof(int64_t))
-        self.shapes = <const void **>malloc((count + 1) * sizeof(void *))
-        if self.known == NULL or self.extents == NULL or self.shapes == NULL:
+        self.held = <DLManagedTensorVersioned **>malloc((len(states) + 1) * sizeof(void *))
+        if self.known == NULL or self.shapes == NULL or self.extents == NULL or self.held == NULL:
             raise MemoryError
-        self.count = count
         place = self.extents
-        for i in range(count):
+        for i in range(self.count):
             if not self.look(tensors[i], &now):
                 raise RuntimeError(f"tensor {i} has no memory to look at")
             self.known[i], self.shapes[i] = now, now.shape
@@ -477,15 +484,22 @@ cdef class Layouts:
             for k in range(<size_t>now.ndim):
                 self.known[i].shape[k], self.known[i].strides[k] = now.shape[k], now.strides[k]
             place += 2 * now.ndim
+        for state in states:
+            self.api.managed_tensor_from_py_object_no_sync(<void *>state, &self.held[self.held_count])
+            self.held_count += 1
 
     def __dealloc__(self):
+        cdef size_t i
+        for i in range(self.held_count):
+            self.held[i].deleter(self.held[i])
+        free(self.held)
         free(self.known)
-        free(self.extents)
         free(self.shapes)
+        free(self.extents)
 
     cdef inline bint look(self, tensor, DLTensor *now):
         """Describe a tensor; return whether it has memory to describe."""
-        if self.describe(<void *>tensor, now) == 0:
+        if self.api.dltensor_from_py_object_no_sync(<void *>tensor, now) == 0:
             return True
         PyErr_Clear()
         return False
