@@ -5,6 +5,11 @@
 
 import torch
 
+if not hasattr(torch.Tensor, "__dlpack_c_exchange_api__"):
+    raise ImportError(
+        f"fastopt.torch needs a torch with DLPack's exchange in C, as 2.13 has it; got {torch.__version__}"
+    )
+
 from fastopt import schedules
 from fastopt.torch.clipping import clip_grad_norm_, clip_grad_value_, get_total_norm
 from fastopt.torch.in_backward import step_in_backward
