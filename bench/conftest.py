@@ -19,9 +19,6 @@ from fastopt.benchmark.tasks import Task
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))  # for its cases
 
-SECONDS = 0.5
-"""Of a run."""
-
 Measured = Callable[[Task, tuple[str, ...]], Run]
 
 
@@ -53,13 +50,14 @@ def record() -> Record:
 
 
 @pytest.fixture(scope="session")
-def measured(record: Record) -> Measured:
-    """Return the run of a task, made once."""
+def measured(record: Record, request: pytest.FixtureRequest) -> Measured:
+    """Return the run of a task, made once; --benchmark-max-time says how long it goes on."""
     runs: dict[Task, Run] = {}
+    seconds = float(request.config.getoption("benchmark_max_time"))
 
     def run_of(task: Task, contestants: tuple[str, ...]) -> Run:
         if task not in runs:
-            runs[task] = perform(on_task(task, contestants), SECONDS)
+            runs[task] = perform(on_task(task, contestants), seconds)
             record.runs.setdefault("comparison", []).append(runs[task])
         return runs[task]
 

@@ -18,7 +18,8 @@ from cases import CASES  # isort: skip
 METHODS = {(case.optimizer, case.rule): Method(case.optimizer, case.options) for case in reversed(CASES)}
 """The first case of every optimizer and rule."""
 
-WORKS = ("1K", "1M", "1000x100")
+QUICK = ("1K", "1M", "1000x100")
+WORKS = [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in works.STANDARD]
 CONTESTANTS = (*OURS, "NumPy", *TORCH)
 
 # What a rival's library warns of is not an error here.

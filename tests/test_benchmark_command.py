@@ -8,7 +8,8 @@ import pytest
 from typer.testing import CliRunner
 
 from fastopt.benchmark import measure, plan
-from fastopt.benchmark.runs import Run, perform
+from fastopt.benchmark.field import OURS
+from fastopt.benchmark.runs import Entrant, Run, perform
 from fastopt.cli import app
 
 runner = CliRunner()
@@ -75,8 +76,11 @@ def test_ctrl_c_shows_what_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_targets_are_checked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plan, "perform", lambda *arguments: Run({}, []))
+    monkeypatch.setattr(plan, "find_spec", lambda name: None)  # nor what needs torch
     output = bench("--targets")
     assert "Against the floor" in output
+    assert "Against DeepSpeed" in output
+    assert "Against torch and its clipping, in a whole training step" in output
     assert "not run" in output
     assert "reached" not in output
 
@@ -88,6 +92,54 @@ def test_everything_is_planned(monkeypatch: pytest.MonkeyPatch) -> None:
     runs = json.loads(Path("figures.json").read_text())["runs"]
     assert runs.keys() == {"targets", "comparison", "sizes", "threads"}
     assert len(runs["sizes"]) == 13
+
+
+def test_a_run_that_fails_is_told_and_the_others_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[Any] = []
+
+    def failing(*arguments: Any) -> Run:
+        calls.append(arguments)
+        if len(calls) == 1:
+            raise MemoryError("no room\nfor anything")
+        return perform(*arguments)
+
+    monkeypatch.setattr(plan, "perform", failing)
+    output = bench(*TINY, "--json", "figures.json")
+    assert "Failed: comparison: AdamW, 50, float32: MemoryError: no room\n" in output
+    assert "\n3x20, 960 B" in output
+    content = json.loads(Path("figures.json").read_text())
+    assert len(content["failures"]) == len(content["runs"]["comparison"]) == 1
+
+
+def test_what_is_done_is_in_the_file_already(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[Any] = []
+
+    def watching(*arguments: Any) -> Run:
+        if calls:
+            assert len(json.loads(Path("figures.json").read_text())["runs"]["comparison"]) == len(calls)
+        calls.append(arguments)
+        return perform(*arguments)
+
+    monkeypatch.setattr(plan, "perform", watching)
+    assert "Failed" not in bench(*TINY, "--json", "figures.json")
+    assert len(calls) == 2
+
+
+def test_rivals_for_whom_memory_does_not_suffice_at_once_get_runs_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan, "room", lambda task: 5)
+    seen: list[set[str]] = []
+
+    def noting(entrants: list[Entrant], *arguments: Any) -> Run:
+        seen.append({entrant.contestant for entrant in entrants})
+        return Run({}, [])
+
+    monkeypatch.setattr(plan, "perform", noting)
+    bench("--work", "50", "--rivals", "NumPy,torch,optax")
+    assert seen == [{*OURS, "NumPy", "torch"}, {*OURS, "optax"}]
+    monkeypatch.setattr(plan, "room", lambda task: 0)
+    seen.clear()
+    bench("--work", "50", "--rivals", "")
+    assert seen == [{*OURS}]
 
 
 @pytest.mark.parametrize(

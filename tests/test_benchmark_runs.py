@@ -1,5 +1,6 @@
 """Runs: contestants are built, checked and timed; what is wrong is not timed."""
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -80,6 +81,34 @@ class Biased(Fastopt):
         super().__init__(replace(task, method=Method(task.method.optimizer, options)), arrays)
 
 
+class Coarse(Fastopt):
+    """Is far off in some elements, and not in all of them together, as it says."""
+
+    name = "coarse"
+    precision = 0.1
+
+    def __init__(self, task: Task, arrays: Arrays) -> None:
+        super().__init__(task, arrays)
+        step, params = self.step, self.params
+
+        def coarse() -> None:
+            step()
+            params[0][0] += 0.003
+
+        self.step = coarse
+
+
+class Noisy(Fastopt):
+    """Writes on the terminal, past Python."""
+
+    name = "noisy"
+
+    def __init__(self, task: Task, arrays: Arrays) -> None:
+        super().__init__(task, arrays)
+        for stream in (1, 2):
+            os.write(stream, b"noise")
+
+
 class Broken(Fastopt):
     name = "broken"
 
@@ -107,11 +136,42 @@ def test_wrong_answers_are_not_timed(wrong: type[Fastopt], monkeypatch: pytest.M
     assert absence.reason.startswith("wrong answer: after 3 steps from ")
 
 
+def test_what_is_coarse_by_design_is_judged_as_a_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(CONTESTANTS, "coarse", Coarse)
+    assert not run_of(TASK, "coarse").absences
+    monkeypatch.setattr(Coarse, "precision", 0.01)
+    (absence,) = run_of(TASK, "coarse").absences
+    assert absence.reason.startswith("wrong answer")
+
+
+def test_what_libraries_write_does_not_get_on_the_terminal(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(CONTESTANTS, "noisy", Noisy)
+    assert run_of(TASK, "noisy").seconds
+    os.write(1, b"after")
+    assert capfd.readouterr() == ("after", "")
+
+
 def test_a_contestant_that_fails_is_named_and_the_others_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(CONTESTANTS, "broken", Broken)
     run = run_of(TASK, "broken", "fastopt")
     assert [entrant.contestant for entrant in run.seconds] == ["fastopt"]
     assert [absence.reason for absence in run.absences] == ["does not build"]
+
+
+def test_a_library_that_does_not_load_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Unloadable(Fastopt):
+        name = "unloadable"
+
+        @classmethod
+        def obstacle(cls, task: Task) -> str | None:
+            raise ImportError("libmissing.so")
+
+    monkeypatch.setitem(CONTESTANTS, "unloadable", Unloadable)
+    run = run_of(TASK, "unloadable", "fastopt")
+    assert [absence.reason for absence in run.absences] == ["libmissing.so"]
+    assert len(run.seconds) == 1
 
 
 def test_what_is_not_installed_is_left_out_with_a_line(monkeypatch: pytest.MonkeyPatch) -> None:

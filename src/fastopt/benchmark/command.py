@@ -77,6 +77,7 @@ def bench(
     fastopt.set_num_threads(threads or fastopt.get_num_threads())
     count = fastopt.get_num_threads()
     wanted = all_targets(count)
+    jobs: list[plan.Job]
     if full:
         jobs = list(plan.everything(count, wanted))
     elif targets:
@@ -84,25 +85,32 @@ def bench(
     else:
         jobs = list(plan.comparison(**comparison, threads=count))
     console = Console()
-    record = measured(console, jobs)
+    record = measured(console, jobs, json)
     for sheet in sheets.all_sheets(
         record, wanted if targets or full else [], changes(before, record) if before else None
     ):
         show(console, sheet)
+    for failure in record.failures:
+        console.print(Text(f"Failed: {failure}", style="red"), soft_wrap=True)
     console.print(sheets.machine_line(record), style="dim", soft_wrap=True, highlight=False)
     write(console, record, json, plot)
 
 
-def measured(console: Console, jobs: Sequence[plan.Job]) -> Record:
-    """Do all jobs, or those up to Ctrl-C."""
+def measured(console: Console, jobs: Sequence[plan.Job], json: Path | None) -> Record:
+    """Do all jobs, or those up to Ctrl-C. What is done is kept in the file each time, whatever comes after it."""
     record = Record()
     done = 0
     try:
         with bar(console, sum(job.seconds for job in jobs)) as progress:
             for job in jobs:
                 progress.start(job.title, job.seconds)
-                job.measure(record, progress.advance)
+                try:
+                    job.measure(record, progress.advance)
+                except Exception as error:  # is told, and not the end of the other jobs
+                    record.failures.append(f"{job.title}: {type(error).__name__}: {error}".partition("\n")[0])
                 done += 1
+                if json:
+                    record.save(json)
     except KeyboardInterrupt:
         console.print(Text(f"Stopped after {done} of {len(jobs)} runs.", style="yellow"))
     return record

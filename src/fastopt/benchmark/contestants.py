@@ -34,7 +34,7 @@ class Contestant(ABC):
     modules: ClassVar[tuple[str, ...]] = ()
     """What has to be installed."""
     precision: ClassVar[float] = 0.0
-    """Relative error of an update that is by design, for states of few bits."""
+    """Relative error by design of a parameter's update, as a vector: for states of few bits."""
     answers: ClassVar[bool] = True
     """Whether it is an optimizer, whose parameters can be checked."""
 

@@ -38,7 +38,7 @@ parentheses where the spread of the rounds does not tell which is faster."""
 def targets(record: Record) -> str:
     """Return the table of targets."""
     wanted = all_targets(record.facts["threads"])
-    return table(sheets.target_sheet([target.judge(record.all_runs) for target in wanted]))
+    return table(sheets.target_sheet([target.judge(record) for target in wanted]))
 
 
 BLOCKS: dict[str, Callable[[Record], str]] = {
@@ -46,6 +46,8 @@ BLOCKS: dict[str, Callable[[Record], str]] = {
     "machine": sheets.machine_line,
     "rules": lambda record: table(sheets.rule_sheet(record)),
     "targets": targets,
+    "sizes": lambda record: table(sheets.size_sheet(record)),
+    "threads": lambda record: table(sheets.thread_sheet(record)),
     "steps": lambda record: table(sheets.step_sheet(record.steps)),
     "trainings": lambda record: table(sheets.training_sheet(record.trainings)),
 }

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from fastopt.benchmark import works
 from fastopt.benchmark.field import CONTESTANTS, OURS, RIVALS
 from fastopt.benchmark.records import Record
-from fastopt.benchmark.runs import Entrant, perform
+from fastopt.benchmark.runs import Entrant, perform, room
 from fastopt.benchmark.targets import TORCH, Target, runs_for
 from fastopt.benchmark.tasks import ACTIONS, Method, Task, methods
 
@@ -26,6 +26,12 @@ SIZES = tuple(str(round(10 ** (half / 2))) for half in range(4, 17))
 
 LARGE = 50_000_000
 """Elements from which the slowest rivals take many seconds a round."""
+
+FAST_RIVALS = ("torch", "torch fused", "DeepSpeed", "optax")
+"""Who clips such as well, where time is short."""
+
+STREAM_SPEED = 3e8
+"""About how many bytes a second of all entrants' arrays together a run gets through, from building them to the end."""
 
 AfterRound = Callable[[float], object]
 
@@ -46,9 +52,9 @@ class Job(NamedTuple):
 def run_of(section: str, entrants: Sequence[Entrant], seconds: float) -> Job:
     """Return the job of a run."""
     task = entrants[0].task
-    return Job(
-        f"{section}: {task.method}, {task.work}, {task.dtype}", seconds, partial(add_run, section, entrants, seconds)
-    )
+    title = ", ".join([f"{section}: {task.method}", task.work.name, task.dtype, *([task.action] if task.clips else [])])
+    whole = seconds + sum(entrant.task.footprint for entrant in entrants) / STREAM_SPEED
+    return Job(title, whole, partial(add_run, section, entrants, seconds))
 
 
 def add_run(section: str, entrants: Sequence[Entrant], seconds: float, record: Record, after_round: AfterRound) -> None:
@@ -69,18 +75,30 @@ def comparison(
     actions: Sequence[str],
     rivals: Sequence[str],
     threads: int,
-    seconds: float = 1.5,
+    seconds: float = 1.0,
 ) -> Iterator[Job]:
     """Yield runs of fastopt and rivals on every combination."""
     for method, dtype, action, name in product(chosen, dtypes, actions, work_names):
         task = Task(method, works.find(name), dtype, action, threads)
-        yield run_of("comparison", on_task(task, (*OURS, *rivals)), seconds)
+        for batch in batches(rivals, room(task)):
+            yield run_of("comparison", on_task(task, (*OURS, *batch)), seconds)
+
+
+def batches(rivals: Sequence[str], places: int | None) -> Iterator[Sequence[str]]:
+    """Cut rivals into as few runs as there is memory for, each of which has ours as well."""
+    count = len(rivals) if places is None else max(1, places - len(OURS))
+    for start in range(0, max(1, len(rivals)), max(1, count)):
+        yield rivals[start : start + count]
 
 
 def of_targets(wanted: Sequence[Target]) -> Iterator[Job]:
-    """Yield the runs that decide targets."""
+    """Yield what decides targets."""
     for entrants in runs_for(wanted):
         yield run_of("targets", entrants, 1.5)
+    if find_spec("torch"):
+        threads = max(entrant.task.threads for entrants in runs_for(wanted) for entrant in entrants)
+        yield from of_training_steps(threads)
+        yield from of_trainings()
 
 
 def of_sizes(threads: int) -> Iterator[Job]:
@@ -113,7 +131,7 @@ def of_training_steps(threads: int) -> Iterator[Job]:
         def measure(record: Record, after_round: AfterRound, model: str = model) -> None:
             record.steps += whole.whole_steps(model, threads, 2.0, after_round)
 
-        yield Job(f"training step: {model}", 10.0, measure)
+        yield Job(f"training step: {model}", 20.0, measure)
 
 
 def of_trainings() -> Iterator[Job]:
@@ -125,7 +143,7 @@ def of_trainings() -> Iterator[Job]:
         def measure(record: Record, after_round: AfterRound, model: ModelName = model) -> None:
             record.trainings += trainings.trainings(model, after_round)
 
-        yield Job(f"training: {model}", 20.0, measure)
+        yield Job(f"training: {model}", 60.0, measure)
 
 
 def everything(threads: int, wanted: Sequence[Target]) -> Iterator[Job]:
@@ -140,13 +158,11 @@ def everything(threads: int, wanted: Sequence[Target]) -> Iterator[Job]:
     # AdamW: every work and action with every rival.
     for action, name in product(ACTIONS, works.STANDARD):
         in_time = works.find(name).elements < LARGE or (name, action) == ("64M", "step")
-        rivals = RIVALS if in_time else [rival for rival in RIVALS if rival != "NumPy"]
+        slow = [rival for rival in RIVALS if rival != "NumPy"] if action == "step" else FAST_RIVALS
+        rivals = RIVALS if in_time else slow
         yield from comparison([methods()["adamw"]], (name,), ("float32",), (action,), rivals, threads, 0.7)
     # The other dtype, where NumPy is out.
     half = [methods()[name] for name in ("sgd-momentum", "adagrad", "rmsprop", "adam", "adamw")]
     yield from comparison(half, ("1M", "16M"), ("bfloat16",), ("step",), RIVALS, threads, 0.7)
     yield from of_sizes(threads)
     yield from of_threads(threads)
-    if find_spec("torch"):
-        yield from of_training_steps(threads)
-        yield from of_trainings()

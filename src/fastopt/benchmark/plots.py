@@ -15,17 +15,16 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from fastopt.benchmark.field import CONTESTANTS, RIVALS
-from fastopt.benchmark.measure import Ratio
 from fastopt.benchmark.records import Record, WholeTraining
 from fastopt.benchmark.runs import Entrant, Run
-from fastopt.benchmark.sheets import digits, machine_line, task_of
+from fastopt.benchmark.sheets import digits, machine_line, speed_up, task_of
 from fastopt.benchmark.tasks import Task, methods
 from fastopt.files import replacing
 
 BYTES_AN_ELEMENT = 16
 """Of AdamW's arrays in float32."""
 
-PANEL = (6.4, 4.4)
+PANEL = (7.2, 4.4)
 """Width and height in inches."""
 
 
@@ -95,8 +94,11 @@ def panels_of(record: Record) -> Iterator[Panel]:
     compared = [run for run in record.runs.get("comparison", []) if run.seconds and is_adamw(task_of(run))]
     compared = [run for run in compared if any(e.contestant in RIVALS for e in run.seconds)]
     if compared:
-        shown = [run for run in compared if task_of(run).work.name in SHOWN]
-        yield partial(draw_rivals, compared if len(compared) <= len(SHOWN) else shown)
+        by_task: dict[Task, list[Run]] = {}
+        for run in compared:
+            by_task.setdefault(task_of(run), []).append(run)
+        shown = {task: runs for task, runs in by_task.items() if task.work.name in SHOWN}
+        yield partial(draw_rivals, by_task if len(by_task) <= len(SHOWN) else shown)
     if record.runs.get("threads"):
         yield partial(draw_threads, [run for run in record.runs["threads"] if run.seconds])
     if record.steps:
@@ -150,7 +152,7 @@ def draw_shares(runs: list[Run], caches: dict[str, int], ax: Axes) -> None:
         ax.annotate(f"{level} ", (limit, 124), ha="right", va="top", color="#777777", fontsize="small")
     ax.set_ylabel("share of the floor's speed, %")
     ax.set_title("AdamW, float32: how close to the floor")
-    ax.legend(fontsize="small", frameon=False, loc="upper left", bbox_to_anchor=(0.0, 0.78))
+    ax.legend(fontsize="small", frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
 
 
 def draw_times(runs: list[Run], ax: Axes) -> None:
@@ -159,18 +161,19 @@ def draw_times(runs: list[Run], ax: Axes) -> None:
     ax.set_yscale("log")
     ax.set_ylabel("time of a step, µs")
     ax.set_title("AdamW, float32: overhead, then a straight line")
-    ax.legend(fontsize="small", frameon=False)
+    ax.legend(fontsize="small", frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
 
 
 # ---- rivals ----
 
 
-def draw_rivals(runs: list[Run], ax: Axes) -> None:
+def draw_rivals(tasks: dict[Task, list[Run]], ax: Axes) -> None:
     """Draw how many times as long the rivals take as fastopt, for each work."""
-    rivals = [name for name in RIVALS if any(name == entrant.contestant for run in runs for entrant in run.seconds)]
+    present = {entrant.contestant for runs in tasks.values() for run in runs for entrant in run.seconds}
+    rivals = [name for name in RIVALS if name in present]
     height = 0.8 / len(rivals)
     for row, name in enumerate(rivals):
-        ratios = [speed_up(run, name) for run in runs]
+        ratios = [speed_up(runs, Entrant(name, task)) for task, runs in tasks.items()]
         places = [place + (row - (len(rivals) - 1) / 2) * height for place, ratio in enumerate(ratios) if ratio]
         known = [ratio for ratio in ratios if ratio]
         middles = np.array([ratio.median for ratio in known])
@@ -182,18 +185,11 @@ def draw_rivals(runs: list[Run], ax: Axes) -> None:
     ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if np.divide(*ax.get_xlim()) > 1e-2 else (1,)))
     ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
     ax.xaxis.set_minor_formatter(NullFormatter())
-    ax.set_yticks(range(len(runs)), [task_of(run).work.name for run in runs])
-    ax.set_ylim(len(runs) - 0.5, -0.5)
+    ax.set_yticks(range(len(tasks)), [task.work.name for task in tasks])
+    ax.set_ylim(len(tasks) - 0.5, -0.5)
     ax.set_xlabel("time of a step, in those of fastopt's")
     ax.set_title("AdamW, float32: rivals")
     ax.legend(fontsize="small", frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
-
-
-def speed_up(run: Run, contestant: str) -> Ratio | None:
-    """Return how many times as long a contestant takes as ours."""
-    entrant = Entrant(contestant, task_of(run))
-    ours = run.counterpart(entrant)
-    return run.ratio(entrant, ours) if ours and entrant in run.seconds else None
 
 
 # ---- threads ----

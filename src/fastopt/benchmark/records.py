@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -16,7 +16,7 @@ from fastopt.benchmark.measure import Ratio, Seconds
 from fastopt.benchmark.runs import Entrant, Run, rounded
 from fastopt.files import replacing
 
-FORMAT = 1
+FORMAT = 2
 
 SLOWER = 0.95
 """A share of the floor's speed that is at least this part of the earlier one is no news."""
@@ -49,14 +49,21 @@ class WholeStep:
 class WholeTraining:
     """The course of `fastopt train` with one optimizer."""
 
+    CURVES: ClassVar[tuple[str, ...]] = ("seconds", "losses", "optimizer_seconds")
+
     model: str
     optimizer: str
     seconds: Seconds
     """Since the start, at some points of the run."""
     losses: Seconds
     """There, smoothed."""
-    share: float
-    """The optimizer's part of the time."""
+    optimizer_seconds: Seconds
+    """What the optimizer took of it."""
+
+    @property
+    def share(self) -> float:
+        """The optimizer's part of the time."""
+        return float(self.optimizer_seconds[-1] / self.seconds[-1])
 
     def seconds_to(self, loss: float) -> float:
         """Return when the loss was reached first."""
@@ -64,12 +71,12 @@ class WholeTraining:
 
     def to_json(self) -> dict[str, Any]:
         """Return it as values that JSON can hold."""
-        return {**asdict(self), "seconds": rounded(self.seconds), "losses": rounded(self.losses)}
+        return {**asdict(self), **{name: rounded(getattr(self, name)) for name in self.CURVES}}
 
     @classmethod
     def from_json(cls, entry: Mapping[str, Any]) -> WholeTraining:
         """Return what `to_json` was made from."""
-        return cls(**{**entry, "seconds": np.array(entry["seconds"]), "losses": np.array(entry["losses"])})
+        return cls(**{**entry, **{name: np.array(entry[name]) for name in cls.CURVES}})
 
 
 @dataclass
@@ -82,6 +89,8 @@ class Record:
     """By section: comparison, targets, sizes, threads."""
     steps: list[WholeStep] = field(default_factory=list)
     trainings: list[WholeTraining] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
+    """What could not be measured at all, and why."""
 
     @property
     def all_runs(self) -> list[Run]:
@@ -97,6 +106,7 @@ class Record:
             "runs": {section: [run.to_json() for run in runs] for section, runs in self.runs.items()},
             "steps": [step.to_json() for step in self.steps],
             "trainings": [training.to_json() for training in self.trainings],
+            "failures": self.failures,
         }
         with replacing(path) as temporary:
             temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
@@ -122,6 +132,7 @@ class Record:
                 {section: [Run.from_json(run) for run in runs] for section, runs in content["runs"].items()},
                 [WholeStep.from_json(step) for step in content["steps"]],
                 [WholeTraining.from_json(training) for training in content["trainings"]],
+                content["failures"],
             )
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{path} is not a file that fastopt bench --json wrote ({error})") from error

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -131,22 +133,34 @@ def perform(
     after_round
         Told how much of that is done.
     """
-    absences = [
-        Absence(entrant, reason)
-        for entrant in entrants
-        if (reason := CONTESTANTS[entrant.contestant].obstacle(entrant.task))
-    ]
+    absences = [Absence(entrant, reason) for entrant in entrants if (reason := obstacle(entrant))]
+    gc.collect()  # the arrays of the run before
     absences += without_memory(remaining(entrants, absences))
     ready: dict[Entrant, Ready] = {}
     data: dict[Task, Arrays] = {}
     with threads_restored():
         for entrant in remaining(entrants, absences):
             try:
-                ready[entrant] = prepare(entrant, data)
+                with silenced():
+                    ready[entrant] = prepare(entrant, data)
             except Exception as error:  # a rival may fail in any way, which is not the end of the run
-                absences.append(Absence(entrant, str(error).partition("\n")[0] or type(error).__name__))
+                absences.append(Absence(entrant, first_line(error)))
         times = take_turns(list(ready.values()), seconds, after_round) if ready else np.empty((0, 0))
     return Run(dict(zip(ready, times.T, strict=True)), absences)
+
+
+def obstacle(entrant: Entrant) -> str | None:
+    """Return why an entrant cannot take part, None if it can; its library may fail to load."""
+    try:
+        with silenced():
+            return CONTESTANTS[entrant.contestant].obstacle(entrant.task)
+    except Exception as error:
+        return first_line(error)
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of what an error says, or its name."""
+    return str(error).partition("\n")[0] or type(error).__name__
 
 
 def remaining(entrants: Sequence[Entrant], absences: Sequence[Absence]) -> list[Entrant]:
@@ -183,6 +197,32 @@ def without_memory(entrants: Sequence[Entrant]) -> list[Absence]:
             absences.append(Absence(entrant, f"of {available / 1e9:.1f} GB of free memory too little would remain"))
             taken -= entrant.task.footprint
     return absences
+
+
+def room(task: Task) -> int | None:
+    """Return for how many contestants on a task there is memory, None where the system cannot tell."""
+    available = machine.memory("MemAvailable")
+    return None if available is None else int(MEMORY_SHARE * available / task.footprint) - 1
+
+
+@contextmanager
+def silenced() -> Iterator[None]:
+    """Keep libraries, and the compilers that they call, from writing on the terminal in the block."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    kept = [os.dup(stream) for stream in (1, 2)]
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (1, 2):
+        os.dup2(nowhere, stream)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        for stream, copy in zip((1, 2), kept, strict=True):
+            os.dup2(copy, stream)
+            os.close(copy)
+        os.close(nowhere)
 
 
 def use_threads(count: int) -> None:

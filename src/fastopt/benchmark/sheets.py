@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import Any
 
@@ -39,12 +39,16 @@ class Sheet:
 def all_sheets(record: Record, targets: Sequence[Target], changes: Sequence[Change] | None) -> Iterator[Sheet]:
     """Yield a table of everything that a record has, of targets, and of what changed if there is a baseline."""
     yield from comparisons(record)
+    if record.runs.get("sizes"):
+        yield size_sheet(record)
+    if record.runs.get("threads"):
+        yield thread_sheet(record)
     if record.steps:
         yield step_sheet(record.steps)
     if record.trainings:
         yield training_sheet(record.trainings)
     if targets:
-        yield target_sheet([target.judge(record.all_runs) for target in targets])
+        yield target_sheet([target.judge(record) for target in targets])
     if changes is not None:
         yield change_sheet(changes)
 
@@ -174,13 +178,64 @@ def target_sheet(outcomes: Sequence[Outcome]) -> Sheet:
     for against, group in groupby(outcomes, key=lambda outcome: outcome.target.against):
         rows.append([f"Against {against}"])
         rows += [target_row(outcome) for outcome in group]
-    return Sheet("Targets", ("", "wanted", "measured", "step", ""), rows)
+    return Sheet("Targets", ("", "wanted", "measured", "time", ""), rows)
 
 
 def target_row(outcome: Outcome) -> list[str]:
     """Return what was wanted and what came of it."""
-    figures = [times(outcome.ratio), time(outcome.seconds)] if outcome.ratio else ["", ""]
+    figures = [times(outcome.measured.ratio), time(outcome.measured.seconds)] if outcome.measured else ["", ""]
     return [outcome.target.what, outcome.target.wanted, *figures, outcome.verdict]
+
+
+# ---- sizes, threads ----
+
+
+def size_sheet(record: Record) -> Sheet:
+    """Return the cost of a step against the size of one array, and how many times as long rivals take."""
+    runs = [run for run in record.runs.get("sizes", []) if run.seconds]
+    rivals = [name for name in RIVALS if any(name == entrant.contestant for run in runs for entrant in run.seconds)]
+    return Sheet(
+        "AdamW, float32: cost against size",
+        ("elements", "", "fastopt", "an element", "of floor", *rivals),
+        [size_row(run, rivals, record.facts["caches"]) for run in runs],
+    )
+
+
+def size_row(run: Run, rivals: Sequence[str], caches: dict[str, int]) -> list[str]:
+    """Return the row of a size."""
+    task = task_of(run)
+    ours = Entrant("fastopt", task)
+    seconds = float(np.median(run.seconds[ours]))
+    return [
+        si(task.work.elements).strip(),
+        level_of(task.footprint, caches),
+        time(seconds),
+        time(seconds / task.work.elements),
+        share(run, ours),
+        *(headline_cell([run], Entrant(name, task)) for name in rivals),
+    ]
+
+
+def thread_sheet(record: Record) -> Sheet:
+    """Return what more threads gain."""
+    rows: list[Sequence[str]] = []
+    for run in record.runs.get("threads", []):
+        if run.seconds:
+            rows.append([load(task_of(run), record.facts["caches"])])
+            rows += [thread_row(run, entrant) for entrant in run.seconds]
+    return Sheet("AdamW, float32: threads", ("", "threads", "step", "of floor", "in speed of one thread"), rows)
+
+
+def thread_row(run: Run, entrant: Entrant) -> list[str]:
+    """Return the row of a contestant with some threads."""
+    alone = replace(entrant, task=replace(entrant.task, threads=1))
+    return [
+        entrant.contestant,
+        str(entrant.task.threads),
+        time(float(np.median(run.seconds[entrant]))),
+        share(run, entrant),
+        times(run.ratio(alone, entrant)) if alone in run.seconds and alone != entrant else "",
+    ]
 
 
 # ---- whole steps, whole trainings ----
@@ -258,37 +313,46 @@ HEADLINE = (
 
 def headline(record: Record) -> Sheet:
     """Return AdamW in float32: times of fastopt, and how many times as long others take."""
-    found: dict[tuple[str, str], Run] = {}
+    found: dict[tuple[str, str], list[Run]] = {}
     for run in record.runs.get("comparison", []):
         task = task_of(run) if run.seconds else None
         if task and (task.method, task.dtype) == (methods()["adamw"], "float32"):
-            found[task.work.name, task.action] = run
-    runs = [found[key] for key in HEADLINE if key in found]
-    rivals = [name for name in RIVALS if any(name == e.contestant for run in runs for e in run.seconds)]
+            found.setdefault((task.work.name, task.action), []).append(run)
+    by_task = [found[key] for key in HEADLINE if key in found]
+    rivals = [name for name in RIVALS if any(name == e.contestant for runs in by_task for r in runs for e in r.seconds)]
     return Sheet(
-        "AdamW, float32", ("", "fastopt", "of the floor", *rivals), [headline_row(run, rivals) for run in runs]
+        "AdamW, float32", ("", "fastopt", "of the floor", *rivals), [headline_row(runs, rivals) for runs in by_task]
     )
 
 
-def headline_row(run: Run, rivals: Sequence[str]) -> list[str]:
-    """Return the row of a run."""
-    task = task_of(run)
+def headline_row(runs: Sequence[Run], rivals: Sequence[str]) -> list[str]:
+    """Return the row of a task, whose rivals may be in several runs."""
+    first = runs[0]
+    task = task_of(first)
     ours = Entrant("fastopt", task)
     return [
         f"{task.work.name}, {ACTION_NAMES[task.action]}",
-        time(float(np.median(run.seconds[ours]))),
-        share(run, ours),
-        *(headline_cell(run, Entrant(name, task)) for name in rivals),
+        time(float(np.median(first.seconds[ours]))),
+        share(first, ours),
+        *(headline_cell(runs, Entrant(name, task)) for name in rivals),
     ]
 
 
-def headline_cell(run: Run, entrant: Entrant) -> str:
+def headline_cell(runs: Sequence[Run], entrant: Entrant) -> str:
     """Return how many times as long a rival takes, in parentheses where that is not sure to be more or less."""
-    counterpart = run.counterpart(entrant)
-    if entrant not in run.seconds or counterpart is None:
+    ratio = speed_up(runs, entrant)
+    if ratio is None:
         return ""
-    ratio = run.ratio(entrant, counterpart)
     return f"{digits(ratio.median)}x" if ratio.is_decided else f"({digits(ratio.median)}x)"
+
+
+def speed_up(runs: Sequence[Run], entrant: Entrant) -> Ratio | None:
+    """Return how many times as long an entrant takes as ours, in the first run that has both."""
+    for run in runs:
+        ours = run.counterpart(entrant)
+        if ours and entrant in run.seconds:
+            return run.ratio(entrant, ours)
+    return None
 
 
 RULE_WORKS = (("64M", "float32"), ("64M", "float64"), ("1M", "float32"), ("1M", "float64"))
@@ -315,7 +379,7 @@ def rule_row(rule: str, runs: dict[tuple[str, str, str], Run]) -> list[str]:
         row.append(share(run, ours) if run and ours else "")
     run = runs.get((rule, "1M", "float32"))
     numpy = next((e for e in run.seconds if e.contestant == "NumPy"), None) if run else None
-    return [*row, headline_cell(run, numpy) if run and numpy else ""]
+    return [*row, headline_cell([run], numpy) if run and numpy else ""]
 
 
 def machine_line(record: Record) -> str:

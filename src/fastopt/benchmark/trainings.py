@@ -75,7 +75,7 @@ class Course:
             self.update = TorchOnArrays(problem, **RIVALS[rival]).update
         self.batches: Iterator[Any] = self.job.run.batches.from_step(0)
         self.seconds: list[float] = []
-        self.optimizer_seconds = 0.0
+        self.optimizer_seconds: list[float] = []
         self.losses: list[float] = []
 
     def step(self) -> None:
@@ -87,7 +87,7 @@ class Course:
         self.update()
         ended = perf_counter()
         self.seconds.append(ended - started)
-        self.optimizer_seconds += ended - computed
+        self.optimizer_seconds.append(ended - computed)
         self.losses.append(loss)
 
 
@@ -114,10 +114,10 @@ def trainings(model: ModelName, after_round: Callable[[float], object] = lambda 
 
 def curve(model: str, optimizer: str, course: Course) -> WholeTraining:
     """Return what is kept of a course."""
-    seconds, losses = np.cumsum(course.seconds), np.array(list(smoothed(course.losses)))
+    losses = np.array(list(smoothed(course.losses)))
     kept = np.unique(np.linspace(0, len(losses) - 1, POINTS, dtype=int))
-    share = course.optimizer_seconds / float(seconds[-1])
-    return WholeTraining(model, optimizer, seconds[kept], losses[kept], share)
+    seconds, optimizer_seconds = np.cumsum(course.seconds)[kept], np.cumsum(course.optimizer_seconds)[kept]
+    return WholeTraining(model, optimizer, seconds, losses[kept], optimizer_seconds)
 
 
 def smoothed(values: list[float]) -> Iterator[float]:
