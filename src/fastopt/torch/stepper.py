@@ -85,7 +85,7 @@ class Stepper:
             self.count_in(torch.zeros(len(self.params), dtype=torch.float64 if double else torch.float32))
         self.resident: Resident | None = None
         self.bound: list[int] = []
-        self.made: list[tuple[int, str]] = []
+        self.made: list[tuple[int, str, Tensor]] = []
         self.seen: list[Any] = []
         self.values: list[Group] = []
         self.rules: list[tuple[str, tuple[str, ...]]] = []
@@ -94,7 +94,7 @@ class Stepper:
         """Take the tensor of which every parameter's "step" is an entry: counting is one addition then."""
         self.steps = steps
         self.step_views = list(steps)
-        self.step_numbers = steps.numpy()  # the same memory: NumPy adds to it in half the time
+        self.step_numbers = steps.numpy()  # the same memory
 
     def is_current(self) -> bool:
         """Whether these are still all parameters of the optimizer."""
@@ -179,6 +179,11 @@ class Stepper:
 
     # ---- what the kernels work on ----
 
+    def prepare_ahead(self) -> None:
+        """Make the states and the plan before there are gradients, so that the first step allocates nothing to keep."""
+        self.options()
+        self.bind(self.everyone)
+
     def prepare(self, members: list[int], grads: list[Tensor]) -> Prepared:
         """Return the plan of this step: the resident one, if it still holds, pointed at the gradients."""
         try:
@@ -237,6 +242,7 @@ class Stepper:
     @torch.no_grad()
     def bind(self, members: list[int]) -> None:
         """Make the states that are missing, and a plan to keep if all memory can be used as it is."""
+        self.undo()
         self.resident = None
         for member in members:
             self.check(member)
@@ -297,7 +303,7 @@ class Stepper:
             if state.get(name) is None:
                 value = complex(initial, initial) if param.is_complex() else initial
                 state[name] = torch.full_like(param.detach(), value, dtype=dtype)
-                self.made.append((member, name))
+                self.made.append((member, name, state[name]))
             else:
                 state[name] = fitted_state(state[name], param, dtype)
         return [state[name] for name in names]
@@ -316,7 +322,7 @@ class Stepper:
         self.steps.copy_(torch.tensor(taken, dtype=torch.float64))
         for member, entry in zip(members, entries, strict=True):
             if "step" not in entry:
-                self.made.append((member, "step"))
+                self.made.append((member, "step", self.step_views[member]))
             entry["step"] = self.step_views[member]
 
     def counts(self, members: list[int]) -> list[int]:
@@ -324,16 +330,17 @@ class Stepper:
         if self.method.counts_steps:
             taken = self.steps.tolist()
             return [int(taken[member]) for member in members]
-        fresh = {member for member, _ in self.made}
+        fresh = {member for member, *_ in self.made}
         return [int(member not in fresh) for member in members]
 
     def undo(self) -> None:
-        """Take back the states that were made for a step that was then skipped."""
-        for member, name in self.made:
-            entry = self.optimizer.state[self.params[member]]
-            del entry[name]
-            if not entry:
-                del self.optimizer.state[self.params[member]]
+        """Take back the states that were made for a step that was then skipped, unless they have been replaced."""
+        for member, name, tensor in self.made:
+            param, state = self.params[member], self.optimizer.state
+            if state.get(param, {}).get(name) is tensor:
+                del state[param][name]
+                if not state[param]:
+                    del state[param]
             self.resident = None
         self.made = []
 
@@ -350,10 +357,7 @@ class Stepper:
         else:
             self.discard(grads)
         if self.method.counts_steps:
-            if everyone:
-                self.step_numbers += 1
-            else:
-                self.step_numbers[members] += 1
+            _core.count_steps(self.step_numbers, members)
         self.made = []
         if self.resident is not None and prepared.plan is self.resident.plan:
             self.resident.advance()
