@@ -78,7 +78,7 @@ def test_targets_are_checked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plan, "perform", lambda *arguments: Run({}, []))
     monkeypatch.setattr(plan, "find_spec", lambda name: None)  # nor what needs torch
     output = bench("--targets")
-    assert "Against the floor" in output
+    assert "Against the floor, 64M, float32" in output
     assert "Against DeepSpeed" in output
     assert "Against torch and its clipping, in a whole training step" in output
     assert "not run" in output

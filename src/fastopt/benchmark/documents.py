@@ -37,8 +37,7 @@ parentheses where the spread of the rounds does not tell which is faster."""
 
 def targets(record: Record) -> str:
     """Return the table of targets."""
-    wanted = all_targets(record.facts["threads"])
-    return table(sheets.target_sheet([target.judge(record) for target in wanted]))
+    return table(sheets.target_sheet(record, all_targets(record.facts["threads"])))
 
 
 BLOCKS: dict[str, Callable[[Record], str]] = {

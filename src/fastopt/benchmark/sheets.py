@@ -48,7 +48,7 @@ def all_sheets(record: Record, targets: Sequence[Target], changes: Sequence[Chan
     if record.trainings:
         yield training_sheet(record.trainings)
     if targets:
-        yield target_sheet([target.judge(record) for target in targets])
+        yield target_sheet(record, targets)
     if changes is not None:
         yield change_sheet(changes)
 
@@ -172,13 +172,15 @@ def left_out(absences: Iterable[Absence]) -> list[str]:
 # ---- targets ----
 
 
-def target_sheet(outcomes: Sequence[Outcome]) -> Sheet:
+def target_sheet(record: Record, targets: Sequence[Target]) -> Sheet:
     """Return the table of targets."""
+    outcomes = [target.judge(record) for target in targets]
     rows: list[Sequence[str]] = []
     for against, group in groupby(outcomes, key=lambda outcome: outcome.target.against):
         rows.append([f"Against {against}"])
         rows += [target_row(outcome) for outcome in group]
-    return Sheet("Targets", ("", "wanted", "measured", "time", ""), rows)
+    absences = (absence for run in record.runs.get("targets", []) for absence in run.absences)
+    return Sheet("Targets", ("", "wanted", "measured", "time", ""), rows, left_out(absences))
 
 
 def target_row(outcome: Outcome) -> list[str]:

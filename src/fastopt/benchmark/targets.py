@@ -162,15 +162,19 @@ def of_the_core(threads: int) -> Iterator[Target]:
         return Task(methods()[method], works.find(work), threads=threads, **options)
 
     def target(what: str, one: Task, rival: str, other: Task, bound: float, **options: Any) -> Target:
-        against = {"floor": "the floor", "NumPy": "textbook NumPy", "fastopt": "fastopt otherwise"}[rival]
+        against = {
+            "floor": f"the floor, {one.work}, {one.dtype}",
+            "NumPy": "textbook NumPy",
+            "fastopt": "fastopt otherwise",
+        }[rival]
         return OfRun(what, against, bound, entrant=Entrant("fastopt", one), others=(Entrant(rival, other),), **options)
 
     for dtype, bound in (("float32", 0.95), ("float64", 0.8)):
         for rule, method in rules().items():
             own = Task(method, works.find("64M"), dtype, threads=threads)
-            yield target(f"{rule}, {dtype}, 64M", own, "floor", own, bound)
+            yield target(rule, own, "floor", own, bound)
     million, large, single = (task("adamw", work) for work in ("1M", "64M", "1K"))
-    yield target("AdamW, 1M", million, "floor", million, 0.8)
+    yield target("adam (as AdamW)", million, "floor", million, 0.8)
     yield target("AdamW, 64M", large, "NumPy", large, 15)
     yield target("AdamW, one array of 1000", single, "NumPy", single, 0.25, sense="time", or_seconds=6e-6)
     lists = task("adamw", "1000x1K")
