@@ -14,13 +14,16 @@ from fastopt.torch.stepper import Stepper
 class InBackward:
     """What `step_in_backward` returns."""
 
-    def __init__(self, handles: list[RemovableHandle]) -> None:
+    def __init__(self, steppers: list[Stepper], handles: list[RemovableHandle]) -> None:
+        self._steppers = steppers
         self._handles = handles
 
     def remove(self) -> None:
         """Go back to stepping after the backward pass."""
         for handle in self._handles:
             handle.remove()
+        for stepper in self._steppers:
+            stepper.undo()
 
 
 def step_in_backward(optimizer: Optimizer) -> InBackward:
@@ -29,6 +32,9 @@ def step_in_backward(optimizer: Optimizer) -> InBackward:
     The gradients are never all there at once, which saves their memory, and each is still in the cache when it is used.
     Training loops stay as they are: `optimizer.step()` finds nothing left to do, but counts for schedulers and
     schedules; `optimizer.zero_grad()` finds nothing to zero.
+
+    The states are made now, not by the first step: what is allocated for good between gradients that come and go leaves
+    gaps that the next gradients do not fit into.
 
     Parameters
     ----------
@@ -47,6 +53,8 @@ def step_in_backward(optimizer: Optimizer) -> InBackward:
         If the optimizer is not one of `fastopt.torch`.
     ValueError
         If it clips by norm or watches for gradients that are not finite: both need all gradients at once.
+    RuntimeError
+        If a parameter is not supported (device, layout, dtype).
 
     Notes
     -----
@@ -56,16 +64,24 @@ def step_in_backward(optimizer: Optimizer) -> InBackward:
     if not isinstance(optimizer, Optimizer):
         raise TypeError(f"optimizer: expected one of fastopt.torch, got {type(optimizer).__name__}")
     check_needs_no_norm(optimizer)
-    return InBackward(
-        [
-            param.register_post_accumulate_grad_hook(  # type: ignore[no-untyped-call]
-                stepping(optimizer, Stepper(optimizer, [(number, [param])]))
-            )
-            for number, params in optimizer._parts()
-            for param in params
-            if param.requires_grad
-        ]
-    )
+    steppers = [
+        Stepper(optimizer, [(number, [param])])
+        for number, params in optimizer._parts()
+        for param in params
+        if param.requires_grad
+    ]
+    try:
+        for stepper in steppers:
+            stepper.prepare_ahead()
+    except Exception:
+        for stepper in steppers:
+            stepper.undo()
+        raise
+    handles = [
+        stepper.params[0].register_post_accumulate_grad_hook(stepping(optimizer, stepper))  # type: ignore[no-untyped-call]
+        for stepper in steppers
+    ]
+    return InBackward(steppers, handles)
 
 
 def stepping(optimizer: Optimizer, stepper: Stepper) -> Callable[[Tensor], None]:
