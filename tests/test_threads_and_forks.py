@@ -68,7 +68,7 @@ def test_snapshots_are_taken_between_steps() -> None:
     stop = threading.Event()
 
     def keep_stepping() -> None:
-        while not stop.is_set():
+        while not stop.wait(1e-4):  # without a pause, nobody else might get the optimizer's lock for long
             opt.step(np.ones(SIZE))
 
     stepper = threading.Thread(target=keep_stepping)
@@ -133,7 +133,7 @@ def test_a_step_lets_other_threads_of_python_run() -> None:
             stepper.start()
             caught = False
             while stepper.is_alive() and not caught:
-                time.sleep(0)  # let the other thread have it
+                time.sleep(1e-4)  # long enough for the other thread to wake up and take it
                 caught = float(w[0]) == -1.0 - attempt and float(w[-1]) == -float(attempt)
             stepper.join(PATIENCE)
             if caught:
