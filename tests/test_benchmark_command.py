@@ -152,13 +152,17 @@ def test_rivals_for_whom_memory_does_not_suffice_at_once_get_runs_of_their_own(m
         (["--action", "run"], "--action: expected names out of step,"),
         (["--json", "nowhere/figures.json"], "--json: there is no directory nowhere"),
         (["--plot", "figures.gif"], "--plot must end in .png or .svg, got figures.gif"),
-        (["--baseline", "nothing.json"], "nothing.json"),
+        (["--baseline", "nothing.json"], "--baseline: there is no file nothing.json"),
+        (["--baseline", "broken.json"], "broken.json is not a file that fastopt bench --json wrote"),
+        (["--full", "--work", "1K"], "--full says what is measured: it cannot be given with --work"),
+        (["--full", "--targets"], "--full says what is measured: it cannot be given with --targets"),
     ],
 )
 def test_bad_options_end_it_before_anything_is_measured(
     arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(plan, "perform", None)
+    Path("broken.json").write_text("{")
     output = bench(*arguments, status=2)
     assert output.startswith("error: ")
     assert message in output

@@ -78,10 +78,16 @@ def test_records_survive_their_files(full: Record, tmp_path: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{}", '{"format": 1}', '{"format": 2, "facts": {}}'])
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"format": 2, "facts": {}}'])
 def test_other_files_are_refused(content: str, tmp_path: Path) -> None:
     (tmp_path / "some.json").write_text(content)
     with pytest.raises(ValueError, match=r"some\.json is not a file that fastopt bench --json wrote"):
+        Record.load(tmp_path / "some.json")
+
+
+def test_files_of_other_versions_are_told_apart(tmp_path: Path) -> None:
+    (tmp_path / "some.json").write_text('{"format": 1}')
+    with pytest.raises(ValueError, match="of another version of fastopt: expected format 2, got 1"):
         Record.load(tmp_path / "some.json")
 
 

@@ -21,8 +21,12 @@ from fastopt.console import fail
 
 PICTURES = (".png", ".svg")
 
+SELECTIONS = ("optimizer", "work", "rivals", "dtype", "action")
+"""Options that say what is measured."""
+
 
 def bench(
+    context: typer.Context,
     optimizer: Annotated[
         str, typer.Option(metavar="NAME,...", help=f"Out of {', '.join(methods())}; or 'all'.")
     ] = "adamw",
@@ -63,8 +67,9 @@ def bench(
     ends it early and shows what there is.
     """
     try:
+        check_alone(context, full=full, targets=targets)
+        check_files(baseline, json, plot)
         before = Record.load(baseline) if baseline else None
-        check_writable(json, plot)
         comparison: dict[str, Any] = {
             "chosen": [methods()[name] for name in listed(optimizer, methods(), "--optimizer")],
             "work_names": works_of(work),
@@ -163,14 +168,32 @@ def works_of(text: str) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def check_writable(json: Path | None, plot: Path | None) -> None:
-    """Find out before everything is measured that it could not be written.
+def check_alone(context: typer.Context, **fixed: bool) -> None:
+    """Refuse options that say what to measure beside one that has said it already.
 
     Raises
     ------
     ValueError
-        If there is no such directory, or no such kind of picture.
+        If both are given.
     """
+    given = [f"--{name}" for name, is_given in fixed.items() if is_given]
+    for name in SELECTIONS:
+        source = context.get_parameter_source(name)
+        given += [f"--{name}"] if source and source.name == "COMMANDLINE" else []
+    if any(fixed.values()) and len(given) > 1:
+        raise ValueError(f"{given[0]} says what is measured: it cannot be given with {given[1]}")
+
+
+def check_files(baseline: Path | None, json: Path | None, plot: Path | None) -> None:
+    """Find out before everything is measured that it could not be read or written.
+
+    Raises
+    ------
+    ValueError
+        If there is no such file or directory, or no such kind of picture.
+    """
+    if baseline and not baseline.is_file():
+        raise ValueError(f"--baseline: there is no file {baseline}")
     for option, path in (("--json", json), ("--plot", plot)):
         if path and not path.parent.is_dir():
             raise ValueError(f"{option}: there is no directory {path.parent}")

@@ -124,18 +124,25 @@ class Record:
         """
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
-            if content["format"] != FORMAT:
-                raise ValueError(f"of format {content['format']}, expected {FORMAT}")
-            return cls(
-                content["facts"],
-                content["date"],
-                {section: [Run.from_json(run) for run in runs] for section, runs in content["runs"].items()},
-                [WholeStep.from_json(step) for step in content["steps"]],
-                [WholeTraining.from_json(training) for training in content["trainings"]],
-                content["failures"],
-            )
+            found = content["format"]
+            record = cls.from_json(content) if found == FORMAT else None
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{path} is not a file that fastopt bench --json wrote ({error})") from error
+        if record is None:
+            raise ValueError(f"{path} is of another version of fastopt: expected format {FORMAT}, got {found}")
+        return record
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Record:
+        """Return what `save` made the content of a file from."""
+        return cls(
+            content["facts"],
+            content["date"],
+            {section: [Run.from_json(run) for run in runs] for section, runs in content["runs"].items()},
+            [WholeStep.from_json(step) for step in content["steps"]],
+            [WholeTraining.from_json(training) for training in content["trainings"]],
+            content["failures"],
+        )
 
 
 class Change(NamedTuple):
