@@ -108,7 +108,7 @@ def measured(console: Console, jobs: Sequence[plan.Job], json: Path | None) -> R
     try:
         with bar(console, sum(job.seconds for job in jobs)) as progress:
             for job in jobs:
-                progress.start(job.title, job.seconds)
+                progress.start(f"{done + 1} of {len(jobs)}, {job.title}", job.seconds)
                 try:
                     job.measure(record, progress.advance)
                 except Exception as error:  # is told, and not the end of the other jobs
