@@ -202,6 +202,25 @@ def test_other_dtypes_are_refused() -> None:
         opt.step()
 
 
+def wrapper(values: Any) -> Any:
+    """A subclass of tensor whose numbers are in tensors inside it."""
+    from torch.testing._internal.two_tensor import TwoTensor
+
+    return TwoTensor(values.clone(), values.clone())
+
+
+def test_wrappers_without_memory_of_their_own_are_refused() -> None:
+    params = [torch.nn.Parameter(torch.ones(3)), torch.nn.Parameter(wrapper(torch.ones(3)))]
+    opt = fastopt.torch.SGD([("plain", params[0]), ("wrapped", params[1])])
+    params[0].grad, params[1].grad = torch.ones(3), wrapper(torch.ones(3))
+    with pytest.raises(RuntimeError, match=r"^parameter 'wrapped' is a TwoTensor without memory of its own"):
+        opt.step()
+    assert_equal(params[0].detach(), torch.ones(3))
+    # Clipping outside the step leaves them to torch.
+    norm = torch.nn.utils.get_total_norm([params[1].grad])
+    assert fastopt.torch.get_total_norm([params[1].grad]).a.item() == norm.a.item()
+
+
 def test_a_gradient_of_another_shape_is_refused() -> None:
     param = torch.ones(6, requires_grad=True)
     opt = fastopt.torch.SGD([param])

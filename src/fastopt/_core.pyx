@@ -547,7 +547,7 @@ cdef class Layouts:
             if grads[i] is None:
                 plan.plan.tensors[i].grad = NULL
                 continue
-            if not self.look(grads[i], &now) or not self.alike(i, &now):
+            if not self.look(grads[i], &now) or not self.alike(i, &now) or (now.data == NULL and plan.plan.tensors[i].n):
                 return False
             plan.plan.tensors[i].grad = now.data
         return True

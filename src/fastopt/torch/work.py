@@ -44,6 +44,8 @@ def complaint(tensor: Tensor) -> str:
         what, advice = f"of layout {local.layout}", "make it dense (for an embedding: sparse=False)"
     elif real_dtype(local) not in DTYPE_NAMES:
         what, advice = f"of dtype {local.dtype}", "use float32, float64, bfloat16, float16 or a complex dtype of those"
+    elif local.numel() and not local.data_ptr():
+        what, advice = f"a {type(local).__name__} without memory of its own", "use torch.optim for such tensors"
     else:
         return ""
     return f"is {what}, which is not supported; {advice}"
@@ -51,13 +53,7 @@ def complaint(tensor: Tensor) -> str:
 
 def is_plain(tensor: Tensor) -> bool:
     """Whether the kernels can work on the tensor's memory as it is."""
-    return (
-        not isinstance(tensor, DTensor)
-        and tensor.device.type == "cpu"
-        and tensor.layout == torch.strided
-        and tensor.dtype in DTYPE_NAMES
-        and has_plain_view(tensor)
-    )
+    return not (isinstance(tensor, DTensor) or tensor.is_complex() or complaint(tensor)) and has_plain_view(tensor)
 
 
 def has_plain_view(tensor: Tensor) -> bool:
