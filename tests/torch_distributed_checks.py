@@ -1,5 +1,6 @@
 """What two processes check of fastopt.torch; each check is called in both, with the rank."""
 
+import gc
 import math
 import warnings
 from collections.abc import Callable, Iterator
@@ -324,4 +325,5 @@ def run(rank: int, path: Path) -> None:
             check(rank, path)
             dist.barrier()
     finally:
+        gc.collect()  # models in reference cycles would keep the group's threads running into the interpreter's end
         dist.destroy_process_group()
