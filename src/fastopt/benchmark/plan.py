@@ -24,8 +24,10 @@ QUICK_WORKS = ("1K", "1M", "16M", "1000x1K", "policy")
 SIZES = tuple(str(round(10 ** (half / 2))) for half in range(4, 17))
 """From 1e2 to 1e8 elements, two a decade."""
 
-LARGE = 50_000_000
-"""Elements from which the slowest rivals take many seconds a round."""
+LARGE = 20_000_000
+"""Elements from which the slowest rivals take many seconds a round, or minutes to be compiled for many shapes."""
+
+SLOW_RIVALS = ("NumPy", "torchao 8 bit")
 
 FAST_RIVALS = ("torch", "torch fused", "DeepSpeed", "optax")
 """Who clips such as well, where time is short."""
@@ -158,8 +160,8 @@ def everything(threads: int, wanted: Sequence[Target]) -> Iterator[Job]:
     # AdamW: every work and action with every rival.
     for action, name in product(ACTIONS, works.STANDARD):
         in_time = works.find(name).elements < LARGE or (name, action) == ("64M", "step")
-        slow = [rival for rival in RIVALS if rival != "NumPy"] if action == "step" else FAST_RIVALS
-        rivals = RIVALS if in_time else slow
+        large = [rival for rival in RIVALS if rival not in SLOW_RIVALS] if action == "step" else FAST_RIVALS
+        rivals = RIVALS if in_time else large
         yield from comparison([methods()["adamw"]], (name,), ("float32",), (action,), rivals, threads, 0.7)
     # The other dtype, where NumPy is out.
     half = [methods()[name] for name in ("sgd-momentum", "adagrad", "rmsprop", "adam", "adamw")]
