@@ -39,6 +39,17 @@ def test_norm_of_a_large_array(dtype: str, isa: str) -> None:
     assert same_norm(fastopt.global_norm(g), 3.0 * math.sqrt(LARGE))
 
 
+@pytest.mark.slow
+def test_norm_of_more_elements_than_32_bits_count() -> None:
+    """Zeros that nobody has written take no memory; those that are written lie on either side of the limits."""
+    try:
+        g = np.zeros(2**32 + BLOCK + 1, "float32")
+    except MemoryError:
+        pytest.skip("this system does not promise memory that it may not have")
+    g[[2**31 - 1, 2**31, 2**32, -1]] = 1.0, 2.0, 4.0, 10.0
+    assert fastopt.global_norm(g) == 11.0
+
+
 def test_norm_of_single_precision_is_summed_in_double_precision(isa: str) -> None:
     """In single precision, the small ones would be lost beside the large one."""
     g = np.full(2**20, 1e-4, "float32")
