@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogFormatter, LogLocator, NullFormatter
 
 from fastopt.benchmark.field import CONTESTANTS, RIVALS
 from fastopt.benchmark.records import Record, WholeTraining
@@ -211,7 +211,7 @@ def draw_threads(runs: list[Run], ax: Axes) -> None:
     ax.set_xlabel("threads")
     ax.set_ylabel("speed, in that of one thread")
     ax.set_title("AdamW, float32: threads")
-    ax.legend(fontsize="small", frameon=False)
+    ax.legend(fontsize="small", frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
 
 
 # ---- whole steps and trainings ----
@@ -250,6 +250,8 @@ def draw_training(model: str, trainings: list[WholeTraining], ax: Axes) -> None:
     for training in trainings:
         ax.plot(training.seconds, training.losses, color=STYLES[training.optimizer].color, label=training.optimizer)
     ax.set_yscale("log")
+    ax.yaxis.set_major_formatter(LogFormatter())
+    ax.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1, 0.4)))
     ax.set_xlabel("seconds")
     ax.set_ylabel("training loss, smoothed")
     ax.set_title(f"fastopt train: {model}")
