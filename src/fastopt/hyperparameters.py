@@ -7,10 +7,15 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from numbers import Real
+from types import NoneType
 from typing import Any
 
 Schedule = Callable[[int], float]
 """A hyper-parameter as a function of the number of steps taken so far."""
+
+SIMPLE = frozenset({float, int, bool, str, NoneType})
+"""Types of which a value is what it is, neither a schedule nor a library's scalar. Nearly all are of these, and options
+are looked at in each step of a schedule, so that it matters to find that out first."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +28,7 @@ class Bound:
 
     def check(self, value: Any) -> None:
         """Raise `ValueError` in the words of `torch.optim` unless the value is within the bound."""
-        if not is_number(value) or not self.low <= value < self.high:
+        if not (type(value) is float or is_number(value)) or not self.low <= value < self.high:
             raise ValueError(f"Invalid {self.message}: {value}")
 
 
@@ -65,6 +70,8 @@ def is_scheduled(value: Any) -> bool:
 
 def at_step(value: Any, step: int) -> Any:
     """Return the value of a hyper-parameter after `step` steps, schedules evaluated."""
+    if type(value) in SIMPLE:
+        return value
     if isinstance(value, (tuple, list)):
         return tuple(at_step(entry, step) for entry in value)
     return plain(value(step) if callable(value) else value)

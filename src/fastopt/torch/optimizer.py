@@ -13,7 +13,7 @@ import torch
 import torch.optim.optimizer as torch_optimizer
 from torch import Tensor
 
-from fastopt.hyperparameters import Schedule, at_step, is_scheduled
+from fastopt.hyperparameters import SIMPLE, Schedule, at_step, is_scheduled
 from fastopt.optimizer import Optimizer as Method
 from fastopt.optimizer import StepInfo, clipping_at
 from fastopt.torch.stepper import Group, Stepper
@@ -278,15 +278,16 @@ class Optimizer(torch.optim.Optimizer):
         for name in REFUSED:
             if group.get(name):
                 raise ValueError(f"{name}=True is not supported by fastopt: its step is neither captured nor recorded")
-        options = {name: as_number(at_step(group[name], self.step_count)) for name in self.defaults}
+        options = {name: group[name] for name in self.defaults}
+        for name, value in options.items():
+            if type(value) not in SIMPLE:
+                options[name] = as_number(at_step(value, self.step_count))
         self.method.check(options)
         return options
 
     def _is_moving(self, group: Mapping[str, Any]) -> bool:
-        """Whether an option of the group can change without being replaced: a schedule or a tensor."""
-        values = [group[name] for name in self.defaults]
-        values += [entry for value in values if isinstance(value, (tuple, list)) for entry in value]
-        return any(callable(value) or isinstance(value, Tensor) for value in values)
+        """Whether an option of the group can change without being replaced."""
+        return any(type(group[name]) not in SIMPLE and is_moving(group[name]) for name in self.defaults)
 
     def _label(self, param: Tensor) -> str:
         """Return what to call a parameter in messages: its name, if it has one."""
@@ -298,6 +299,13 @@ class Optimizer(torch.optim.Optimizer):
         )
         names = self.param_groups[number].get("param_names")
         return f"parameter {names[position]!r}" if names else f"param_groups[{number}]['params'][{position}]"
+
+
+def is_moving(value: Any) -> bool:
+    """Whether an option can change without being replaced: a schedule, a tensor, a pair with such."""
+    if isinstance(value, (tuple, list)):
+        return any(map(is_moving, value))
+    return callable(value) or isinstance(value, Tensor)
 
 
 def as_number(value: Any) -> Any:

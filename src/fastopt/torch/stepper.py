@@ -86,9 +86,9 @@ class Stepper:
         self.resident: Resident | None = None
         self.bound: list[int] = []
         self.made: list[tuple[int, str, Tensor]] = []
-        self.seen: list[Any] = []
-        self.values: list[Group] = []
-        self.rules: list[tuple[str, tuple[str, ...]]] = []
+        self.seen: list[list[Any]] = [[] for _ in parts]
+        self.values: list[Group] = [{} for _ in parts]
+        self.rules: list[tuple[str, tuple[str, ...]]] = [("", ()) for _ in parts]
 
     def count_in(self, steps: Tensor) -> None:
         """Take the tensor of which every parameter's "step" is an entry: counting is one addition then."""
@@ -168,13 +168,14 @@ class Stepper:
 
     def options(self) -> list[Group]:
         """Return every group's options as numbers, checked."""
-        groups = [self.optimizer.param_groups[number] for number in self.numbers]
-        entries = [value for group in groups for value in group.values()]
-        if not _core.same_objects(entries, self.seen):
-            self.values = list(map(self.optimizer._checked_options, groups))
-            self.rules = list(map(self.method.rule, groups))
-            # Schedules and tensors change without being replaced: those are looked at each time.
-            self.seen = [] if any(map(self.optimizer._is_moving, groups)) else entries
+        for position, number in enumerate(self.numbers):
+            group = self.optimizer.param_groups[number]
+            given = list(group.values())
+            if not _core.same_objects(given, self.seen[position]):
+                self.values[position] = self.optimizer._checked_options(group)
+                self.rules[position] = self.method.rule(group)
+                # What can change without being replaced is looked at each time.
+                self.seen[position] = [] if self.optimizer._is_moving(group) else given
         return self.values
 
     # ---- what the kernels work on ----
@@ -388,7 +389,7 @@ class Resident:
         params = [stepper.params[member] for member in members]
         owners = [stepper.owners[member] for member in members]
         self.members = members
-        self.rules = stepper.rules
+        self.rules = list(stepper.rules)
         self.version = stepper.steps._version
         self.entries = stepper.entries()
         # Which entry of which dict has to stay the tensor that the plan points into.

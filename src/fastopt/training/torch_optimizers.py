@@ -18,7 +18,7 @@ Group = dict[str, Any]
 
 
 class Fastopt:
-    """An optimizer of `fastopt.torch`: clipping, step and zeroing in one pass over memory.
+    """An optimizer of `fastopt.torch`, which clips within its step.
 
     Parameters
     ----------
@@ -38,12 +38,12 @@ class Fastopt:
             total_steps,
             clip_norm=config.max_norm,
             nonfinite="raise",
-            zero_grad_in_step=True,
         )
 
     def step(self) -> StepInfo:
-        """Clip, step and zero the gradients."""
+        """Clip, step and drop the gradients."""
         self._optimizer.step()
+        self._optimizer.zero_grad()
         info: StepInfo = self._optimizer.last_step
         return info
 
