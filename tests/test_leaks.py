@@ -49,8 +49,8 @@ def traced() -> Iterator[None]:
 
 
 ATTEMPTS = 3
-"""Of a measurement, of which the least counts: a leak is there each time, what other threads of the test runner allocate
-meanwhile is not."""
+"""Of a measurement, of which the least counts: a leak is there each time, what other threads of the test runner
+allocate meanwhile is not."""
 
 
 def assert_steady(work: Callable[[], object], times: int) -> None:
