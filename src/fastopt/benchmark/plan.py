@@ -51,17 +51,27 @@ class Job(NamedTuple):
 # ---- runs ----
 
 
-def run_of(section: str, entrants: Sequence[Entrant], seconds: float) -> Job:
-    """Return the job of a run."""
+def run_of(section: str, entrants: Sequence[Entrant], seconds: float, divisible: bool = False) -> Job:
+    """Return the job of a run; a divisible one becomes several where not all fit into memory at once."""
     task = entrants[0].task
     title = ", ".join([f"{section}: {task.method}", task.work.name, task.dtype, *([task.action] if task.clips else [])])
     whole = seconds + sum(entrant.task.footprint for entrant in entrants) / STREAM_SPEED
-    return Job(title, whole, partial(add_run, section, entrants, seconds))
+    return Job(title, whole, partial(add_runs if divisible else add_run, section, entrants, seconds))
 
 
 def add_run(section: str, entrants: Sequence[Entrant], seconds: float, record: Record, after_round: AfterRound) -> None:
     """Make a run."""
     record.runs.setdefault(section, []).append(perform(entrants, seconds, after_round))
+
+
+def add_runs(
+    section: str, entrants: Sequence[Entrant], seconds: float, record: Record, after_round: AfterRound
+) -> None:
+    """Make as many runs, each with ours, as it takes with the memory that earlier ones have left."""
+    task = entrants[0].task
+    rivals = [entrant.contestant for entrant in entrants if entrant.contestant not in OURS]
+    for batch in batches(rivals, room(task)):
+        add_run(section, on_task(task, (*OURS, *batch)), seconds, record, after_round)
 
 
 def on_task(task: Task, contestants: Iterable[str]) -> list[Entrant]:
@@ -82,8 +92,7 @@ def comparison(
     """Yield runs of fastopt and rivals on every combination."""
     for method, dtype, action, name in product(chosen, dtypes, actions, work_names):
         task = Task(method, works.find(name), dtype, action, threads)
-        for batch in batches(rivals, room(task)):
-            yield run_of("comparison", on_task(task, (*OURS, *batch)), seconds)
+        yield run_of("comparison", on_task(task, (*OURS, *rivals)), seconds, divisible=True)
 
 
 def batches(rivals: Sequence[str], places: int | None) -> Iterator[Sequence[str]]:

@@ -201,6 +201,7 @@ def without_memory(entrants: Sequence[Entrant]) -> list[Absence]:
 
 def room(task: Task) -> int | None:
     """Return for how many contestants on a task there is memory, None where the system cannot tell."""
+    gc.collect()  # the arrays of the run before
     available = machine.memory("MemAvailable")
     return None if available is None else int(MEMORY_SHARE * available / task.footprint) - 1
 
