@@ -10,6 +10,7 @@ from hypothesis import settings
 
 import fastopt
 from fastopt import _core, environment
+from fastopt.benchmark import measure
 
 settings.register_profile("fastopt", deadline=None, max_examples=100)
 settings.load_profile("fastopt")
@@ -47,3 +48,12 @@ def rng() -> np.random.Generator:
 def pytest_make_parametrize_id(val: Any) -> str | None:
     """Name a test after its case."""
     return str(val) if type(val).__name__ == "Case" else None
+
+
+@pytest.fixture
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Benchmarks that measure as little as possible."""
+    monkeypatch.setattr(measure, "SAMPLE_SECONDS", 1e-7)
+    monkeypatch.setattr(measure, "REST_SECONDS", 0.0)
+    monkeypatch.setattr("fastopt.benchmark.measure.gc.collect", lambda: 0)
+    monkeypatch.setattr(measure, "MOST_ROUNDS", measure.LEAST_ROUNDS)

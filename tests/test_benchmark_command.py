@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from fastopt.benchmark import measure, plan
+from fastopt.benchmark import plan
 from fastopt.benchmark.field import OURS
 from fastopt.benchmark.runs import Entrant, Run, perform
 from fastopt.cli import app
@@ -16,11 +16,7 @@ runner = CliRunner()
 
 
 @pytest.fixture(autouse=True)
-def hasty(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(measure, "SAMPLE_SECONDS", 1e-7)
-    monkeypatch.setattr(measure, "REST_SECONDS", 0.0)
-    monkeypatch.setattr("fastopt.benchmark.measure.gc.collect", lambda: 0)
-    monkeypatch.setattr(measure, "MOST_ROUNDS", measure.LEAST_ROUNDS)
+def folder(hasty: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
 
 

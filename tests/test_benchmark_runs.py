@@ -19,13 +19,7 @@ TASK = Task(methods()["adamw"], works.find("3x50"))
 WITHOUT_LIBRARIES = ("floor", "fastopt", "NumPy")
 
 
-@pytest.fixture(autouse=True)
-def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Measure as little as possible."""
-    monkeypatch.setattr(measure, "SAMPLE_SECONDS", 1e-7)
-    monkeypatch.setattr(measure, "REST_SECONDS", 0.0)
-    monkeypatch.setattr("fastopt.benchmark.measure.gc.collect", lambda: 0)
-    monkeypatch.setattr(measure, "MOST_ROUNDS", measure.LEAST_ROUNDS)
+pytestmark = pytest.mark.usefixtures("hasty")
 
 
 def run_of(task: Task, *contestants: str) -> Run:

@@ -7,7 +7,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from fastopt.benchmark import measure, trainings, whole, works  # noqa: E402
+from fastopt.benchmark import trainings, whole, works  # noqa: E402
 from fastopt.benchmark.models import MODELS  # noqa: E402
 from fastopt.benchmark.runs import Entrant, Run, perform  # noqa: E402
 from fastopt.benchmark.targets import TORCH  # noqa: E402
@@ -17,12 +17,7 @@ from fastopt.training.config import ModelName  # noqa: E402
 TASK = Task(methods()["adamw"], works.find("policy"))
 
 
-@pytest.fixture(autouse=True)
-def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(measure, "SAMPLE_SECONDS", 1e-7)
-    monkeypatch.setattr(measure, "REST_SECONDS", 0.0)
-    monkeypatch.setattr("fastopt.benchmark.measure.gc.collect", lambda: 0)
-    monkeypatch.setattr(measure, "MOST_ROUNDS", measure.LEAST_ROUNDS)
+pytestmark = pytest.mark.usefixtures("hasty")
 
 
 def run_of(task: Task, *contestants: str) -> Run:

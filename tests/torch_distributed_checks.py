@@ -79,6 +79,15 @@ class Reference:
         assert_equal(list(map(whole, model.parameters())), [param.detach() for param in self.params])
 
 
+def resumed(scheduler: StepLR, opt: torch.optim.Optimizer, groups: list[dict[str, Any]]) -> StepLR:
+    """A scheduler like another for an optimizer that goes on where these groups are; a new one sets the first rate."""
+    new = StepLR(opt, 2, 0.1)
+    new.load_state_dict(scheduler.state_dict())
+    for group, other in zip(opt.param_groups, groups, strict=True):
+        group["lr"] = other["lr"]
+    return new
+
+
 def check_zero_redundancy(rank: int, path: Path) -> None:
     """ZeroRedundancyOptimizer under DDP: steps, schedulers, a checkpoint; to the bits of one process."""
     for cls, options in OPTIMIZERS:
@@ -97,11 +106,7 @@ def check_zero_redundancy(rank: int, path: Path) -> None:
                 dist.broadcast_object_list(checkpoint, src=0)
                 opt = make_optimizer(model)
                 opt.load_state_dict(checkpoint[0])
-                resumed = StepLR(opt, 2, 0.1)
-                resumed.load_state_dict(scheduler.state_dict())
-                scheduler = resumed
-                for group, expected in zip(opt.param_groups, checkpoint[0]["param_groups"], strict=True):
-                    group["lr"] = expected["lr"]
+                scheduler = resumed(scheduler, opt, checkpoint[0]["param_groups"])
             opt.zero_grad()
             model(x).square().mean().backward()
             reference.step(model)
@@ -189,11 +194,7 @@ def check_fully_shard(rank: int, path: Path) -> None:
                 model = sharded_model()
                 opt = cls(model.parameters(), lr=0.5, **options)
                 load(model, opt, path / cls.__name__)
-                resumed = StepLR(opt, 2, 0.1)
-                resumed.load_state_dict(scheduler.state_dict())
-                scheduler = resumed
-                for group, other in zip(opt.param_groups, reference.opt.param_groups, strict=True):
-                    group["lr"] = other["lr"]
+                scheduler = resumed(scheduler, opt, reference.opt.param_groups)
             opt.zero_grad()
             model(x).square().mean().backward()
             reference.step(model)
