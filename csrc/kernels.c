@@ -1,5 +1,4 @@
 /* Compiled once for each instruction set (FASTOPT_ISA names it); everything but the one table is static. */
-#include <float.h>
 #include <math.h>
 #include <string.h>
 
@@ -33,10 +32,9 @@ FO_INLINE void fo_fetch(const void *x, size_t bytes)
 
 #define AS_IS(x) (x)
 
-/* States that have decayed into the subnormal range are zero for every purpose, but cost some hundred cycles an
- * operation: they are stored as zero, and so are those that the next decay (by half at the most, say) would bring there.
- * (What float16 holds is never subnormal in float32.) */
-#define FLUSH(x) (ABS(x) < 2 * SMALLEST_NORMAL ? 0 : (x))
+/* States that have decayed into the subnormal range are zero for nearly every purpose, but cost some hundred cycles an
+ * operation: they are stored as zero. (What float16 holds is never subnormal in float32.) */
+#define FLUSH(x) (ABS(x) < h.flush ? 0 : (x))
 #define FLUSH_TO_BF16(x) fo_to_bf16(FLUSH(x))
 
 /* ---- arithmetic in float32 ---- */
@@ -45,7 +43,6 @@ FO_INLINE void fo_fetch(const void *x, size_t bytes)
 #define FMA FMA_FLOAT
 #define SQRT __builtin_sqrtf
 #define ABS __builtin_fabsf
-#define SMALLEST_NORMAL FLT_MIN
 #define HYPER_MEMBER f32
 
 #define SUFFIX f32
@@ -94,7 +91,6 @@ FO_INLINE void fo_fetch(const void *x, size_t bytes)
 #include "instantiate.h"
 
 #undef HYPER_MEMBER
-#undef SMALLEST_NORMAL
 #undef SQRT
 #undef ABS
 #undef FMA
@@ -107,7 +103,6 @@ FO_INLINE void fo_fetch(const void *x, size_t bytes)
 #define FMA FMA_DOUBLE
 #define SQRT __builtin_sqrt
 #define ABS __builtin_fabs
-#define SMALLEST_NORMAL DBL_MIN
 #define HYPER_MEMBER f64
 
 #define SUFFIX f64
@@ -134,7 +129,6 @@ const fo_kernels PASTE(fo_kernels_, FASTOPT_ISA) = {
     .isa = STRING(FASTOPT_ISA),
 #define RULE(name, states) .step[FO_RULE_##name] = EACH_DTYPE(step_##name),
 #include "rules.def"
-#undef RULE
     .sum_of_squares = EACH_DTYPE(sum_of_squares),
     .max_abs = EACH_DTYPE(max_abs),
     .scale = EACH_DTYPE(scale),

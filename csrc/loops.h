@@ -51,7 +51,6 @@ FO_INLINE T NAMED(prepare)(T p, T g, const HYPER *h)
 #include "rules.def"
 
 #undef STREAMS
-#undef RULE
 #undef FETCH
 #undef FETCH_STATE
 #undef ELEMENT

@@ -7,13 +7,16 @@ static const struct {
 } rules[] = {
 #define RULE(name, states) {#name, states},
 #include "rules.def"
-#undef RULE
 };
 
-static const char *const hypers[] = {
-#define X(name) #name,
-    FO_HYPER(X)
-#undef X
+static const char *const options[] = {
+#define OPTION(name) #name,
+#include "rules.def"
+};
+
+static const char *const scalars[] = {
+#define SCALAR(name) #name,
+#include "rules.def"
 };
 
 static const struct {
@@ -27,7 +30,9 @@ const char *fo_rule_name(size_t rule) { return rule < FO_RULES ? rules[rule].nam
 
 int fo_rule_states(size_t rule) { return rules[rule].states; }
 
-const char *fo_hyper_name(size_t index) { return index < FO_HYPERS ? hypers[index] : NULL; }
+const char *fo_option_name(size_t index) { return index < FO_OPTIONS ? options[index] : NULL; }
+
+const char *fo_scalar_name(size_t index) { return index < FO_SCALARS ? scalars[index] : NULL; }
 
 size_t fo_dtype_size(fo_dtype dtype) { return sizes[dtype].param; }
 
