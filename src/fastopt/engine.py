@@ -209,7 +209,7 @@ class Engine(ABC):
         self.groups = [group for group, _ in parts]
         self.params = [param for _, params in parts for param in params]
         self.owners = [owner for owner, (_, params) in enumerate(parts) for _ in params]
-        self.plan = _core.Plan(self.owners)
+        self.plan = _core.Plan(self.owners, len(parts))
         self.seen: list[list[Any]] = [[] for _ in parts]
         self.values: list[Group] = [{} for _ in parts]
         self.rules: list[tuple[str, tuple[str, ...]]] = [("", ()) for _ in parts]

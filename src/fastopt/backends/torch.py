@@ -376,6 +376,7 @@ def counts(step: Any) -> bool:
     """Whether the kernels can count in this object: a tensor of one float, which may be shared with other processes."""
     return (
         isinstance(step, Tensor)
+        and not isinstance(step, DTensor)
         and step.numel() == 1
         and step.device.type == "cpu"
         and step.layout == torch.strided
