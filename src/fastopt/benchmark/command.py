@@ -17,7 +17,7 @@ from fastopt.benchmark.field import RIVALS
 from fastopt.benchmark.records import Record, changes
 from fastopt.benchmark.targets import all_targets
 from fastopt.benchmark.tasks import ACTIONS, ITEM_SIZES, methods
-from fastopt.console import fail
+from fastopt.console import fail, plain_console
 
 PICTURES = (".png", ".svg")
 
@@ -89,7 +89,7 @@ def bench(
         jobs = list(plan.of_targets(wanted))
     else:
         jobs = list(plan.comparison(**comparison, threads=count))
-    console = Console()
+    console = plain_console()
     record = measured(console, jobs, json)
     for sheet in sheets.all_sheets(
         record, wanted if targets or full else [], changes(before, record) if before else None
