@@ -93,6 +93,7 @@ cdef class Watch:
     cdef Known *known
     cdef size_t count
     cdef list params
+    cdef readonly size_t missing  # how many parameters had no gradient at the last look
     cdef public bint moved  # whether the plan has been pointed elsewhere; for whoever wants to know to reset
     cdef bint sparse  # whether gradients may be so: what has no memory of its own is not to be described
     cdef object state  # parameter -> its entry
@@ -247,6 +248,7 @@ cdef class Watch:
         cdef Known *known
         cdef size_t i, count = self.count
         cdef list new = []
+        self.missing = 0
         self.look_at_entries(state)
         for i in range(count):
             tensor, known = &self.plan.plan.tensors[i], &self.known[i]
@@ -256,6 +258,7 @@ cdef class Watch:
             grad = self.params[i].grad
             grads[i] = grad
             if grad is None:
+                self.missing += 1
                 continue
             if (self.is_as_it_was(i) and not (self.sparse and grad.is_sparse) and self.look_at(grad, &now) and self.alike(known, known.dtype, &now)
                     and (now.data != NULL or not tensor.n)
