@@ -6,34 +6,32 @@
 #include <stddef.h>
 #include <stdint.h>
 
-enum { FO_MAX_STATES = 3 };
+enum { FO_MAX_STATES = 6 };
 
 /* A block is what a kernel is called on: small enough to stay in the second-level cache between the
  * passes, large enough to make the call free. A multiple of 64 keeps vectors and cache lines whole. */
 enum { FO_BLOCK = 8192 };
 
-/* Storage of a parameter and its gradient, and of its states. The half precisions compute in float32. */
+/* How numbers are stored. float64 is computed in float64, everything else in float32. */
 typedef enum {
-    FO_F32,
-    FO_F64,
-    FO_BF16,     /* states in bfloat16 too */
-    FO_BF16_F32, /* states in float32 */
-    FO_F16,
-    FO_F16_F32,
-    FO_DTYPES
-} fo_dtype;
+#define STORAGE(NAME, name, bytes) FO_##NAME,
+#include "codecs.def"
+    FO_STORAGES
+} fo_storage;
+
+/* Storage of a parameter and its gradient, and of its states where it is another. */
+typedef enum { FO_DTYPE_F32, FO_DTYPE_F64, FO_DTYPE_BF16, FO_DTYPE_BF16_F32, FO_DTYPE_F16, FO_DTYPE_F16_F32, FO_DTYPES } fo_dtype;
 
 typedef enum {
 #define RULE(name, states) FO_RULE_##name,
 #include "rules.def"
-#undef RULE
     FO_RULES
 } fo_rule;
 
 /* The scalars of one step, formed in double by the host and narrowed once. */
 #define FO_HYPER(X)                                                                                                  \
-    X(lr) X(decay) X(l2) X(scale) X(clip) X(eps) X(eps_root)           /* every rule's prologue, rates and epsilons */ \
-    X(mu) X(c) X(k1) X(k2) X(a)                                        /* momentum */                                  \
+    X(decay) X(l2) X(scale) X(clip) X(flush) X(eps) X(eps_root)  /* every rule's prologue, decay and epsilons */ \
+    X(a) X(mu) X(c) X(k1) X(k2)                                        /* rate; momentum */                                \
     X(alpha) X(alphac) X(beta1) X(beta1c) X(beta2) X(beta2c) X(rbc2)   /* moving averages */
 
 enum {
@@ -60,29 +58,50 @@ typedef struct {
     fo_hyper_f32 f32;
 } fo_hyper;
 
-/* What one kernel call works on. */
+/* An array of numbers. */
 typedef struct {
-    void *param;
-    const void *grad;
-    void *state[FO_MAX_STATES];
+    void *at;
+    fo_storage storage;
+} fo_stream;
+
+/* What one kernel call works on. Beside a float64 parameter everything else is float64 too; beside another, everything
+ * else may be stored in any way. The gradient is only read. */
+typedef struct {
+    fo_stream param, grad, state[FO_MAX_STATES];
     size_t n;
     const fo_hyper *hyper;
+    size_t first;     /* number of the block's first element in its tensor, */
+    uint64_t seed;    /* of the tensor in this step: stochastic rounding depends on these */
+    bool from_memory; /* the streams are not in the caches: fetching ahead pays */
 } fo_block;
+
+/* A number that looks random, of two: the finalizer of splitmix64 (Steele, Lea & Flood 2014). */
+static inline uint64_t fo_mix(uint64_t a, uint64_t b)
+{
+    uint64_t x = a + 0x9e3779b97f4a7c15u * (b + 1);
+    x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9u;
+    x = (x ^ (x >> 27)) * 0x94d049bb133111ebu;
+    return x ^ (x >> 31);
+}
 
 /* The kernels of one instruction set. */
 typedef struct {
     const char *isa;
-    void (*step[FO_RULES][FO_DTYPES])(const fo_block *);
-    double (*sum_of_squares[FO_DTYPES])(const void *x, size_t n, double scale);
-    double (*max_abs[FO_DTYPES])(const void *x, size_t n);
-    void (*scale[FO_DTYPES])(void *x, size_t n, double factor);
-    void (*clamp[FO_DTYPES])(void *x, size_t n, double limit);
+    void (*step[FO_RULES])(const fo_block *);
+    double (*sum_of_squares)(const fo_stream *, size_t n, double scale);
+    double (*max_abs)(const fo_stream *, size_t n);
+    void (*scale)(const fo_stream *, size_t n, double factor);
+    void (*clamp)(const fo_stream *, size_t n, double limit);
 } fo_kernels;
 
 /* ---- names.c: the lists above, for Python ---- */
 const char *fo_rule_name(size_t rule); /* NULL past the end */
 int fo_rule_states(size_t rule);
 const char *fo_hyper_name(size_t index); /* in the order of fo_hyper_f64; NULL past the end */
+const char *fo_storage_name(size_t storage); /* NULL past the end */
+size_t fo_storage_size(fo_storage storage);  /* bytes of an element */
+fo_storage fo_param_storage(fo_dtype dtype);
+fo_storage fo_state_storage(fo_dtype dtype);
 size_t fo_dtype_size(fo_dtype dtype);    /* bytes of a parameter's element */
 size_t fo_state_size(fo_dtype dtype);    /* bytes of a state's element */
 const char *fo_compiler(void);

@@ -7,7 +7,6 @@ static const struct {
 } rules[] = {
 #define RULE(name, states) {#name, states},
 #include "rules.def"
-#undef RULE
 };
 
 static const char *const hypers[] = {
@@ -17,10 +16,19 @@ static const char *const hypers[] = {
 };
 
 static const struct {
-    size_t param, state;
-} sizes[FO_DTYPES] = {
-    [FO_F32] = {4, 4},  [FO_F64] = {8, 8},     [FO_BF16] = {2, 2},
-    [FO_F16] = {2, 2},  [FO_BF16_F32] = {2, 4}, [FO_F16_F32] = {2, 4},
+    const char *name;
+    size_t bytes;
+} storages[] = {
+#define STORAGE(NAME, name, bytes) {#name, bytes},
+#include "codecs.def"
+};
+
+static const struct {
+    fo_storage param, state;
+} dtypes[FO_DTYPES] = {
+    [FO_DTYPE_F32] = {FO_F32, FO_F32},       [FO_DTYPE_F64] = {FO_F64, FO_F64},
+    [FO_DTYPE_BF16] = {FO_BF16, FO_BF16},    [FO_DTYPE_F16] = {FO_F16, FO_F16},
+    [FO_DTYPE_BF16_F32] = {FO_BF16, FO_F32}, [FO_DTYPE_F16_F32] = {FO_F16, FO_F32},
 };
 
 const char *fo_rule_name(size_t rule) { return rule < FO_RULES ? rules[rule].name : NULL; }
@@ -29,9 +37,17 @@ int fo_rule_states(size_t rule) { return rules[rule].states; }
 
 const char *fo_hyper_name(size_t index) { return index < FO_HYPERS ? hypers[index] : NULL; }
 
-size_t fo_dtype_size(fo_dtype dtype) { return sizes[dtype].param; }
+const char *fo_storage_name(size_t storage) { return storage < FO_STORAGES ? storages[storage].name : NULL; }
 
-size_t fo_state_size(fo_dtype dtype) { return sizes[dtype].state; }
+size_t fo_storage_size(fo_storage storage) { return storages[storage].bytes; }
+
+fo_storage fo_param_storage(fo_dtype dtype) { return dtypes[dtype].param; }
+
+fo_storage fo_state_storage(fo_dtype dtype) { return dtypes[dtype].state; }
+
+size_t fo_dtype_size(fo_dtype dtype) { return fo_storage_size(dtypes[dtype].param); }
+
+size_t fo_state_size(fo_dtype dtype) { return fo_storage_size(dtypes[dtype].state); }
 
 const char *fo_compiler(void)
 {

@@ -3,6 +3,7 @@
  * All parameters lie end to end on one axis of bytes, cut into blocks. A thread takes one contiguous share of
  * the axis: every block that begins in it. No block depends on another, and what reductions find is stored by
  * block number and combined in that order, so no result depends on the number of threads. */
+#include <float.h>
 #include <math.h>
 #include <pthread.h>
 #include <stdlib.h>
@@ -17,6 +18,9 @@
 /* A thread is worth waking for this many bytes of parameters. Alone on the machine, half of that would do; but where
  * others compete for the cores, a woken thread can cost milliseconds (measured: docs/design.md). */
 enum { BYTES_A_THREAD = 128 * 1024 };
+
+/* With this many bytes of parameters, and states and gradients beside them, a step finds nothing in the caches. */
+enum { BYTES_FROM_MEMORY = 16 * 1024 * 1024 };
 
 /* ---- the plan ---- */
 
@@ -153,40 +157,48 @@ static void run(const fo_pass *pass, int threads)
 
 /* ---- the work on one block ---- */
 
-static void *at(void *base, size_t offset, size_t size) { return base ? (char *)base + offset * size : NULL; }
+static fo_stream stream(void *base, fo_storage storage, size_t offset)
+{
+    return (fo_stream){base ? (char *)base + offset * fo_storage_size(storage) : NULL, storage};
+}
+
+static fo_stream gradient(const fo_tensor *t, size_t offset) { return stream(t->grad, fo_param_storage(t->dtype), offset); }
 
 static void step_block(const fo_pass *pass, const fo_tensor *t, size_t block, size_t offset, size_t n)
 {
     (void)block;
-    size_t size = fo_dtype_size(t->dtype);
-    void *grad = at(t->grad, offset, size);
-    fo_block b = {.param = at(t->param, offset, size), .grad = grad, .n = n, .hyper = &pass->hypers[t->hyper]};
-    for (int k = 0; k < FO_MAX_STATES; k++) b.state[k] = at(t->state[k], offset, fo_state_size(t->dtype));
-    pass->kernels->step[t->rule][t->dtype](&b);
-    if (pass->zero_grad) memset(grad, 0, n * size);
+    fo_block b = {.param = stream(t->param, fo_param_storage(t->dtype), offset), .grad = gradient(t, offset), .n = n,
+                  .hyper = &pass->hypers[t->hyper], .first = offset,
+                  .from_memory = pass->plan->first_byte[pass->plan->count] >= BYTES_FROM_MEMORY};
+    for (int k = 0; k < FO_MAX_STATES; k++) b.state[k] = stream(t->state[k], fo_state_storage(t->dtype), offset);
+    pass->kernels->step[t->rule](&b);
+    if (pass->zero_grad) memset(b.grad.at, 0, n * fo_storage_size(b.grad.storage));
 }
 
 static void sum_block(const fo_pass *pass, const fo_tensor *t, size_t block, size_t offset, size_t n)
 {
-    const void *grad = at(t->grad, offset, fo_dtype_size(t->dtype));
-    pass->plan->partial[block] = pass->kernels->sum_of_squares[t->dtype](grad, n, pass->factor);
+    fo_stream grad = gradient(t, offset);
+    pass->plan->partial[block] = pass->kernels->sum_of_squares(&grad, n, pass->factor);
 }
 
 static void max_block(const fo_pass *pass, const fo_tensor *t, size_t block, size_t offset, size_t n)
 {
-    pass->plan->partial[block] = pass->kernels->max_abs[t->dtype](at(t->grad, offset, fo_dtype_size(t->dtype)), n);
+    fo_stream grad = gradient(t, offset);
+    pass->plan->partial[block] = pass->kernels->max_abs(&grad, n);
 }
 
 static void scale_block(const fo_pass *pass, const fo_tensor *t, size_t block, size_t offset, size_t n)
 {
     (void)block;
-    pass->kernels->scale[t->dtype](at(t->grad, offset, fo_dtype_size(t->dtype)), n, pass->factor);
+    fo_stream grad = gradient(t, offset);
+    pass->kernels->scale(&grad, n, pass->factor);
 }
 
 static void clamp_block(const fo_pass *pass, const fo_tensor *t, size_t block, size_t offset, size_t n)
 {
     (void)block;
-    pass->kernels->clamp[t->dtype](at(t->grad, offset, fo_dtype_size(t->dtype)), n, pass->factor);
+    fo_stream grad = gradient(t, offset);
+    pass->kernels->clamp(&grad, n, pass->factor);
 }
 
 /* ---- norms ---- */
@@ -257,6 +269,8 @@ static void narrow(fo_hyper *hyper)
 #define X(name) hyper->f32.name = (float)hyper->f64.name;
     FO_HYPER(X)
 #undef X
+    hyper->f32.flush = 2 * FLT_MIN;
+    hyper->f64.flush = 2 * DBL_MIN;
 }
 
 fo_result fo_step(const fo_kernels *kernels, fo_plan *plan, fo_hyper *hypers, size_t hyper_count,

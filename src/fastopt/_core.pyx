@@ -12,7 +12,7 @@ cimport numpy as cnp
 
 cdef extern from "fastopt.h" nogil:
     ctypedef enum fo_dtype:
-        FO_F32, FO_F64, FO_BF16, FO_BF16_F32, FO_F16, FO_F16_F32
+        FO_DTYPE_F32, FO_DTYPE_F64, FO_DTYPE_BF16, FO_DTYPE_BF16_F32, FO_DTYPE_F16, FO_DTYPE_F16_F32
     ctypedef enum fo_rule:
         pass
     ctypedef struct fo_hyper_f64:
@@ -24,7 +24,7 @@ cdef extern from "fastopt.h" nogil:
     ctypedef struct fo_tensor:
         void *param
         void *grad
-        void *state[3]
+        void *state[6]
         size_t n
         size_t hyper
         fo_rule rule
@@ -103,8 +103,8 @@ HYPERS = tuple(hyper_index)
 """Names of the scalars that a rule can read."""
 
 DTYPES = {
-    "float32": FO_F32, "float64": FO_F64, "bfloat16": FO_BF16, "float16": FO_F16,
-    "bfloat16/float32": FO_BF16_F32, "float16/float32": FO_F16_F32,
+    "float32": FO_DTYPE_F32, "float64": FO_DTYPE_F64, "bfloat16": FO_DTYPE_BF16, "float16": FO_DTYPE_F16,
+    "bfloat16/float32": FO_DTYPE_BF16_F32, "float16/float32": FO_DTYPE_F16_F32,
 }
 """Storage of a parameter (and, after a slash, of its states where they differ) -> index."""
 
@@ -157,8 +157,8 @@ cdef int storage(cnp.ndarray array):
     if not cnp.PyArray_ISNOTSWAPPED(array):
         return -1
     if cnp.PyArray_TYPE(array) == cnp.NPY_FLOAT32:
-        return FO_F32
-    return FO_F64 if cnp.PyArray_TYPE(array) == cnp.NPY_FLOAT64 else -1
+        return FO_DTYPE_F32
+    return FO_DTYPE_F64 if cnp.PyArray_TYPE(array) == cnp.NPY_FLOAT64 else -1
 
 
 cdef object as_array(value):

@@ -127,12 +127,12 @@ class SGD(Optimizer):
         lr, mu = group["lr"], group["momentum"]
         if group["velocity"] == "sum":
             a, c = -lr, 1.0 if step == 1 else 1.0 - group["dampening"]
-        elif group["velocity"] == "mean":
+        elif group["velocity"] == "mean" or mu == 0:
             a, c = -lr, 1.0 - mu
         else:
             a, c = 1.0, -lr
         k1, k2 = (mu, c) if group["nesterov"] else (1.0, 0.0)
-        return {"lr": lr, "mu": mu, "c": c, "k1": k1, "k2": k2, "a": a}
+        return {"mu": mu, "c": c, "k1": k1, "k2": k2, "a": a}
 
 
 class Adagrad(Optimizer):
@@ -212,7 +212,7 @@ class Adagrad(Optimizer):
     def scalars(group: Mapping[str, Any], step: int) -> dict[str, float]:
         """Return the decayed rate and the epsilons."""
         return {
-            "lr": group["lr"] / (1.0 + (step - 1) * group["lr_decay"]),
+            "a": -group["lr"] / (1.0 + (step - 1) * group["lr_decay"]),
             "eps": group["eps"],
             "eps_root": group["eps_root"],
         }
@@ -299,7 +299,7 @@ class RMSprop(Optimizer):
     def scalars(group: Mapping[str, Any], step: int) -> dict[str, float]:
         """Return the rate, the moving averages' factors and the epsilons."""
         return {
-            "lr": group["lr"],
+            "a": -group["lr"],
             "alpha": group["alpha"],
             "alphac": 1.0 - group["alpha"],
             "mu": group["momentum"],
@@ -385,7 +385,7 @@ class Adam(Optimizer):
         beta1, beta2 = group["betas"]
         correction2 = 1.0 - beta2**step
         return {
-            "lr": group["lr"] / (1.0 - beta1**step),
+            "a": -group["lr"] / (1.0 - beta1**step),
             "beta1": beta1,
             "beta1c": 1.0 - beta1,
             "beta2": beta2,
