@@ -19,9 +19,6 @@ typedef enum {
     FO_STORAGES
 } fo_storage;
 
-/* Storage of a parameter and its gradient, and of its states where it is another. */
-typedef enum { FO_DTYPE_F32, FO_DTYPE_F64, FO_DTYPE_BF16, FO_DTYPE_BF16_F32, FO_DTYPE_F16, FO_DTYPE_F16_F32, FO_DTYPES } fo_dtype;
-
 typedef enum {
 #define RULE(name, states) FO_RULE_##name,
 #include "rules.def"
@@ -100,10 +97,6 @@ int fo_rule_states(size_t rule);
 const char *fo_hyper_name(size_t index); /* in the order of fo_hyper_f64; NULL past the end */
 const char *fo_storage_name(size_t storage); /* NULL past the end */
 size_t fo_storage_size(fo_storage storage);  /* bytes of an element */
-fo_storage fo_param_storage(fo_dtype dtype);
-fo_storage fo_state_storage(fo_dtype dtype);
-size_t fo_dtype_size(fo_dtype dtype);    /* bytes of a parameter's element */
-size_t fo_state_size(fo_dtype dtype);    /* bytes of a state's element */
 const char *fo_compiler(void);
 
 /* ---- dispatch.c: which kernels ---- */
@@ -115,13 +108,10 @@ const char *fo_available_isa(size_t index);         /* best first; NULL past the
 
 /* One parameter. A NULL gradient leaves it out of the pass. */
 typedef struct {
-    void *param;
-    void *grad;
-    void *state[FO_MAX_STATES];
+    fo_stream param, grad, state[FO_MAX_STATES];
     size_t n;
     size_t hyper; /* row of the table of scalars */
     fo_rule rule;
-    fo_dtype dtype;
 } fo_tensor;
 
 typedef struct {
@@ -138,6 +128,7 @@ typedef struct {
     bool want_norm;   /* compute the norm, even where nothing clips by it */
     bool skip_nonfinite;
     bool zero_grad;
+    uint64_t seed; /* of stochastic rounding: another one each step */
     int threads;
 } fo_request;
 

@@ -23,14 +23,6 @@ static const struct {
 #include "codecs.def"
 };
 
-static const struct {
-    fo_storage param, state;
-} dtypes[FO_DTYPES] = {
-    [FO_DTYPE_F32] = {FO_F32, FO_F32},       [FO_DTYPE_F64] = {FO_F64, FO_F64},
-    [FO_DTYPE_BF16] = {FO_BF16, FO_BF16},    [FO_DTYPE_F16] = {FO_F16, FO_F16},
-    [FO_DTYPE_BF16_F32] = {FO_BF16, FO_F32}, [FO_DTYPE_F16_F32] = {FO_F16, FO_F32},
-};
-
 const char *fo_rule_name(size_t rule) { return rule < FO_RULES ? rules[rule].name : NULL; }
 
 int fo_rule_states(size_t rule) { return rules[rule].states; }
@@ -40,14 +32,6 @@ const char *fo_hyper_name(size_t index) { return index < FO_HYPERS ? hypers[inde
 const char *fo_storage_name(size_t storage) { return storage < FO_STORAGES ? storages[storage].name : NULL; }
 
 size_t fo_storage_size(fo_storage storage) { return storages[storage].bytes; }
-
-fo_storage fo_param_storage(fo_dtype dtype) { return dtypes[dtype].param; }
-
-fo_storage fo_state_storage(fo_dtype dtype) { return dtypes[dtype].state; }
-
-size_t fo_dtype_size(fo_dtype dtype) { return fo_storage_size(dtypes[dtype].param); }
-
-size_t fo_state_size(fo_dtype dtype) { return fo_storage_size(dtypes[dtype].state); }
 
 const char *fo_compiler(void)
 {

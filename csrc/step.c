@@ -61,7 +61,7 @@ static void lay_out(fo_plan *plan)
 {
     for (size_t i = 0; i < plan->count; i++) {
         const fo_tensor *t = &plan->tensors[i];
-        size_t bytes = t->grad ? t->n * fo_dtype_size(t->dtype) : 0;
+        size_t bytes = t->grad.at ? t->n * fo_storage_size(t->grad.storage) : 0;
         plan->first_byte[i + 1] = plan->first_byte[i] + bytes;
     }
 }
@@ -108,6 +108,7 @@ struct fo_pass {
     const fo_hyper *hypers;
     double factor; /* of the reductions and of scale; the limit of clamp */
     bool zero_grad;
+    uint64_t seed;
 };
 
 static void run_blocks(const fo_pass *pass, size_t tensor, size_t from, size_t to)
@@ -128,7 +129,7 @@ static void run_share(const fo_pass *pass, size_t from, size_t to)
     const size_t *first_byte = plan->first_byte;
     for (size_t i = 0; i < plan->count; i++) {
         if (first_byte[i + 1] <= from || first_byte[i] >= to) continue;
-        size_t block_bytes = FO_BLOCK * fo_dtype_size(plan->tensors[i].dtype);
+        size_t block_bytes = FO_BLOCK * fo_storage_size(plan->tensors[i].grad.storage);
         size_t blocks = divide_up(first_byte[i + 1] - first_byte[i], block_bytes);
         size_t begin = from > first_byte[i] ? divide_up(from - first_byte[i], block_bytes) : 0;
         size_t end = divide_up(to - first_byte[i], block_bytes);
@@ -157,47 +158,47 @@ static void run(const fo_pass *pass, int threads)
 
 /* ---- the work on one block ---- */
 
-static fo_stream stream(void *base, fo_storage storage, size_t offset)
+static fo_stream from(fo_stream s, size_t offset)
 {
-    return (fo_stream){base ? (char *)base + offset * fo_storage_size(storage) : NULL, storage};
+    return (fo_stream){s.at ? (char *)s.at + offset * fo_storage_size(s.storage) : NULL, s.storage};
 }
-
-static fo_stream gradient(const fo_tensor *t, size_t offset) { return stream(t->grad, fo_param_storage(t->dtype), offset); }
 
 static void step_block(const fo_pass *pass, const fo_tensor *t, size_t block, size_t offset, size_t n)
 {
     (void)block;
-    fo_block b = {.param = stream(t->param, fo_param_storage(t->dtype), offset), .grad = gradient(t, offset), .n = n,
+    const fo_plan *plan = pass->plan;
+    fo_block b = {.param = from(t->param, offset), .grad = from(t->grad, offset), .n = n,
                   .hyper = &pass->hypers[t->hyper], .first = offset,
-                  .from_memory = pass->plan->first_byte[pass->plan->count] >= BYTES_FROM_MEMORY};
-    for (int k = 0; k < FO_MAX_STATES; k++) b.state[k] = stream(t->state[k], fo_state_storage(t->dtype), offset);
+                  .seed = fo_mix(pass->seed, (uint64_t)(t - plan->tensors)),
+                  .from_memory = plan->first_byte[plan->count] >= BYTES_FROM_MEMORY};
+    for (int k = 0; k < fo_rule_states(t->rule); k++) b.state[k] = from(t->state[k], offset);
     pass->kernels->step[t->rule](&b);
     if (pass->zero_grad) memset(b.grad.at, 0, n * fo_storage_size(b.grad.storage));
 }
 
 static void sum_block(const fo_pass *pass, const fo_tensor *t, size_t block, size_t offset, size_t n)
 {
-    fo_stream grad = gradient(t, offset);
+    fo_stream grad = from(t->grad, offset);
     pass->plan->partial[block] = pass->kernels->sum_of_squares(&grad, n, pass->factor);
 }
 
 static void max_block(const fo_pass *pass, const fo_tensor *t, size_t block, size_t offset, size_t n)
 {
-    fo_stream grad = gradient(t, offset);
+    fo_stream grad = from(t->grad, offset);
     pass->plan->partial[block] = pass->kernels->max_abs(&grad, n);
 }
 
 static void scale_block(const fo_pass *pass, const fo_tensor *t, size_t block, size_t offset, size_t n)
 {
     (void)block;
-    fo_stream grad = gradient(t, offset);
+    fo_stream grad = from(t->grad, offset);
     pass->kernels->scale(&grad, n, pass->factor);
 }
 
 static void clamp_block(const fo_pass *pass, const fo_tensor *t, size_t block, size_t offset, size_t n)
 {
     (void)block;
-    fo_stream grad = gradient(t, offset);
+    fo_stream grad = from(t->grad, offset);
     pass->kernels->clamp(&grad, n, pass->factor);
 }
 
@@ -216,7 +217,7 @@ static double reduce(const fo_kernels *kernels, fo_plan *plan, fo_work *work, do
     lay_out(plan);
     run(&pass, threads);
     for (size_t i = 0; i < plan->count; i++)
-        if (plan->tensors[i].grad)
+        if (plan->tensors[i].grad.at)
             for (size_t b = plan->first_block[i]; b < plan->first_block[i + 1]; b++)
                 result = combine(result, plan->partial[b]);
     return result;
@@ -295,7 +296,7 @@ fo_result fo_step(const fo_kernels *kernels, fo_plan *plan, fo_hyper *hypers, si
         narrow(&hypers[k]);
     }
     fo_pass pass = {.work = step_block, .kernels = kernels, .plan = plan, .hypers = hypers,
-                    .zero_grad = request->zero_grad};
+                    .zero_grad = request->zero_grad, .seed = request->seed};
     run(&pass, request->threads);
     return result;
 }

@@ -3,7 +3,7 @@
 
 from cpython.exc cimport PyErr_Clear
 from cpython.pycapsule cimport PyCapsule_GetPointer
-from libc.stdint cimport int32_t, int64_t, uint8_t, uintptr_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint64_t, uintptr_t
 from libc.stdlib cimport free, malloc, realloc
 from libc.string cimport memset
 
@@ -11,8 +11,11 @@ import numpy as np
 cimport numpy as cnp
 
 cdef extern from "fastopt.h" nogil:
-    ctypedef enum fo_dtype:
-        FO_DTYPE_F32, FO_DTYPE_F64, FO_DTYPE_BF16, FO_DTYPE_BF16_F32, FO_DTYPE_F16, FO_DTYPE_F16_F32
+    ctypedef enum fo_storage:
+        FO_F32, FO_F64, FO_BF16, FO_F16
+    ctypedef struct fo_stream:
+        void *at
+        fo_storage storage
     ctypedef enum fo_rule:
         pass
     ctypedef struct fo_hyper_f64:
@@ -22,13 +25,12 @@ cdef extern from "fastopt.h" nogil:
     ctypedef struct fo_kernels:
         const char *isa
     ctypedef struct fo_tensor:
-        void *param
-        void *grad
-        void *state[6]
+        fo_stream param
+        fo_stream grad
+        fo_stream state[6]
         size_t n
         size_t hyper
         fo_rule rule
-        fo_dtype dtype
     ctypedef struct fo_plan:
         fo_tensor *tensors
         size_t count
@@ -38,6 +40,7 @@ cdef extern from "fastopt.h" nogil:
         bint want_norm
         bint skip_nonfinite
         bint zero_grad
+        uint64_t seed
         int threads
     ctypedef struct fo_result:
         double norm
@@ -47,7 +50,6 @@ cdef extern from "fastopt.h" nogil:
     const char *fo_rule_name(size_t)
     int fo_rule_states(size_t)
     const char *fo_hyper_name(size_t)
-    size_t fo_dtype_size(fo_dtype)
     const char *fo_compiler()
     const fo_kernels *fo_best_kernels()
     const fo_kernels *fo_find_kernels(const char *)
@@ -103,8 +105,8 @@ HYPERS = tuple(hyper_index)
 """Names of the scalars that a rule can read."""
 
 DTYPES = {
-    "float32": FO_DTYPE_F32, "float64": FO_DTYPE_F64, "bfloat16": FO_DTYPE_BF16, "float16": FO_DTYPE_F16,
-    "bfloat16/float32": FO_DTYPE_BF16_F32, "float16/float32": FO_DTYPE_F16_F32,
+    "float32": (FO_F32, FO_F32), "float64": (FO_F64, FO_F64), "bfloat16": (FO_BF16, FO_BF16), "float16": (FO_F16, FO_F16),
+    "bfloat16/float32": (FO_BF16, FO_F32), "float16/float32": (FO_F16, FO_F32),
 }
 """Storage of a parameter (and, after a slash, of its states where they differ) -> index."""
 
@@ -157,8 +159,8 @@ cdef int storage(cnp.ndarray array):
     if not cnp.PyArray_ISNOTSWAPPED(array):
         return -1
     if cnp.PyArray_TYPE(array) == cnp.NPY_FLOAT32:
-        return FO_DTYPE_F32
-    return FO_DTYPE_F64 if cnp.PyArray_TYPE(array) == cnp.NPY_FLOAT64 else -1
+        return FO_F32
+    return FO_F64 if cnp.PyArray_TYPE(array) == cnp.NPY_FLOAT64 else -1
 
 
 cdef object as_array(value):
@@ -301,7 +303,9 @@ cdef class Plan:
         if self.plan == NULL:
             raise MemoryError
         for i in range(count):
-            self.plan.tensors[i].dtype = <fo_dtype><int>dtypes[i]
+            self.plan.tensors[i].param.storage = self.plan.tensors[i].grad.storage = <fo_storage><int>dtypes[i][0]
+            for k in range(6):
+                self.plan.tensors[i].state[k].storage = <fo_storage><int>dtypes[i][1]
 
     def __dealloc__(self):
         fo_plan_free(self.plan)
@@ -310,49 +314,49 @@ cdef class Plan:
     @staticmethod
     def of_gradients(list gradients) -> Plan:
         """A plan over checked gradients alone, for the passes that need no parameters."""
-        plan = Plan([a.size for a in gradients], [storage(a) for a in gradients])
+        plan = Plan([a.size for a in gradients], [(storage(a), storage(a)) for a in gradients])
         plan.arrays = gradients
         for i, array in enumerate(gradients):
-            (<Plan>plan).plan.tensors[i].grad = cnp.PyArray_DATA(array)
+            (<Plan>plan).plan.tensors[i].grad.at = cnp.PyArray_DATA(array)
         return plan
 
     @staticmethod
     def of_arrays(list params) -> Plan:
         """A plan over checked arrays, which it keeps alive."""
-        plan = Plan([a.size for a in params], [storage(a) for a in params])
+        plan = Plan([a.size for a in params], [(storage(a), storage(a)) for a in params])
         plan.arrays = params
         plan.memory = Memory(params)
         for i, array in enumerate(params):
-            (<Plan>plan).plan.tensors[i].param = cnp.PyArray_DATA(array)
+            (<Plan>plan).plan.tensors[i].param.at = cnp.PyArray_DATA(array)
         return plan
 
     def set_states(self, size_t tensor, str rule, list states) -> None:
         """Choose a tensor's rule; `states` are the arrays it updates."""
         self.plan.tensors[tensor].rule = <fo_rule><int>RULES[rule][0]
         for k, state in enumerate(states):
-            self.plan.tensors[tensor].state[k] = cnp.PyArray_DATA(state)
+            self.plan.tensors[tensor].state[k].at = cnp.PyArray_DATA(state)
 
     def set_params(self, list addresses) -> None:
         """Take the parameters' addresses; the caller keeps the memory alive."""
         for i in range(self.plan.count):
-            self.plan.tensors[i].param = <void *><uintptr_t>addresses[i]
+            self.plan.tensors[i].param.at = <void *><uintptr_t>addresses[i]
 
     def set_state_addresses(self, size_t tensor, str rule, list addresses) -> None:
         """Choose a tensor's rule and say where its states are; the caller keeps the memory alive."""
         self.plan.tensors[tensor].rule = <fo_rule><int>RULES[rule][0]
         for k, address in enumerate(addresses):
-            self.plan.tensors[tensor].state[k] = <void *><uintptr_t>address
+            self.plan.tensors[tensor].state[k].at = <void *><uintptr_t>address
 
     def set_gradient_addresses(self, list addresses) -> None:
         """Take the gradients' addresses; 0 leaves a tensor out."""
         for i in range(self.plan.count):
-            self.plan.tensors[i].grad = <void *><uintptr_t>addresses[i]
+            self.plan.tensors[i].grad.at = <void *><uintptr_t>addresses[i]
 
     def reads_apart(self) -> bool:
         """Whether no two tensors have one gradient."""
         cdef size_t i
-        cdef list found = [<uintptr_t>self.plan.tensors[i].grad for i in range(self.plan.count)
-                           if self.plan.tensors[i].grad != NULL]
+        cdef list found = [<uintptr_t>self.plan.tensors[i].grad.at for i in range(self.plan.count)
+                           if self.plan.tensors[i].grad.at != NULL]
         return len(set(found)) == len(found)
 
     def set_gradients(self, list gradients, list labels, bint writeable) -> int:
@@ -367,7 +371,7 @@ cdef class Plan:
                 continue
             param = <cnp.ndarray>(<list>self.arrays)[i]
             tensor = &self.plan.tensors[i]
-            if cnp.PyArray_DATA(param) != tensor.param or <size_t>cnp.PyArray_SIZE(param) != tensor.n:
+            if cnp.PyArray_DATA(param) != tensor.param.at or <size_t>cnp.PyArray_SIZE(param) != tensor.n:
                 raise RuntimeError(f"{labels[i]}: was resized after the optimizer was made; make a new optimizer")
             if not cnp.PyArray_ISWRITEABLE(param):
                 check_array(param, labels[i], True)
@@ -375,11 +379,11 @@ cdef class Plan:
                 gradients[i] = as_array(gradients[i])
                 check_gradient(gradients[i], param, "gradient of " + labels[i], writeable)
             gradient = <cnp.ndarray>gradients[i]
-            if (storage(gradient) != <int>tensor.dtype or not same_shape(gradient, param)
+            if (storage(gradient) != <int>tensor.param.storage or not same_shape(gradient, param)
                     or not contiguous_alike(gradient, param) or not cnp.PyArray_ISALIGNED(gradient)
                     or (writeable and not cnp.PyArray_ISWRITEABLE(gradient))):
                 check_gradient(gradient, param, "gradient of " + labels[i], writeable)
-            if cnp.PyArray_DATA(gradient) != tensor.grad or writeable:
+            if cnp.PyArray_DATA(gradient) != tensor.grad.at or writeable:
                 self.check_apart(gradient, "gradient of " + labels[i], labels)
                 moved = True
         if writeable and moved:
@@ -389,7 +393,7 @@ cdef class Plan:
                                  "so that they cannot both be zeroed")
         for i in range(self.plan.count):
             tensor = &self.plan.tensors[i]
-            tensor.grad = NULL if gradients[i] is None else cnp.PyArray_DATA(<cnp.ndarray>gradients[i])
+            tensor.grad.at = NULL if gradients[i] is None else cnp.PyArray_DATA(<cnp.ndarray>gradients[i])
         return missing
 
     cdef check_apart(self, cnp.ndarray gradient, str label, list labels):
@@ -424,6 +428,7 @@ cdef class Plan:
         for i in range(self.plan.count):
             self.plan.tensors[i].hyper = <size_t>rows[i]
         self.load_hypers(table)
+        request.seed = 0
         request.unscale, request.clip_norm, request.threads = unscale, clip_norm, threads
         request.want_norm, request.skip_nonfinite, request.zero_grad = want_norm, skip_nonfinite, zero_grad
         with nogil:
@@ -545,9 +550,9 @@ cdef class Layouts:
         cdef size_t i
         for i in range(plan.plan.count):
             if grads[i] is None:
-                plan.plan.tensors[i].grad = NULL
+                plan.plan.tensors[i].grad.at = NULL
                 continue
             if not self.look(grads[i], &now) or not self.alike(i, &now) or (now.data == NULL and plan.plan.tensors[i].n):
                 return False
-            plan.plan.tensors[i].grad = now.data
+            plan.plan.tensors[i].grad.at = now.data
         return True
