@@ -60,8 +60,8 @@ static void encode_F64(void *restrict out, const float *restrict in, size_t n, c
 
 /* ---- bfloat16: the upper half of float32 ---- */
 
-/* Adds to the lower half, which then goes; a carry runs into the exponent as it should. NaN becomes all ones, so that no
- * carry can make it a number. */
+/* Adds to the lower half, which then goes; a carry runs into the exponent as it should. NaN becomes all ones, so that
+ * no carry makes it a number. */
 FO_INLINE uint16_t fo_upper_half(uint32_t bits, uint32_t added)
 {
     int32_t magnitude = (int32_t)(bits & 0x7fffffffu);

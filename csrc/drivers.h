@@ -74,11 +74,13 @@ static void drive(const fo_block *b, int states, fo_loop *loop_f32, fo_loop *loo
 
 /* ---- the floors: read the gradient, read and write the parameter and the states, as words of memory ---- */
 
-static size_t words_of(const fo_stream *s, size_t n) { return n * fo_storage_size(s->storage) / sizeof(uint64_t); }
+typedef uint64_t fo_word __attribute__((aligned(1), may_alias));
+
+static size_t words_of(const fo_stream *s, size_t n) { return n * fo_storage_size(s->storage) / sizeof(fo_word); }
 
 static uint64_t read_from(const fo_stream *s, size_t from, size_t n)
 {
-    const uint64_t *restrict w = s->at;
+    const fo_word *restrict w = s->at;
     const size_t words = words_of(s, n);
     uint64_t found = 0;
     VECTORISE for (size_t i = from; i < words; i++) found |= w[i];
@@ -87,7 +89,7 @@ static uint64_t read_from(const fo_stream *s, size_t from, size_t n)
 
 static void write_from(const fo_stream *s, size_t from, size_t n, uint64_t change)
 {
-    uint64_t *restrict w = s->at;
+    fo_word *restrict w = s->at;
     const size_t words = words_of(s, n);
     VECTORISE for (size_t i = from; i < words; i++) w[i] ^= change;
 }
@@ -98,10 +100,10 @@ static void write_from(const fo_stream *s, size_t from, size_t n, uint64_t chang
 #define FLOOR(name, states)                                                                                          \
     static void step_##name(const fo_block *b)                                                                       \
     {                                                                                                                \
-        const uint64_t *restrict g = b->grad.at;                                                                     \
+        const fo_word *restrict g = b->grad.at;                                                                      \
         uint64_t none = b->n >> 63;                                                                                  \
         const fo_stream *written[] = {&b->param, &b->state[0], &b->state[1], &b->state[2]};                          \
-        uint64_t *w[1 + states];                                                                                     \
+        fo_word *w[1 + states];                                                                                      \
         size_t common = words_of(&b->grad, b->n);                                                                    \
         UNROLL for (int k = 0; k <= states; k++) {                                                                   \
             size_t words = words_of(written[k], b->n);                                                               \

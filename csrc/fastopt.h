@@ -27,8 +27,8 @@ typedef enum {
 
 /* The scalars of one step, formed in double by the host and narrowed once. */
 #define FO_HYPER(X)                                                                                                  \
-    X(decay) X(l2) X(scale) X(clip) X(flush) X(eps) X(eps_root)  /* every rule's prologue, decay and epsilons */ \
-    X(a) X(mu) X(c) X(k1) X(k2)                                        /* rate; momentum */                                \
+    X(decay) X(l2) X(scale) X(clip) X(flush) X(eps) X(eps_root) /* every rule's prologue, decay and epsilons */     \
+    X(a) X(mu) X(c) X(k1) X(k2)                                 /* rate; momentum */                                 \
     X(alpha) X(alphac) X(beta1) X(beta1c) X(beta2) X(beta2c) X(rbc2)   /* moving averages */
 
 enum {

@@ -30,12 +30,12 @@
 
 #include "codecs.h"
 
-/* Without the sign, IEEE's order is that of the bits; a NaN is above everything. (Comparing float32 as such would compete
- * with the multiplications for their units, and not comparing unsigned spares an instruction; measured: docs/design.md.) */
+/* Without the sign, IEEE's order is that of the bits; a NaN is above everything. (Comparing floats would compete
+ * with the multiplications for their units, and comparing unsigned takes an instruction more: docs/design.md.) */
 #define IS_BELOW_FLOAT(x, limit) ((int32_t)(fo_bits_of(x) & 0x7fffffffu) < (int32_t)fo_bits_of(limit))
 
-/* A loop's own loads keep too few cache lines on their way to use all of some processors' memory bandwidth: they ask for
- * the lines that they will need one kibibyte on, piece by piece. (Measured: docs/design.md.) */
+/* A loop's own loads keep too few cache lines on their way to use all of some processors' memory bandwidth: it asks for
+ * the lines that it will need one kibibyte on, piece by piece. (Measured: docs/design.md.) */
 enum { PIECE = 64, AHEAD = 1024, CACHE_LINE = 64 };
 
 FO_INLINE void fo_fetch(const void *x, size_t bytes)

@@ -1,8 +1,8 @@
 /* A row of rules.def becomes a loop over plain arrays of the arithmetic's type T: the only place where a rule meets
  * memory. The loops are plain C: each compiles to full vectors for the instruction set of this translation unit. */
 
-/* What every rule's gradient goes through first. Unscaling, sign and clipping by norm are one factor. L2 decay and clipping
- * by value (which a NaN passes) are done where they are asked for: 0*inf would be NaN. */
+/* What every rule's gradient goes through first. Unscaling, sign and clipping by norm are one factor. Clipping by value
+ * (which a NaN passes) and L2 decay are done where they are asked for: 0*inf would be NaN. */
 FO_INLINE T NAMED(prepare)(T p, T g, bool l2, bool clip, const HYPER *h)
 {
     g *= h->scale;

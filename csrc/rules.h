@@ -4,7 +4,7 @@
  *      and the step's scalars h.
  * Out: the update u; s[] is updated in place. The parameter is written in one place for all, loops.h:
  *          p = h->decay*p + h->a*u
- *      where decay is 1 - lr*weight_decay (decoupled decay) or 1, and a is -lr, with a bias correction where one is due.
+ *      where decay is 1 - lr*weight_decay (decoupled decay) or 1, and a is -lr, with a bias correction where due.
  *
  * FMA(a, b, c) is a*b + c, rounded once where the instruction set can. Square root and division are IEEE's. */
 
