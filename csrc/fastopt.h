@@ -25,30 +25,34 @@ typedef enum {
     FO_RULES
 } fo_rule;
 
-/* The scalars of one step, formed in double by the host and narrowed once. */
-#define FO_HYPER(X)                                                                                                  \
-    X(decay) X(l2) X(scale) X(clip) X(flush) X(eps) X(eps_root) /* every rule's prologue, decay and epsilons */     \
-    X(a) X(mu) X(c) X(k1) X(k2)                                 /* rate; momentum */                                 \
-    X(alpha) X(alphac) X(beta1) X(beta1c) X(beta2) X(beta2c) X(rbc2)   /* moving averages */
+/* What the user chose, as numbers: flags are 0 or 1, choices count from 0. */
+typedef struct {
+#define OPTION(name) double name;
+#include "rules.def"
+} fo_options;
 
 enum {
-#define X(name) FO_HYPER_##name,
-    FO_HYPER(X)
-#undef X
-    FO_HYPERS
+#define OPTION(name) FO_OPTION_##name,
+#include "rules.def"
+    FO_OPTIONS
 };
 
+/* The scalars that a rule reads: formed in double from the options and the number of the step, and narrowed once. */
 typedef struct {
-#define X(name) double name;
-    FO_HYPER(X)
-#undef X
+#define SCALAR(name) double name;
+#include "rules.def"
 } fo_hyper_f64;
 
 typedef struct {
-#define X(name) float name;
-    FO_HYPER(X)
-#undef X
+#define SCALAR(name) float name;
+#include "rules.def"
 } fo_hyper_f32;
+
+enum {
+#define SCALAR(name) FO_SCALAR_##name,
+#include "rules.def"
+    FO_SCALARS
+};
 
 typedef struct {
     fo_hyper_f64 f64;
@@ -91,12 +95,13 @@ typedef struct {
     void (*clamp)(const fo_stream *, size_t n, double limit);
 } fo_kernels;
 
-/* ---- names.c: the lists above, for Python ---- */
-const char *fo_rule_name(size_t rule); /* NULL past the end */
+/* ---- names.c: the lists above, for Python; a name is NULL past the end ---- */
+const char *fo_rule_name(size_t rule);
 int fo_rule_states(size_t rule);
-const char *fo_hyper_name(size_t index); /* in the order of fo_hyper_f64; NULL past the end */
-const char *fo_storage_name(size_t storage); /* NULL past the end */
-size_t fo_storage_size(fo_storage storage);  /* bytes of an element */
+const char *fo_option_name(size_t index); /* in the order of fo_options */
+const char *fo_scalar_name(size_t index); /* in the order of fo_hyper_f64 */
+const char *fo_storage_name(size_t storage);
+size_t fo_storage_size(fo_storage storage); /* bytes of an element */
 const char *fo_compiler(void);
 
 /* ---- dispatch.c: which kernels ---- */
@@ -109,9 +114,12 @@ const char *fo_available_isa(size_t index);         /* best first; NULL past the
 /* One parameter. A NULL gradient leaves it out of the pass. */
 typedef struct {
     fo_stream param, grad, state[FO_MAX_STATES];
+    void *count; /* how many steps it has taken: a double, or a float; NULL counts as none */
+    const fo_options *options;
     size_t n;
-    size_t hyper; /* row of the table of scalars */
+    size_t hyper; /* row of the plan's table of scalars, in a step */
     fo_rule rule;
+    bool float_count;
 } fo_tensor;
 
 typedef struct {
@@ -119,16 +127,20 @@ typedef struct {
     size_t count;
     size_t *first_block; /* count + 1: block numbers, over all tensors */
     size_t *first_byte;  /* count + 1: position on the axis along which threads share the work */
+    fo_hyper *hypers;    /* at most one a tensor: those with equal options and counts share theirs */
     double *partial;     /* one a block: what a reduction found there */
+    size_t blocks;       /* how many partial has room for */
 } fo_plan;
 
 typedef struct {
-    double unscale;   /* multiplies every gradient: 1 / loss scale */
-    double clip_norm; /* INFINITY: do not clip */
-    bool want_norm;   /* compute the norm, even where nothing clips by it */
+    double unscale;    /* multiplies every gradient: 1 / loss scale */
+    double clip_norm;  /* INFINITY: do not clip */
+    double clip_value; /* likewise */
+    bool want_norm;    /* compute the norm, even where nothing clips by it */
     bool skip_nonfinite;
     bool zero_grad;
-    uint64_t seed; /* of stochastic rounding: another one each step */
+    bool zero_skipped; /* zero_grad also where the step is skipped */
+    uint64_t seed;     /* of stochastic rounding: another one each step */
     int threads;
 } fo_request;
 
@@ -136,14 +148,17 @@ typedef struct {
     double norm;        /* before clipping; NaN when not computed */
     double coefficient; /* what clipping multiplied the gradients by */
     bool skipped;       /* a gradient was not finite and the request was to skip such steps */
+    int unfit;          /* 1 + the scalar that is not finite in the arithmetic's precision (nothing was done); or 0 */
+    size_t tensor;      /* whose */
 } fo_result;
 
-fo_plan *fo_plan_new(size_t count, const size_t *lengths); /* NULL: out of memory */
+fo_plan *fo_plan_new(size_t count); /* NULL: out of memory */
 void fo_plan_free(fo_plan *plan);
+bool fo_plan_cut(fo_plan *plan); /* after lengths have changed; false: out of memory */
+bool fo_params_overlap(const fo_plan *plan); /* whether two share memory (or there is none to find out) */
 
-/* One optimizer step: at most two passes over memory, nothing allocated. */
-fo_result fo_step(const fo_kernels *kernels, fo_plan *plan, fo_hyper *hypers, size_t hyper_count,
-                  const fo_request *request);
+/* One optimizer step, counted: at most two passes over memory, nothing allocated. */
+fo_result fo_step(const fo_kernels *kernels, fo_plan *plan, const fo_request *request);
 
 /* The same passes over gradients alone. */
 double fo_global_norm(const fo_kernels *kernels, fo_plan *plan, int threads);

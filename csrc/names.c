@@ -9,10 +9,14 @@ static const struct {
 #include "rules.def"
 };
 
-static const char *const hypers[] = {
-#define X(name) #name,
-    FO_HYPER(X)
-#undef X
+static const char *const options[] = {
+#define OPTION(name) #name,
+#include "rules.def"
+};
+
+static const char *const scalars[] = {
+#define SCALAR(name) #name,
+#include "rules.def"
 };
 
 static const struct {
@@ -27,7 +31,9 @@ const char *fo_rule_name(size_t rule) { return rule < FO_RULES ? rules[rule].nam
 
 int fo_rule_states(size_t rule) { return rules[rule].states; }
 
-const char *fo_hyper_name(size_t index) { return index < FO_HYPERS ? hypers[index] : NULL; }
+const char *fo_option_name(size_t index) { return index < FO_OPTIONS ? options[index] : NULL; }
+
+const char *fo_scalar_name(size_t index) { return index < FO_SCALARS ? scalars[index] : NULL; }
 
 const char *fo_storage_name(size_t storage) { return storage < FO_STORAGES ? storages[storage].name : NULL; }
 

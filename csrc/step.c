@@ -14,6 +14,7 @@
 #endif
 
 #include "fastopt.h"
+#include "scalars.h"
 
 /* A thread is worth waking for this many bytes of parameters. Alone on the machine, half of that would do; but where
  * others compete for the cores, a woken thread can cost milliseconds (measured: docs/design.md). */
@@ -26,7 +27,7 @@ enum { BYTES_FROM_MEMORY = 16 * 1024 * 1024 };
 
 static size_t divide_up(size_t a, size_t b) { return (a + b - 1) / b; }
 
-fo_plan *fo_plan_new(size_t count, const size_t *lengths)
+fo_plan *fo_plan_new(size_t count)
 {
     fo_plan *plan = calloc(1, sizeof *plan);
     if (!plan) return NULL;
@@ -34,16 +35,50 @@ fo_plan *fo_plan_new(size_t count, const size_t *lengths)
     plan->tensors = calloc(count + 1, sizeof *plan->tensors);
     plan->first_block = calloc(count + 1, sizeof *plan->first_block);
     plan->first_byte = calloc(count + 1, sizeof *plan->first_byte);
-    if (plan->tensors && plan->first_block && plan->first_byte) {
-        for (size_t i = 0; i < count; i++) {
-            plan->tensors[i].n = lengths[i];
-            plan->first_block[i + 1] = plan->first_block[i] + divide_up(lengths[i], FO_BLOCK);
-        }
-        plan->partial = calloc(plan->first_block[count] + 1, sizeof *plan->partial);
-        if (plan->partial) return plan;
-    }
+    plan->hypers = malloc((count + 1) * sizeof *plan->hypers);
+    if (plan->tensors && plan->first_block && plan->first_byte && plan->hypers) return plan;
     fo_plan_free(plan);
     return NULL;
+}
+
+bool fo_plan_cut(fo_plan *plan)
+{
+    for (size_t i = 0; i < plan->count; i++)
+        plan->first_block[i + 1] = plan->first_block[i] + divide_up(plan->tensors[i].n, FO_BLOCK);
+    if (plan->first_block[plan->count] > plan->blocks) {
+        double *grown = realloc(plan->partial, plan->first_block[plan->count] * sizeof *grown);
+        if (!grown) return false;
+        plan->partial = grown;
+        plan->blocks = plan->first_block[plan->count];
+    }
+    return true;
+}
+
+typedef struct {
+    uintptr_t begin, end;
+} range;
+
+static int by_begin(const void *a, const void *b)
+{
+    uintptr_t x = ((const range *)a)->begin, y = ((const range *)b)->begin;
+    return (x > y) - (x < y);
+}
+
+bool fo_params_overlap(const fo_plan *plan)
+{
+    range *ranges = malloc((plan->count + 1) * sizeof *ranges);
+    if (!ranges) return true;
+    size_t used = 0;
+    for (size_t i = 0; i < plan->count; i++) {
+        const fo_tensor *t = &plan->tensors[i];
+        uintptr_t begin = (uintptr_t)t->param.at;
+        if (t->n && begin) ranges[used++] = (range){begin, begin + t->n * fo_storage_size(t->param.storage)};
+    }
+    qsort(ranges, used, sizeof *ranges, by_begin);
+    bool overlap = false;
+    for (size_t k = 1; k < used; k++) overlap |= ranges[k].begin < ranges[k - 1].end;
+    free(ranges);
+    return overlap;
 }
 
 void fo_plan_free(fo_plan *plan)
@@ -52,6 +87,7 @@ void fo_plan_free(fo_plan *plan)
     free(plan->tensors);
     free(plan->first_block);
     free(plan->first_byte);
+    free(plan->hypers);
     free(plan->partial);
     free(plan);
 }
@@ -68,12 +104,18 @@ static void lay_out(fo_plan *plan)
 
 /* ---- threads ---- */
 
-static bool forked;
+static bool forked, went_parallel;
 
-static void note_fork(void) { forked = true; }
+/* A forked child has the parent's OpenMP state but none of its threads: a parallel region there would wait for ever,
+ * ours or that of another library on the same runtime. These are the two globals that change after start-up. */
+static void note_fork(void)
+{
+    forked = true;
+#ifdef _OPENMP
+    if (__atomic_load_n(&went_parallel, __ATOMIC_RELAXED)) omp_set_num_threads(1);
+#endif
+}
 
-/* A forked child has the parent's OpenMP state but none of its threads: a parallel region there would wait
- * for ever. This is the one global that changes after start-up. */
 __attribute__((constructor)) static void watch_forks(void) { pthread_atfork(NULL, NULL, note_fork); }
 
 bool fo_has_openmp(void)
@@ -105,7 +147,6 @@ struct fo_pass {
     fo_work *work;
     const fo_kernels *kernels;
     fo_plan *plan;
-    const fo_hyper *hypers;
     double factor; /* of the reductions and of scale; the limit of clamp */
     bool zero_grad;
     uint64_t seed;
@@ -148,6 +189,7 @@ static void run(const fo_pass *pass, int threads)
         return;
     }
 #ifdef _OPENMP
+    __atomic_store_n(&went_parallel, true, __ATOMIC_RELAXED);
 #pragma omp parallel num_threads(threads)
     {
         size_t t = (size_t)omp_get_thread_num(), all = (size_t)omp_get_num_threads();
@@ -168,7 +210,7 @@ static void step_block(const fo_pass *pass, const fo_tensor *t, size_t block, si
     (void)block;
     const fo_plan *plan = pass->plan;
     fo_block b = {.param = from(t->param, offset), .grad = from(t->grad, offset), .n = n,
-                  .hyper = &pass->hypers[t->hyper], .first = offset,
+                  .hyper = &plan->hypers[t->hyper], .first = offset,
                   .seed = fo_mix(pass->seed, (uint64_t)(t - plan->tensors)),
                   .from_memory = plan->first_byte[plan->count] >= BYTES_FROM_MEMORY};
     for (int k = 0; k < fo_rule_states(t->rule); k++) b.state[k] = from(t->state[k], offset);
@@ -193,6 +235,12 @@ static void scale_block(const fo_pass *pass, const fo_tensor *t, size_t block, s
     (void)block;
     fo_stream grad = from(t->grad, offset);
     pass->kernels->scale(&grad, n, pass->factor);
+}
+
+static void zero_block(const fo_pass *pass, const fo_tensor *t, size_t block, size_t offset, size_t n)
+{
+    (void)pass, (void)block;
+    memset(from(t->grad, offset).at, 0, n * fo_storage_size(t->grad.storage));
 }
 
 static void clamp_block(const fo_pass *pass, const fo_tensor *t, size_t block, size_t offset, size_t n)
@@ -242,20 +290,103 @@ double fo_global_norm(const fo_kernels *kernels, fo_plan *plan, int threads)
     return ldexp(sqrt(reduce(kernels, plan, sum_block, ldexp(1, -exponent), add, threads)), exponent);
 }
 
+/* ---- scalars ---- */
+
+typedef void form_scalars(const fo_options *, double, fo_hyper_f64 *);
+
+static form_scalars *const scalars_of[FO_RULES] = {
+#define RULE(name, states) [FO_RULE_##name] = name##_scalars,
+#include "rules.def"
+};
+
+/* What does not depend on the rule. A flush of infinity says that states may count as zero however small the others are;
+ * a rule that divides by the root of one names the least that the root is added to. */
+static void common_scalars(const fo_options *o, double scale, double clip_value, fo_hyper_f64 *h)
+{
+    *h = (fo_hyper_f64){.scale = o->maximize != 0 ? -scale : scale, .clip = clip_value, .decay = 1, .flush = INFINITY};
+    if (o->decoupled_weight_decay != 0)
+        h->decay = 1 - o->lr * o->weight_decay;
+    else
+        h->l2 = o->weight_decay;
+}
+
+/* A state is stored as zero below twice the smallest normal number: one that the next decay (by half at the most, say)
+ * would bring among the subnormal ones is slow already. But not if the root of that shows beside `least`. */
+static double flush_below(double least, double smallest_normal, double epsilon)
+{
+    return least * epsilon / 4 >= sqrt(2 * smallest_normal) ? 2 * smallest_normal : 0;
+}
+
+/* What is not zero stays so: an epsilon is there to keep 0/0 away. */
+static float narrowed(double x) { return x != 0 && (float)x == 0 ? copysignf(FLT_TRUE_MIN, (float)x) : (float)x; }
+
+/* Narrow the scalars; return the number of the first that its precision does not hold, plus one, or 0. */
+static int narrow(fo_hyper *hyper, fo_storage storage, bool any_scale)
+{
+    const double *wide = (const double *)&hyper->f64;
+    float *narrow_ones = (float *)&hyper->f32;
+    for (int k = 0; k < FO_SCALARS; k++) {
+        narrow_ones[k] = narrowed(wide[k]);
+        bool free_one = k == FO_SCALAR_clip || k == FO_SCALAR_flush || (k == FO_SCALAR_scale && any_scale);
+        if (!free_one && !isfinite(storage == FO_F64 ? wide[k] : (double)narrow_ones[k])) return 1 + k;
+    }
+    hyper->f32.flush = (float)flush_below(hyper->f64.flush, FLT_MIN, FLT_EPSILON);
+    hyper->f64.flush = flush_below(hyper->f64.flush, DBL_MIN, DBL_EPSILON);
+    return 0;
+}
+
+/* Add to a tensor's number of steps; return it. */
+static double count(const fo_tensor *t, int steps)
+{
+    if (!t->count) return 1;
+    if (t->float_count) return (double)(*(float *)t->count += (float)steps);
+    return *(double *)t->count += steps;
+}
+
+/* Count the step of every tensor that has a gradient, and form its scalars, once for neighbours that are alike. (A
+ * parameter that is in the list twice is stepped twice, as in torch: the second time is another step.) Where a scalar is
+ * unfit, nothing is counted. */
+static void settle(fo_plan *plan, const fo_request *request, fo_result *result)
+{
+    const fo_tensor *last = NULL;
+    double last_step = 0, scale = request->unscale * result->coefficient;
+    size_t used = 0;
+    for (size_t i = 0; i < plan->count && !result->unfit; i++) {
+        fo_tensor *t = &plan->tensors[i];
+        if (!t->grad.at) continue;
+        double step = count(t, 1);
+        if (!last || last->options != t->options || last->rule != t->rule ||
+            last->param.storage != t->param.storage || last_step != step) {
+            fo_hyper *hyper = &plan->hypers[used++];
+            common_scalars(t->options, scale, request->clip_value, &hyper->f64);
+            scalars_of[t->rule](t->options, step, &hyper->f64);
+            result->unfit = narrow(hyper, t->param.storage, !isfinite(scale));
+            result->tensor = i;
+            last = t, last_step = step;
+        }
+        t->hyper = used - 1;
+    }
+    for (size_t i = 0; result->unfit && i <= result->tensor; i++)
+        if (plan->tensors[i].grad.at) count(&plan->tensors[i], -1);
+}
+
 /* ---- what Cython calls ---- */
 
-void fo_scale_gradients(const fo_kernels *kernels, fo_plan *plan, double factor, int threads)
+static void run_over_gradients(fo_work *work, const fo_kernels *kernels, fo_plan *plan, double factor, int threads)
 {
-    fo_pass pass = {.work = scale_block, .kernels = kernels, .plan = plan, .factor = factor};
+    fo_pass pass = {.work = work, .kernels = kernels, .plan = plan, .factor = factor};
     lay_out(plan);
     run(&pass, threads);
 }
 
+void fo_scale_gradients(const fo_kernels *kernels, fo_plan *plan, double factor, int threads)
+{
+    run_over_gradients(scale_block, kernels, plan, factor, threads);
+}
+
 void fo_clamp_gradients(const fo_kernels *kernels, fo_plan *plan, double limit, int threads)
 {
-    fo_pass pass = {.work = clamp_block, .kernels = kernels, .plan = plan, .factor = limit};
-    lay_out(plan);
-    run(&pass, threads);
+    run_over_gradients(clamp_block, kernels, plan, limit, threads);
 }
 
 /* torch's definition; a NaN norm gives a NaN coefficient, an infinite one 0. */
@@ -265,17 +396,7 @@ static double clip_coefficient(double norm, double clip_norm)
     return coefficient > 1 ? 1 : coefficient;
 }
 
-static void narrow(fo_hyper *hyper)
-{
-#define X(name) hyper->f32.name = (float)hyper->f64.name;
-    FO_HYPER(X)
-#undef X
-    hyper->f32.flush = 2 * FLT_MIN;
-    hyper->f64.flush = 2 * DBL_MIN;
-}
-
-fo_result fo_step(const fo_kernels *kernels, fo_plan *plan, fo_hyper *hypers, size_t hyper_count,
-                  const fo_request *request)
+fo_result fo_step(const fo_kernels *kernels, fo_plan *plan, const fo_request *request)
 {
     fo_result result = {.norm = NAN, .coefficient = 1};
     bool clip = isfinite(request->clip_norm);
@@ -285,18 +406,18 @@ fo_result fo_step(const fo_kernels *kernels, fo_plan *plan, fo_hyper *hypers, si
         if (request->skip_nonfinite && !isfinite(result.norm) &&
             !isfinite(fo_global_max_abs(kernels, plan, request->threads))) {
             result.skipped = true;
+            if (request->zero_grad && request->zero_skipped)
+                run_over_gradients(zero_block, kernels, plan, 0, request->threads);
             return result;
         }
         if (clip) result.coefficient = clip_coefficient(result.norm, request->clip_norm);
     } else {
         lay_out(plan);
     }
-    for (size_t k = 0; k < hyper_count; k++) {
-        hypers[k].f64.scale *= request->unscale * result.coefficient;
-        narrow(&hypers[k]);
-    }
-    fo_pass pass = {.work = step_block, .kernels = kernels, .plan = plan, .hypers = hypers,
-                    .zero_grad = request->zero_grad, .seed = request->seed};
+    settle(plan, request, &result);
+    if (result.unfit) return result;
+    fo_pass pass = {.work = step_block, .kernels = kernels, .plan = plan, .zero_grad = request->zero_grad,
+                    .seed = request->seed};
     run(&pass, request->threads);
     return result;
 }

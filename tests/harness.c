@@ -326,13 +326,15 @@ static int check(void)
 
 /* ---- fuzz ---- */
 
-enum { MOST_TENSORS = 6, MOST_HYPERS = 3 };
+enum { MOST_TENSORS = 6, MOST_OPTIONS = 3 };
 
 typedef struct {
     fo_tensor tensors[MOST_TENSORS]; /* what every run starts from */
     bool has_grad[MOST_TENSORS];
     size_t count;
-    fo_hyper hypers[MOST_HYPERS];
+    double counts[MOST_TENSORS];
+    fo_options options[MOST_OPTIONS];
+    size_t owners[MOST_TENSORS];
     fo_request request;
 } problem;
 
@@ -349,7 +351,7 @@ static size_t length(void)
 
 static fo_tensor any_tensor(void)
 {
-    fo_tensor t = {.n = length(), .rule = (fo_rule)below(FO_RULES), .hyper = below(MOST_HYPERS)};
+    fo_tensor t = {.n = length(), .rule = (fo_rule)below(FO_RULES)};
     const bool wide = below(4) == 0, plain = below(2);
     for (int k = 0; k < streams_of(&t); k++) {
         const fo_storage any = (fo_storage)below(FO_STORAGES);
@@ -365,25 +367,33 @@ static void draw_problem(problem *p)
     for (size_t t = 0; t < p->count; t++) {
         p->tensors[t] = any_tensor();
         p->has_grad[t] = below(5) > 0;
+        p->owners[t] = below(MOST_OPTIONS);
+        p->counts[t] = (double)below(100);
         allocate(&p->tensors[t], kind);
     }
-    for (size_t k = 0; k < MOST_HYPERS; k++) {
-        double *scalar = (double *)&p->hypers[k].f64;
-        for (size_t i = 0; i < FO_HYPERS; i++) scalar[i] = uniform();
-        p->hypers[k].f64.clip = below(2) ? uniform() : INFINITY;
-        p->hypers[k].f64.l2 *= (double)below(2);
+    for (size_t k = 0; k < MOST_OPTIONS; k++) {
+        double *option = (double *)&p->options[k];
+        for (size_t i = 0; i < FO_OPTIONS; i++) option[i] = uniform();
+        p->options[k].velocity = (double)below(3);
+        p->options[k].nesterov = (double)below(2);
+        p->options[k].decoupled_weight_decay = (double)below(2);
+        p->options[k].weight_decay *= (double)below(2);
+        p->options[k].eps *= below(2) ? 1e-8 : 1;
     }
     p->request = (fo_request){.unscale = below(2) ? 1 : 0x1p-3,
                               .clip_norm = below(2) ? 100 * uniform() : INFINITY,
+                              .clip_value = below(2) ? uniform() : INFINITY,
                               .want_norm = below(2),
                               .skip_nonfinite = below(2),
                               .zero_grad = below(2),
+                              .zero_skipped = below(2),
                               .seed = draw()};
 }
 
 typedef struct {
     fo_tensor tensors[MOST_TENSORS];
     size_t shifts[MOST_TENSORS];
+    double counts[2 * MOST_TENSORS]; /* steps, of each tensor of the plan */
     fo_result result;
     double norm, max_abs; /* of the gradients, before the step */
 } outcome;
@@ -407,7 +417,7 @@ static void place(outcome *o, const problem *p, bool aligned)
 
 /* One tensor of the plan for each parameter or, with `split`, two. (The bits do not depend on it where no norm and no
  * stochastic rounding does: both count within a tensor.) */
-static fo_plan *plan_of(const problem *p, const outcome *o, bool split)
+static fo_plan *plan_of(const problem *p, outcome *o, bool split)
 {
     size_t lengths[2 * MOST_TENSORS] = {0}, count = 0;
     for (size_t i = 0; i < p->count; i++) {
@@ -415,33 +425,35 @@ static fo_plan *plan_of(const problem *p, const outcome *o, bool split)
         lengths[count++] = first;
         if (split) lengths[count++] = p->tensors[i].n - first;
     }
-    fo_plan *plan = fo_plan_new(count, lengths);
+    fo_plan *plan = fo_plan_new(count);
     for (size_t i = 0; i < count; i++) {
         const size_t tensor = split ? i / 2 : i, from = split && i % 2 ? lengths[i - 1] : 0;
         fo_tensor *t = &plan->tensors[i];
         *t = o->tensors[tensor];
         t->n = lengths[i];
+        t->options = &p->options[p->owners[tensor]];
+        o->counts[i] = p->counts[tensor];
+        t->count = &o->counts[i];
         for (int k = 0; k < streams_of(t); k++) {
             fo_stream *s = stream_of(t, k);
             s->at = (char *)s->at + from * fo_storage_size(s->storage);
         }
         if (!p->has_grad[tensor]) t->grad.at = NULL;
     }
+    if (!fo_plan_cut(plan)) abort();
     return plan;
 }
 
 static outcome run(const problem *p, const fo_kernels *kernels, int threads, bool aligned, bool split)
 {
     outcome o = {0};
-    fo_hyper hypers[MOST_HYPERS];
     fo_request request = p->request;
     request.threads = threads;
-    memcpy(hypers, p->hypers, sizeof hypers);
     place(&o, p, aligned);
     fo_plan *plan = plan_of(p, &o, split);
     o.norm = fo_global_norm(kernels, plan, threads);
     o.max_abs = fo_global_max_abs(kernels, plan, threads);
-    o.result = fo_step(kernels, plan, hypers, MOST_HYPERS, &request);
+    o.result = fo_step(kernels, plan, &request);
     fo_scale_gradients(kernels, plan, 0.3, threads);
     fo_clamp_gradients(kernels, plan, 0.2, threads);
     fo_plan_free(plan);
@@ -461,7 +473,7 @@ static void check_margins(const outcome *o, size_t count)
 /* All bits, but one NaN is as good as another: which of two operands' payloads survives is up to the compiler. */
 static void compare(const problem *p, const outcome *a, const outcome *b, bool norms)
 {
-    const bool alike = a->result.skipped == b->result.skipped && same(a->result.coefficient, b->result.coefficient) &&
+    const bool alike = a->result.skipped == b->result.skipped && !a->result.unfit == !b->result.unfit && same(a->result.coefficient, b->result.coefficient) &&
                        same(a->result.norm, b->result.norm) && same(a->norm, b->norm);
     if (norms && !alike) fail("the norms differ", &p->tensors[0], 0);
     if (!same(a->max_abs, b->max_abs)) fail("the largest magnitudes differ", &p->tensors[0], 0);
@@ -557,14 +569,17 @@ static uint64_t hash_of(const fo_kernels *kernels, fo_rule rule, size_t combinat
     random_state = 1;
     fo_tensor t = tensor_of(rule, combination, n);
     allocate(&t, ORDINARY);
-    fo_plan *plan = fo_plan_new(1, &n);
+    double count = 0;
+    const fo_options options = {.lr = 1e-2, .weight_decay = 0.01, .momentum = 0.9, .nesterov = 1, .alpha = 0.99,
+                                .beta1 = 0.9, .beta2 = 0.999, .eps = 1e-8, .eps_root = 1e-12};
+    fo_plan *plan = fo_plan_new(1);
     plan->tensors[0] = t;
+    plan->tensors[0].count = &count;
+    plan->tensors[0].options = &options;
+    if (!fo_plan_cut(plan)) abort();
     for (int step = 0; step < STEPS; step++) {
-        fo_hyper hyper = scalars_of_order_one();
-        hyper.f64.clip = 1.5;
-        hyper.f64.l2 = 0.01;
-        fo_request request = {.unscale = 1, .clip_norm = 100, .threads = 2, .seed = (uint64_t)step};
-        fo_result result = fo_step(kernels, plan, &hyper, 1, &request);
+        fo_request request = {.unscale = 1, .clip_norm = 100, .clip_value = 1.5, .threads = 2, .seed = (uint64_t)step};
+        fo_result result = fo_step(kernels, plan, &request);
         hash = mix(hash, &result.norm, sizeof result.norm);
     }
     for (int k = 0; k < streams_of(&t); k++)

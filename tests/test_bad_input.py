@@ -15,6 +15,7 @@ from cases import MAKERS, Case, Maker, every_optimizer, first_case_of_each_rule,
 
 import fastopt
 from fastopt import optimizers
+from fastopt.methods.base import Quantity
 
 
 def array_of(shape: int | tuple[int, ...] = (2, 3), dtype: str = "float64") -> Array:
@@ -308,8 +309,8 @@ NO_NUMBERS: list[Any] = [
     [
         pytest.param(MAKERS[optimizer], name, id=f"{optimizer}-{name}")
         for optimizer, cls in optimizers.registry().items()
-        for name in cls.bounds
-        if name not in ("betas", "dampening")
+        for name, option in cls.method.options.items()
+        if isinstance(option, Quantity) and option.low == 0
     ],
 )
 @pytest.mark.parametrize("value", NO_NUMBERS, ids=lambda value: repr(value)[:20])

@@ -11,18 +11,18 @@ from cases import CASES, MAKERS, Case, every_case
 
 import fastopt
 from fastopt import Optimizer, _core, optimizers
+from fastopt.methods.base import Flag
 
-RULES = {
-    name: int(states) for name, states in re.findall(r"^RULE\((\w+), (\d)\)$", (CSRC / "rules.def").read_text(), re.M)
-}
-FLOORS = [name for name in RULES if name.startswith("floor")]
+LISTS = (CSRC / "rules.def").read_text()
+RULES = {name: int(states) for name, states in re.findall(r"^(?:RULE|FLOOR)\((\w+), (\d)\)$", LISTS, re.M)}
+FLOORS = re.findall(r"^FLOOR\((\w+), \d\)$", LISTS, re.M)
 
 every_name = pytest.mark.parametrize("name", optimizers.registry())
 
 
 def options_of(cls: type[Optimizer]) -> list[str]:
     """The options that a class's own signature names."""
-    return [name for name in inspect.signature(cls).parameters if name not in ("params", "clipping")]
+    return [name for name in inspect.signature(cls).parameters if name != "params" and name not in cls.whole]
 
 
 def test_every_rule_has_an_oracle() -> None:
@@ -51,7 +51,7 @@ def test_the_core_has_the_rules_in_order_and_the_floors_last() -> None:
 
 @every_case
 def test_options_lead_to_the_rule_and_its_states(case: Case) -> None:
-    rule, states = case.cls.rule(case.options_at(0))
+    rule, states = case.cls.method.rule(case.options_at(0))
     assert rule == case.rule
     assert len(states) == RULES[rule]
     array = np.ones(3)
@@ -66,23 +66,49 @@ def test_every_option_has_a_case(name: str) -> None:
 
 
 @every_name
-def test_every_number_has_a_bound(name: str) -> None:
-    cls = optimizers.registry()[name]
-    defaults = MAKERS[name](np.zeros(1)).defaults
-    numbers = [option for option, value in defaults.items() if isinstance(value, float | tuple)]
-    assert set(cls.bounds) == set(numbers)
+def test_every_state_that_a_rule_names_is_described(name: str) -> None:
+    method = optimizers.registry()[name].method
+    for case in CASES:
+        if case.optimizer == name:
+            _, states = method.rule(case.options_at(0))
+            assert set(states) <= set(method.states)
+
+
+@every_name
+def test_every_option_but_those_that_choose_the_rule_or_a_start_reaches_the_kernels(name: str) -> None:
+    method = optimizers.registry()[name].method
+    numbers = {option: value.numbers(option, value.default) for option, value in method.options.items()}
+    silent = {option for option, found in numbers.items() if not found.keys() <= _core.OPTIONS.keys()}
+    starts = {start for start in method.states.values() if isinstance(start, str)}
+    switches = {option for option in silent if isinstance(method.options[option], Flag)}
+    assert silent <= starts | switches
+    for switch in switches:
+        kernels = {method.rule({**method.defaults(), switch: on})[0] for on in (False, True)}
+        assert len(kernels) == 2, switch
 
 
 @every_name
 def test_every_argument_is_explained_in_the_docstring(name: str) -> None:
     cls = optimizers.registry()[name]
-    text = inspect.getdoc(cls if cls.__mro__[1] is Optimizer else cls.__mro__[1])
+    text = inspect.getdoc(cls)
     assert text
-    for option in ("params", *options_of(cls), "clip_norm", "clip_value", "nonfinite"):
-        assert re.search(rf"\b{option}\b", text), option
+    for option in inspect.signature(cls).parameters:
+        assert re.search(rf"^{option}$\n    \S", text, re.M), option
+    assert "References" in text
 
 
 @every_name
-def test_every_scalar_is_one_of_the_kernels(name: str) -> None:
-    opt = MAKERS[name](np.zeros(1))
-    assert set(opt.all_scalars(opt.defaults, 1)) <= set(_core.HYPERS)
+def test_the_signature_is_checked_and_made_from_the_description(name: str) -> None:
+    cls = optimizers.registry()[name]
+    with pytest.raises(TypeError, match=rf"^{name}.__init__\(\) got an unexpected keyword argument 'learning_rate'"):
+        MAKERS[name](np.zeros(1), learning_rate=0.1)
+    with pytest.raises(TypeError, match=rf"^{name}.__init__\(\) missing a required argument: 'params'"):
+        MAKERS[name]()
+    for option, parameter in inspect.signature(cls).parameters.items():
+        if option in cls.method.options:
+            assert parameter.default == cls.method.options[option].default
+
+
+def test_every_option_and_scalar_of_the_lists_is_the_cores() -> None:
+    assert list(_core.OPTIONS) == re.findall(r"^OPTION\((\w+)\)$", LISTS, re.M)
+    assert list(_core.SCALARS) == re.findall(r"^SCALAR\((\w+)\)$", LISTS, re.M)

@@ -34,14 +34,16 @@ def params_of(opt: Optimizer) -> list[Array]:
 def test_layout_of_the_snapshot(case: Case) -> None:
     opt = stepped(case)
     found = opt.state_dict()
-    _, names = case.cls.rule(opt.param_groups[0])
-    assert list(found) == ["state", "param_groups", "step_count"]
+    _, names = case.cls.method.rule(opt.param_groups[0])
+    assert list(found) == ["state", "param_groups", "step_count", "optimizer"]
+    assert found["optimizer"] == case.optimizer
     assert found["step_count"] == opt.step_count == 2
-    assert found["param_groups"] == [{**opt.defaults, "params": [0, 1]}]
+    whole = {name: case.options[name] for name in opt.whole if name in case.options}
+    assert found["param_groups"] == [{**opt.defaults, "params": [0, 1], **whole}]
     if names:
         assert list(found["state"]) == [0, 1]
     for index, state in found["state"].items():
-        assert set(state) == {*names, *(["step"] if case.cls.counts_steps else [])}
+        assert set(state) == {*names, *(["step"] if case.cls.method.counts_steps else [])}
         assert state.get("step", 2) == 2
         for name in names:
             assert state[name].shape == params_of(opt)[index].shape
@@ -166,8 +168,12 @@ def test_snapshot_of_another_optimizer(make: Maker) -> None:
     for make_other in MAKERS.values():
         other = make_other(np.zeros(2))
         if set(opt.defaults) != set(other.defaults):  # AdamW and Adam may have each other's
-            with unchanged(opt), pytest.raises(ValueError, match=f"group 0 is not of {type(opt).__name__}"):
+            with unchanged(opt), pytest.raises(ValueError, match=f"is of {type(other).__name__}, not of {type(opt).__name__}"):
                 opt.load_state_dict(other.state_dict())
+            unnamed = {key: value for key, value in other.state_dict().items() if key != "optimizer"}
+            if not set(other.defaults) <= set(opt.defaults):  # as it was written before it was named
+                with unchanged(opt), pytest.raises(ValueError, match=f"group 0 is not of {type(opt).__name__}"):
+                    opt.load_state_dict(unnamed)
 
 
 def test_numbers_of_steps_as_torch_writes_them() -> None:
@@ -385,7 +391,7 @@ def test_options_edited_midway(
             opt.param_groups[0].update(after)
         options = {name: value for name, value in opt.param_groups[0].items() if name != "params"}
         options["lr"] = warmup(t - 1) if callable(options["lr"]) else options["lr"]
-        rule, _ = opt.rule(options)
+        rule, _ = opt.method.rule(options)
         g = nonzero(rng, 7)
         expected, state = reference.step(rule, expected, g, state, t, options)
         opt.step(g)

@@ -201,13 +201,17 @@ def test_a_group_that_is_no_dict_gets_torchs_message() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:optimizer contains a parameter group with duplicate parameters:UserWarning")
-def test_a_parameter_twice_in_a_group_is_refused() -> None:
-    """(torch warns that it will be; two updates of the same memory cannot run in parallel.)"""
-    opt = fastopt.torch.SGD(make_params())
-    param = torch.ones(2, requires_grad=True)
-    with pytest.raises(ValueError, match="some parameters appear more than once in a parameter group"):
-        opt.add_param_group({"params": [param, param]})
-    assert len(opt.param_groups) == 1
+@every_optimizer
+def test_a_parameter_twice_in_a_group_is_stepped_twice_as_in_torch(name: str) -> None:
+    def script(cls: Any) -> Any:
+        param = torch.ones(2000, dtype=torch.float64, requires_grad=True)
+        opt = cls([{"params": [param, param]}])
+        for grad in (1.0, -3.0, 0.5):
+            param.grad = torch.full_like(param, grad)
+            opt.step()
+        return param, opt.state[param]
+
+    torch.testing.assert_close(script(ours(name)), script(theirs(name)), rtol=1e-13, atol=1e-13)
 
 
 @pytest.mark.parametrize(
@@ -235,23 +239,35 @@ def test_an_unknown_option_is_refused(name: str) -> None:
     assert outcome(lambda: ours(name)(make_params(), learning_rate=0.1)) == expected
 
 
-def test_options_of_groups_are_checked() -> None:
+@pytest.mark.parametrize("bad", [math.nan, math.inf, "0.1", None])
+def test_options_of_groups_are_finite_numbers(bad: Any) -> None:
+    """(torch looks at those of the constructor only, and takes any number in a group.)"""
     opt = fastopt.torch.Adam(make_params())
-    with pytest.raises(ValueError, match="Invalid learning rate: -1"):
-        opt.add_param_group({"params": [torch.ones(1, requires_grad=True)], "lr": -1})
+    with pytest.raises(ValueError, match=f"Invalid learning rate: {bad}"):
+        opt.add_param_group({"params": [torch.ones(1, requires_grad=True)], "lr": bad})
     assert len(opt.param_groups) == 1
 
 
-def test_edited_options_are_checked_before_anything_is_written() -> None:
+@pytest.mark.parametrize(
+    ("betas", "message"),
+    [
+        ((0.9, math.nan), "Invalid beta parameter at index 1: nan"),
+        ((0.9, 1.0), "formed from its options, is out of the range of its dtype"),
+    ],
+)
+def test_edited_options_are_checked_before_anything_is_written(betas: Any, message: str) -> None:
     params = make_params()
     opt = fastopt.torch.Adam(params)
     give_gradients(params, generator())
     before = [param.detach().clone() for param in params]
-    opt.param_groups[0]["betas"] = (0.9, 1.5)
-    with pytest.raises(ValueError, match=r"Invalid beta parameter at index 1: 1\.5"):
+    opt.param_groups[0]["betas"] = betas
+    with pytest.raises(ValueError, match=message):
         opt.step()
     assert_equal(params, before)
     assert opt.state_dict()["state"] == {}
+    opt.param_groups[0]["betas"] = (0.9, 0.99)
+    opt.step()
+    assert [int(state["step"]) for state in opt.state.values()] == [1] * len(params)
 
 
 # ---- groups, names, closures, zero_grad ----
@@ -767,11 +783,11 @@ def test_schedules_within_betas_in_groups_and_for_clipping() -> None:
 
 def test_the_values_of_schedules_are_checked() -> None:
     params = make_params()
-    opt = fastopt.torch.SGD(params, lr=lambda step: 0.1 - step)
+    opt = fastopt.torch.SGD(params, lr=lambda step: 0.1 if step == 0 else math.nan)
     give_gradients(params, generator())
     opt.step()
     before = [param.detach().clone() for param in params]
-    with pytest.raises(ValueError, match=r"Invalid learning rate: -0\.9"):
+    with pytest.raises(ValueError, match=r"Invalid learning rate: nan"):
         opt.step()
     assert_equal(params, before)
     with pytest.raises(ValueError, match=r"Invalid learning rate: -1\.0"):

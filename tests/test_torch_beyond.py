@@ -1,6 +1,7 @@
 """Beyond torch.optim: clipping, skipping and zeroing in the step. And the part of GradScaler that is done there too."""
 
 import copy
+import inspect
 import math
 from typing import Any
 
@@ -76,7 +77,10 @@ def test_clipping_can_be_changed_between_steps() -> None:
     opt.clip_norm = 1e-3
     opt.step()
     assert opt.last_step.clipped
-    opt.clip_norm = -1.0
+    with pytest.raises(ValueError, match=r"Invalid clip_norm value: -1\.0"):
+        opt.clip_norm = -1.0
+    assert opt.clip_norm == 1e-3
+    opt.param_groups[0]["clip_norm"] = -1.0
     with pytest.raises(ValueError, match=r"Invalid clip_norm value: -1\.0"):
         opt.step()
 
@@ -99,10 +103,10 @@ def test_a_skipped_step_leaves_everything_as_it_was(name: str, bad: float, first
     if not first:
         opt.step()
     params[-1].grad[250] = bad
-    before, state_dict = snapshot(opt), copy.deepcopy(opt.state_dict())
+    before, state = snapshot(opt), copy.deepcopy(opt.state_dict()["state"])
     opt.step()
     assert_equal(snapshot(opt), before)
-    assert_equal(opt.state_dict(), state_dict)
+    assert_equal(opt.state_dict()["state"], state)
     assert opt.step_count == int(not first)
     assert opt.last_step.skipped
     assert not math.isfinite(opt.last_step.grad_norm)
@@ -110,7 +114,7 @@ def test_a_skipped_step_leaves_everything_as_it_was(name: str, bad: float, first
     with pytest.raises(FloatingPointError, match=r"^not finite: gradient of param_groups\[0\]\['params'\]\[4\]$"):
         opt.step()
     assert_equal(snapshot(opt), before)
-    assert_equal(opt.state_dict(), state_dict)
+    assert_equal(opt.state_dict()["state"], state)
 
 
 @pytest.mark.parametrize("dampening", [0.0, 0.5])
@@ -217,17 +221,22 @@ def scaled_training(name: str, make: Any, scaler: Any, dtype: Any, steps: int = 
     return list(model.parameters()), opt.state_dict()["state"], scales, skipped
 
 
+@pytest.mark.parametrize("fused", [False, True])
 @every_optimizer
-def test_grad_scaler(name: str) -> None:
-    """Steps are torch's, the overflow is skipped, and the step count with it."""
+def test_grad_scaler(name: str, fused: bool) -> None:
+    """Steps are torch's, the overflow is skipped, and the step count with it: as in torch by the scaler, or by the step
+    itself where that is `fused`.
+    """
+    if fused and "fused" not in inspect.signature(ours(name)).parameters:
+        pytest.skip(f"{name} has no such option in torch")
 
     def scaler() -> Any:
         return torch.amp.GradScaler("cpu", init_scale=2.0**10, growth_interval=2)
 
-    params, state, scales, skipped = scaled_training(name, ours, scaler(), torch.float64)
+    params, state, scales, skipped = scaled_training(name, ours, scaler(), torch.float64, **({"fused": True} if fused else {}))
     twins, expected, expected_scales, _ = scaled_training(name, theirs, scaler(), torch.float64)
     assert scales == expected_scales
-    assert skipped == [step == 2 for step in range(6)]
+    assert skipped == [step == 2 and fused for step in range(6)]
     torch.testing.assert_close(params, twins, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(state, expected, rtol=1e-12, atol=1e-12)
 

@@ -14,19 +14,16 @@ from importlib.metadata import version
 from fastopt import optimizers, schedules, surfaces
 from fastopt.clipping import clip_grad_norm, clip_grad_value, global_norm
 from fastopt.environment import available_isas, get_num_threads, info, isa, set_num_threads
-from fastopt.optimizer import Optimizer, StepInfo
-from fastopt.optimizers import SGD, Adagrad, Adam, AdamW, RMSprop
+from fastopt.engine import StepInfo
+from fastopt.optimizer import Optimizer
+from fastopt.optimizers import *  # noqa: F403
 from fastopt.trajectories import Trajectory, trajectory
 
 __version__ = version("fastopt")
 
-__all__ = [
-    "SGD",
-    "Adagrad",
-    "Adam",
-    "AdamW",
+__all__ = [  # noqa: PLE0604
+    *optimizers.registry(),
     "Optimizer",
-    "RMSprop",
     "StepInfo",
     "Trajectory",
     "available_isas",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from fastopt import _core, environment, trees
+from fastopt import _arrays, _core, environment, trees
 from fastopt.hyperparameters import Bound, plain
 
 
@@ -94,10 +94,10 @@ def clip_coefficient(norm: float, max_norm: float) -> float:
 def gradient_plan(grads: Any, *, writeable: bool) -> _core.Plan:
     """Return a plan over the arrays of `grads`, checked."""
     leaves, labels, _ = trees.flatten(grads, "grads")
-    arrays = [(array, label) for array, label in zip(leaves, labels, strict=True) if array is not None]
-    for array, label in arrays:
-        _core.check_array(array, label, writeable)
-    pair = _core.Memory([array for array, _ in arrays]).collision() if writeable else None
+    labels = [label for leaf, label in zip(leaves, labels, strict=True) if leaf is not None]
+    given = [leaf for leaf in leaves if leaf is not None]
+    arrays = [_arrays.as_array(leaf, label, writeable) for leaf, label in zip(given, labels, strict=True)]
+    pair = _arrays.Memory(arrays).collision() if writeable else None
     if pair is not None:
-        raise ValueError(f"{arrays[min(pair)][1]} and {arrays[max(pair)][1]} overlap in memory")
-    return _core.Plan.of_gradients([array for array, _ in arrays])
+        raise ValueError(f"{labels[pair[0]]} and {labels[pair[1]]} overlap in memory")
+    return _core.Plan.of_gradients([(*_arrays.place(array), array.size) for array in arrays], arrays)

@@ -33,14 +33,15 @@ class Info(TypedDict):
     platform: str
 
 
-def set_num_threads(threads: int) -> None:
+def set_num_threads(threads: int | None) -> None:
     """Set how many threads a step may use at most; results do not depend on it.
 
     Parameters
     ----------
     threads
-        At least 1. The default is `FASTOPT_NUM_THREADS` or else what OpenMP would use
-        (`OMP_NUM_THREADS`, the number of cores). Small steps use fewer, a forked child and a build without OpenMP one.
+        At least 1, or None to ask for no number: then it is what OpenMP would use now (`OMP_NUM_THREADS`, the number of
+        cores, `threadpoolctl`), for tensors of torch what torch would. At first that is `FASTOPT_NUM_THREADS`, if set.
+        Small steps use fewer, a forked child and a build without OpenMP one.
 
     Raises
     ------
@@ -48,6 +49,9 @@ def set_num_threads(threads: int) -> None:
         If `threads` is not an integer of at least 1.
     """
     global _chosen_threads
+    if threads is None:
+        _chosen_threads = None
+        return
     if isinstance(threads, bool) or not isinstance(threads, int | np.integer):
         raise TypeError(f"threads: expected an integer, got {type(threads).__name__}")
     if not 1 <= threads <= MOST_THREADS:
@@ -57,7 +61,7 @@ def set_num_threads(threads: int) -> None:
 
 def get_num_threads() -> int:
     """Return how many threads a step may use at most."""
-    return _chosen_threads or _default_threads
+    return _chosen_threads or _core.hardware_threads()
 
 
 def chosen_threads() -> int | None:
@@ -136,6 +140,5 @@ def _use_isa_of_environment() -> None:
             raise ImportError(f"FASTOPT_ISA: {error}") from None
 
 
-_default_threads = _core.hardware_threads()
 _chosen_threads = _threads_of_environment()
 _use_isa_of_environment()

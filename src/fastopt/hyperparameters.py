@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from numbers import Real
 from types import NoneType
@@ -12,6 +12,9 @@ from typing import Any
 
 Schedule = Callable[[int], float]
 """A hyper-parameter as a function of the number of steps taken so far."""
+
+Number = float | Schedule
+"""A number, or a schedule in its place."""
 
 SIMPLE = frozenset({float, int, bool, str, NoneType})
 """Types of which a value is what it is, neither a schedule nor a library's scalar. Nearly all are of these, and options
@@ -31,20 +34,9 @@ class Bound:
         if not (type(value) is float or is_number(value)) or not self.low <= value < self.high:
             raise ValueError(f"Invalid {self.message}: {value}")
 
-
-@dataclass(frozen=True)
-class BetaBounds:
-    """Two decay rates, each in [0, 1)."""
-
-    def check(self, value: Any) -> None:
-        """Raise `ValueError` in the words of `torch.optim` unless both rates are in [0, 1)."""
-        if not isinstance(value, (tuple, list)) or len(value) != 2:
-            raise ValueError(f"Invalid betas: expected two numbers, got {value!r}")
-        for index, beta in enumerate(value):
-            Bound(f"beta parameter at index {index}", high=1.0).check(beta)
-
-
-Bounds = Mapping[str, Bound | BetaBounds]
+    def anywhere(self) -> Bound:
+        """Return the bound that any finite number is within."""
+        return Bound(self.message, low=-math.inf)
 
 
 def is_number(value: Any) -> bool:
@@ -54,11 +46,14 @@ def is_number(value: Any) -> bool:
 
 
 def plain(value: Any) -> Any:
-    """Return the Python number in a scalar of NumPy or torch, anything else as it is.
+    """Return the Python number in a scalar of NumPy or torch, or in torch's tensor of one element; else the value.
 
     What is computed with it is in double precision then, whatever the scalar was in.
     """
-    return value.item() if getattr(value, "ndim", None) == 0 and hasattr(value, "item") else value
+    if type(value) in SIMPLE or not hasattr(value, "item"):
+        return value
+    single = getattr(value, "ndim", None) == 0 or (hasattr(value, "numel") and value.numel() == 1)
+    return value.item() if single else value
 
 
 def is_scheduled(value: Any) -> bool:
@@ -68,10 +63,17 @@ def is_scheduled(value: Any) -> bool:
     return callable(value)
 
 
+def is_fixed(value: Any) -> bool:
+    """Whether an option cannot change without being replaced: no schedule, no array, no list that is edited in place."""
+    if type(value) in SIMPLE:
+        return True
+    if type(value) is tuple:
+        return all(map(is_fixed, value))
+    return not (callable(value) or hasattr(value, "item") or isinstance(value, Iterable))
+
+
 def at_step(value: Any, step: int) -> Any:
     """Return the value of a hyper-parameter after `step` steps, schedules evaluated."""
     if type(value) in SIMPLE:
         return value
-    if isinstance(value, (tuple, list)):
-        return tuple(at_step(entry, step) for entry in value)
     return plain(value(step) if callable(value) else value)

@@ -77,7 +77,7 @@ class OnArrays(Contestant):
 
 
 class Floor(OnArrays):
-    """What a step costs at least: the same streams of reads and writes, in the same blocks, with one addition each."""
+    """What a step costs at least: the same streams are read and written, in the same blocks, and nothing else."""
 
     name = "floor"
     answers = False
@@ -88,14 +88,15 @@ class Floor(OnArrays):
             self.params, self.grads = map(upper_halves, (self.params, self.grads))
         states = task.method.states
         self.states = [[np.zeros_like(param) for _ in range(states)] for param in self.params]
-        dtype = _core.DTYPES[task.dtype]
-        plan = _core.Plan([param.size for param in self.params], [dtype] * len(self.params))
-        plan.set_params(addresses(self.params))
-        plan.set_gradient_addresses(addresses(self.grads))
-        for index, arrays_of_state in enumerate(self.states):
-            plan.set_state_addresses(index, f"floor{states}", addresses(arrays_of_state))
-        rows, scalars = [0] * len(self.params), [{"scale": 1.0, "clip": math.inf}]
-        self.step = partial(plan.step, rows, scalars, 1.0, math.inf, False, False, False, task.threads)
+        storage = _core.STORAGES[task.dtype]
+        plan = _core.Plan([0] * len(self.params))
+        for index, (param, several) in enumerate(zip(self.params, self.states, strict=True)):
+            places = [(array.ctypes.data, storage) for array in (param, *several)]
+            plan.bind(index, f"floor{states}", param.size, places[0], places[1:])
+            plan.set_gradient(index, self.grads[index].ctypes.data)
+        self.step = partial(
+            plan.step, 1.0, math.inf, math.inf, False, "propagate", False, task.threads, [], [], [], None
+        )
 
     def load_gradients(self, grads: list[Array]) -> None:
         """Overwrite the gradients."""
@@ -105,11 +106,6 @@ class Floor(OnArrays):
 def upper_halves(arrays: list[Array]) -> list[Array]:
     """Return float32 numbers as bfloat16, which NumPy has not: as integers."""
     return [(array.view(np.uint32) >> 16).astype(np.uint16) for array in arrays]
-
-
-def addresses(arrays: list[Array]) -> list[int]:
-    """Return where arrays begin."""
-    return [array.ctypes.data for array in arrays]
 
 
 class Fastopt(OnArrays):

@@ -45,12 +45,12 @@ class Method:
     @property
     def all_options(self) -> dict[str, Any]:
         """The options, and the defaults of the others."""
-        return self.cls(np.zeros(1), **self.options).defaults
+        return {**self.cls.method.defaults(), **self.options}
 
     @property
     def rule(self) -> str:
         """The kernel that it leads to."""
-        return self.cls.rule(self.all_options)[0]
+        return self.cls.method.rule(self.all_options)[0]
 
     @property
     def states(self) -> int:

@@ -7,22 +7,19 @@ import torch
 
 if not hasattr(torch.Tensor, "__dlpack_c_exchange_api__"):
     raise ImportError(
-        f"fastopt.torch needs a torch with DLPack's exchange in C, as 2.13 has it; got {torch.__version__}"
+        f"fastopt.torch needs torch 2.10 or newer (DLPack's exchange in C); got {torch.__version__}"
     )
 
 from fastopt import schedules
+from fastopt.torch import optimizers
 from fastopt.torch.clipping import clip_grad_norm_, clip_grad_value_, get_total_norm
 from fastopt.torch.in_backward import step_in_backward
 from fastopt.torch.optimizer import Optimizer
-from fastopt.torch.optimizers import SGD, Adagrad, Adam, AdamW, RMSprop
+from fastopt.torch.optimizers import *  # noqa: F403
 
-__all__ = [
-    "SGD",
-    "Adagrad",
-    "Adam",
-    "AdamW",
+__all__ = [  # noqa: PLE0604
+    *optimizers.__all__,
     "Optimizer",
-    "RMSprop",
     "clip_grad_norm_",
     "clip_grad_value_",
     "get_total_norm",

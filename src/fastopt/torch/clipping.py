@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import increment_version
 
-from fastopt import _core, environment
+from fastopt import _core
+from fastopt.backends.torch import is_plain, place, thread_count
 from fastopt.clipping import clip_coefficient
-from fastopt.torch.work import DTYPE_NAMES, is_plain
 
 
 def get_total_norm(
@@ -109,12 +109,10 @@ def listed(parameters: Tensor | Iterable[Tensor]) -> list[Tensor]:
 
 
 def gradient_plan(tensors: list[Tensor]) -> _core.Plan | None:
-    """Return a plan over the tensors, which the caller keeps alive; None for none, and for any that is not plain."""
+    """Return a plan over the tensors; None for none, and for any that is not plain."""
     if not tensors or not all(map(is_plain, tensors)):
         return None
-    plan = _core.Plan(list(map(Tensor.numel, tensors)), [_core.DTYPES[DTYPE_NAMES[tensor.dtype]] for tensor in tensors])
-    plan.set_gradient_addresses(list(map(Tensor.data_ptr, tensors)))
-    return plan
+    return _core.Plan.of_gradients([(*place(tensor), tensor.numel()) for tensor in tensors], tensors)
 
 
 def norm_over(
@@ -132,8 +130,3 @@ def norm_over(
         )
     dtypes = {tensor.dtype for tensor in tensors}
     return torch.tensor(value, dtype=reduce(torch.promote_types, dtypes))
-
-
-def thread_count() -> int:
-    """Return how many threads a pass may take: what was asked of fastopt, or else of torch."""
-    return environment.chosen_threads() or torch.get_num_threads()

@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
+from fastopt.backends.torch import Tensors
+from fastopt.engine import Group
 from fastopt.torch.optimizer import Optimizer
-from fastopt.torch.stepper import Stepper
 
 
 class InBackward:
     """What `step_in_backward` returns."""
 
-    def __init__(self, steppers: list[Stepper], handles: list[RemovableHandle]) -> None:
-        self._steppers = steppers
-        self._handles = handles
+    def __init__(self, steps: list[StepOfOne]) -> None:
+        self._steps = steps
+        self._handles: list[RemovableHandle] = [
+            step.param.register_post_accumulate_grad_hook(step)  # type: ignore[no-untyped-call]
+            for step in steps
+        ]
 
     def remove(self) -> None:
         """Go back to stepping after the backward pass."""
         for handle in self._handles:
             handle.remove()
-        for stepper in self._steppers:
-            stepper.undo()
+        for step in self._steps:
+            step.engine.undo()
 
 
 def step_in_backward(optimizer: Optimizer) -> InBackward:
@@ -63,41 +65,63 @@ def step_in_backward(optimizer: Optimizer) -> InBackward:
     """
     if not isinstance(optimizer, Optimizer):
         raise TypeError(f"optimizer: expected one of fastopt.torch, got {type(optimizer).__name__}")
-    check_needs_no_norm(optimizer)
-    steppers = [
-        Stepper(optimizer, [(number, [param])])
-        for number, params in optimizer._parts()
-        for param in params
+    steps = [
+        StepOfOne(optimizer, number, position)
+        for number, group in enumerate(optimizer.param_groups)
+        for position, param in enumerate(group["params"])
         if param.requires_grad
     ]
     try:
-        for stepper in steppers:
-            stepper.prepare_ahead()
-    except Exception:
-        for stepper in steppers:
-            stepper.undo()
+        for step in steps:
+            check_needs_no_norm(step.engine.options())
+            step.engine.bind_all()
+    except BaseException:
+        for step in steps:
+            step.engine.undo()
         raise
-    handles = [
-        stepper.params[0].register_post_accumulate_grad_hook(stepping(optimizer, stepper))  # type: ignore[no-untyped-call]
-        for stepper in steppers
-    ]
-    return InBackward(steppers, handles)
+    return InBackward(steps)
 
 
-def stepping(optimizer: Optimizer, stepper: Stepper) -> Callable[[Tensor], None]:
-    """Return the hook that steps one parameter."""
+class StepOfOne:
+    """The hook that steps one parameter."""
 
-    def hook(param: Tensor) -> None:
-        check_needs_no_norm(optimizer)
-        optimizer.last_step = stepper.step()
+    def __init__(self, optimizer: Optimizer, number: int, position: int) -> None:
+        self.optimizer = optimizer
+        self.number = number
+        self.position = position
+        group = optimizer.param_groups[number]
+        self.param: Tensor = group["params"][position]
+        self.engine = Tensors(optimizer, [(group, [self.param])])
+
+    def __call__(self, param: Tensor) -> None:
+        """Step, and free the gradient."""
+        optimizer = self.optimizer
+        with optimizer._turn.to_step():
+            self.follow()
+            check_needs_no_norm(self.engine.options())
+            optimizer.last_step = optimizer._stepped(self.engine, None)
         param.grad = None
 
-    return hook
+    def follow(self) -> None:
+        """Find the parameter's group: groups may have been put elsewhere, or replaced, as in loading a checkpoint."""
+        groups, (known,) = self.optimizer.param_groups, self.engine.groups
+        if self.number < len(groups) and groups[self.number] is known:
+            params = known["params"]
+            if self.position < len(params) and params[self.position] is self.param:
+                return
+        for number, group in enumerate(groups):
+            for position, param in enumerate(group["params"]):
+                if param is self.param:
+                    self.number, self.position = number, position
+                    if group is not known:
+                        self.engine = Tensors(self.optimizer, [(group, [param])])
+                    return
+        raise RuntimeError("step_in_backward: a parameter is none of the optimizer's any more; remove() this first")
 
 
-def check_needs_no_norm(optimizer: Optimizer) -> None:
+def check_needs_no_norm(whole: Group) -> None:
     """Raise `ValueError` if a step needs all gradients."""
-    if optimizer.clip_norm is not None or optimizer.nonfinite != "propagate":
+    if whole["clip_norm"] is not None or whole["nonfinite"] != "propagate":
         raise ValueError(
             "step_in_backward: clip_norm and nonfinite need all gradients at once, but each is freed in the backward "
             "pass; use clip_value, or step after the backward pass"

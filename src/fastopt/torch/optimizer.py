@@ -13,12 +13,26 @@ import torch
 import torch.optim.optimizer as torch_optimizer
 from torch import Tensor
 
-from fastopt.hyperparameters import SIMPLE, Schedule, at_step, is_scheduled
-from fastopt.optimizer import Optimizer as Method
-from fastopt.optimizer import StepInfo, clipping_at
-from fastopt.torch.stepper import Group, Stepper
+from fastopt.backends.torch import Tensors
+from fastopt.engine import Face, StepInfo, Turn, WholeOption
+from fastopt.hyperparameters import at_step, is_number, is_scheduled, plain
+from fastopt.methods.base import WHOLE, Choice, Flag, Method, Option
 
-BEYOND_TORCH = ("clip_norm", "clip_value", "nonfinite", "zero_grad_in_step", "state_dtype")
+WHOLE_OF_TORCH: dict[str, Option] = {
+    **WHOLE,
+    "zero_grad_in_step": Flag(
+        False,
+        "Zero the gradients in the step's own pass over memory; ``zero_grad(set_to_none=False)`` is not needed then.",
+        keyword_only=True,
+    ),
+    "state_dtype": Choice(
+        None,
+        "`torch.float32` keeps the states of bfloat16 and float16 parameters in float32; the default is the "
+        "parameter's dtype, as in torch.",
+        keyword_only=True,
+        among=(None, torch.float32),
+    ),
+}
 
 REFUSED = ("capturable", "differentiable")
 """Options of torch that say how a step is run, in ways that this one cannot be."""
@@ -30,8 +44,10 @@ class Uncast:
     def __init__(self, value: Any) -> None:
         self.value = value
 
-    def restored(self, param: Tensor) -> Any:
-        """Return a copy beside the parameter, so that no two optimizers share a state."""
+    def restored(self, name: str, param: Tensor) -> Any:
+        """Return a copy beside the parameter, so that no two optimizers share a state; a number of steps has no shape."""
+        if name == "step" and isinstance(self.value, Tensor):
+            return self.value.detach().clone().reshape(())
         if isinstance(self.value, np.ndarray):
             return torch.tensor(self.value, device=param.device)
         if isinstance(self.value, Tensor):
@@ -39,8 +55,8 @@ class Uncast:
         return self.value
 
 
-class Optimizer(torch.optim.Optimizer):
-    """Makes a drop-in twin of a class of `torch.optim`: derive from this and from it, and name the `method`.
+class Optimizer(Face, torch.optim.Optimizer):
+    """What every optimizer for torch has in common. Its classes are made from their descriptions (`fastopt.methods`).
 
     Parameters
     ----------
@@ -69,76 +85,49 @@ class Optimizer(torch.optim.Optimizer):
         As `torch.optim` raises, and for an option beyond torch that is out of bounds.
     """
 
-    method: ClassVar[type[Method]]
-    """The optimizer's description, shared with the NumPy frontend."""
+    whole = WHOLE_OF_TORCH
+    zero_grad_in_step = WholeOption("zero_grad_in_step")
+    state_dtype = WholeOption("state_dtype")
 
-    takes_sparse: ClassVar[bool] = False
-    """Whether gradients may be sparse, as in the `torch.optim` class."""
+    twin: ClassVar[type[torch.optim.Optimizer] | None]
+    """The class of torch that this derives from."""
 
-    _step_supports_amp_scaling = True
+    extras: ClassVar[dict[str, Any]]
+    """Options, with their defaults, that torch's class has not."""
+
+    __signature__: ClassVar[inspect.Signature]
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        if "method" not in vars(cls):  # someone's own subclass of one of ours
-            if "__init__" in vars(cls):
-                own_parameters = list(inspect.signature(cls.__init__).parameters.values())[1:]
-                cls.__signature__ = inspect.Signature(own_parameters)
-            return
-        torch_class = next(base for base in cls.__mro__ if base.__module__.startswith("torch.optim."))
-        cls._torch_signature = inspect.signature(torch_class)
-        options = inspect.signature(cls.method).parameters.values()
-        cls._extras = {
-            option.name: option.default
-            for option in options
-            if option.kind is not option.VAR_KEYWORD and option.name not in cls._torch_signature.parameters
-        }
-        own = inspect.signature(Optimizer.__init__).parameters
-        keyword_only = [own[name] for name in BEYOND_TORCH] + [
-            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default)
-            for name, default in cls._extras.items()
-        ]
-        cls.__signature__ = cls._torch_signature.replace(
-            parameters=[*cls._torch_signature.parameters.values(), *keyword_only]
-        )
+        if "method" not in vars(cls) and "__init__" in vars(cls):  # someone's own subclass of one of ours
+            cls.__signature__ = inspect.Signature(list(inspect.signature(cls.__init__).parameters.values())[1:])
 
-    _torch_signature: ClassVar[inspect.Signature]
-    _extras: ClassVar[dict[str, Any]]
-    """Options, with their defaults, that the NumPy frontend has and torch has not."""
-    __signature__: ClassVar[inspect.Signature]
-
-    def __init__(
-        self,
-        params: Any,
-        *args: Any,
-        clip_norm: float | Schedule | None = None,
-        clip_value: float | Schedule | None = None,
-        nonfinite: str = "propagate",
-        zero_grad_in_step: bool = False,
-        state_dtype: torch.dtype | None = None,
-        **options: Any,
-    ) -> None:
-        if state_dtype not in (None, torch.float32):
-            raise ValueError(f"Invalid state_dtype: expected None or torch.float32, got {state_dtype}")
-        clipping_at(0, clip_norm, clip_value, nonfinite)
-        self.clip_norm = clip_norm
-        self.clip_value = clip_value
-        self.nonfinite = nonfinite
-        self.zero_grad_in_step = zero_grad_in_step
-        self.state_dtype = state_dtype
-        self.last_step: StepInfo | None = None
-        self.step_count = 0
-        self._stepper: Stepper | None = None
-        given = {name: options.pop(name, default) for name, default in self._extras.items()}
+    def __init__(self, *args: Any, **options: Any) -> None:
+        cls = type(self)
+        signature = next(vars(base)["signature"] for base in cls.__mro__ if "signature" in vars(base))
         try:
-            bound = self._torch_signature.bind(params, *args, **options)
+            bound = signature.bind(*args, **options)
         except TypeError as error:
-            raise TypeError(f"{type(self).__name__}.__init__() {error}") from None
+            raise TypeError(f"{cls.__name__}.__init__() {error}") from None
+        self.step_count = 0
+        self.last_step: StepInfo | None = None
+        self._engine: Tensors | None = None
+        self._turn = Turn()
+        given = bound.arguments
+        self._whole = {name: given.pop(name, option.default) for name, option in self.whole.items()}
+        self._check_whole(self._whole)
+        extras = {name: given.pop(name, default) for name, default in self.extras.items()}
         # torch checks the values that schedules start from; then the schedules take their places.
-        schedules = {name: value for name, value in bound.arguments.items() if is_scheduled(value)}
-        self._over_defaults = {**given, **schedules}
-        bound.arguments.update((name, at_step(value, 0)) for name, value in schedules.items())
-        super().__init__(*bound.args, **bound.kwargs)
-        if state_dtype is not None:
+        schedules = {name: value for name, value in given.items() if name != "params" and is_scheduled(value)}
+        for name, value in schedules.items():
+            given[name] = self.method.options[name].at(value, 0) if name in self.method.options else value
+        self._over_defaults = {**extras, **schedules}
+        if self.twin is None:
+            defaults = {name: given.get(name, default) for name, default in self.method.defaults().items()}
+            torch.optim.Optimizer.__init__(self, given["params"], defaults)
+        else:
+            self.twin.__init__(self, *bound.args, **bound.kwargs)
+        if self._whole["state_dtype"] is not None:
             # Adagrad's first states are in the parameter's dtype, rounded; others come with the first step.
             self.state.clear()
 
@@ -147,28 +136,44 @@ class Optimizer(torch.optim.Optimizer):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a parameter group, as `torch.optim` does; its options are checked too."""
         self.defaults.update(self._over_defaults)
+        whole = dict(self._whole)
         if isinstance(param_group, dict):
-            self._checked_options({**self.defaults, **param_group})
-        super().add_param_group(param_group)
-        params = self.param_groups[-1]["params"]
-        if len(set(params)) < len(params):
-            del self.param_groups[-1]
-            raise ValueError("some parameters appear more than once in a parameter group")
+            group = {**self.defaults, **param_group}
+            self._check_options(group)
+            self._take_whole(group)
+        try:
+            super().add_param_group(param_group)
+        except BaseException:
+            self._whole = whole
+            raise
+        self._write_whole(self.param_groups[-1])
+
+    def _check_options(self, group: Mapping[str, Any]) -> None:
+        """Raise `ValueError` unless the options make sense: those of torch as it sees them (a finite number will do)."""
+        self._refuse(group)
+        values = self.method.at(group, self.step_count)
+        self.method.check(values, edited=self.twin is not None)
+        for name in self.extras:
+            self.method.options[name].check(name, values[name])
+        self.method.check_together(values)
+
+    def _refuse(self, group: Mapping[str, Any]) -> None:
+        """Raise `ValueError` if the step is to be run as this one cannot be."""
+        for name in REFUSED:
+            if group.get(name):
+                raise ValueError(f"{name}=True is not supported by fastopt: its step is neither captured nor recorded")
 
     def __getstate__(self) -> dict[str, Any]:
-        return {
-            **super().__getstate__(),
-            **{name: getattr(self, name) for name in BEYOND_TORCH},
-            "step_count": self.step_count,
-            "last_step": self.last_step,
-            "_over_defaults": self._over_defaults,
-        }
+        kept = ("_whole", "_over_defaults", "step_count", "last_step")
+        with self._turn:
+            return {**super().__getstate__(), **{name: getattr(self, name) for name in kept}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self._stepper = None
+        self._engine = None
+        self.__dict__.setdefault("_turn", Turn())
         for param, entry in state["state"].items():
             if isinstance(entry, dict):
-                entry.update((name, v.restored(param)) for name, v in entry.items() if isinstance(v, Uncast))
+                entry.update((name, v.restored(name, param)) for name, v in entry.items() if isinstance(v, Uncast))
         super().__setstate__(state)
         for group in self.param_groups:
             for name, default in self.defaults.items():
@@ -176,36 +181,61 @@ class Optimizer(torch.optim.Optimizer):
             for name in REFUSED:
                 if name in group:
                     group[name] = False
+            self._write_whole(group)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state as `torch.optim` does; where an option is a schedule, `"step_count"` says how far it is."""
-        state_dict: dict[str, Any] = super().state_dict()
-        if any(is_scheduled(group[name]) for group in self.param_groups for name in self.defaults):
-            state_dict["step_count"] = self.step_count
-        return state_dict
+        with self._turn:
+            state_dict: dict[str, Any] = super().state_dict()
+            ours = {*self.method.options, *self.whole}
+            if any(is_scheduled(value) for group in self.param_groups for name, value in group.items() if name in ours):
+                state_dict["step_count"] = self.step_count
+            return state_dict
 
     @torch._disable_dynamo  # type: ignore[attr-defined]
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Take over a state dict of this class, of its `torch.optim` or of its NumPy twin.
 
         As in torch, but a state keeps its dtype and becomes this optimizer's own copy.
+
+        Raises
+        ------
+        ValueError, KeyError
+            As torch raises, and if a number of steps is none. Nothing has been changed then.
         """
-        state_dict = dict(state_dict)
-        hooks = self._optimizer_load_state_dict_pre_hooks
-        for hook in hooks.values():
-            state_dict = hook(self, state_dict) or state_dict
-        protected = {
-            key: {name: Uncast(value) for name, value in entry.items()} if isinstance(entry, dict) else entry
-            for key, entry in state_dict["state"].items()
-        }
-        self._optimizer_load_state_dict_pre_hooks = OrderedDict()
-        try:
-            super().load_state_dict({**state_dict, "state": protected})
-        finally:
-            self._optimizer_load_state_dict_pre_hooks = hooks
+        with self._turn:
+            state_dict = dict(state_dict)
+            hooks = self._optimizer_load_state_dict_pre_hooks
+            for hook in hooks.values():
+                state_dict = hook(self, state_dict) or state_dict
+            step_count = self._loaded_step_count(state_dict)
+            protected = {
+                key: {name: Uncast(value) for name, value in entry.items()} if isinstance(entry, dict) else entry
+                for key, entry in state_dict["state"].items()
+            }
+            before = {name: self.__dict__.get(name) for name in ("state", "param_groups", "defaults", "step_count", "_whole")}
+            self._optimizer_load_state_dict_pre_hooks = OrderedDict()
+            try:
+                self.step_count = step_count
+                super().load_state_dict({**state_dict, "state": protected})
+                self._whole = self._whole_options(self.param_groups)
+                self._check_whole(self._whole)
+                for group in self.param_groups:
+                    values = self.method.at(group, step_count)
+                    self.method.check(values, edited=True)
+            except BaseException:
+                self.__dict__.update(before)
+                raise
+            finally:
+                self._optimizer_load_state_dict_pre_hooks = hooks
+
+    def _loaded_step_count(self, state_dict: Mapping[str, Any]) -> int:
+        """Return the number of steps taken, checked; where nothing says it, this optimizer's own."""
         entries = [entry for entry in state_dict["state"].values() if isinstance(entry, dict)]
-        steps = [float(entry["step"]) for entry in entries if "step" in entry]
-        self.step_count = state_dict.get("step_count", int(max(steps, default=self.step_count)))
+        steps = [as_count(entry["step"], "step") for entry in entries if "step" in entry]
+        if "step_count" in state_dict:
+            return as_count(state_dict["step_count"], "step_count")
+        return max(steps, default=self.step_count)
 
     # ---- the step ----
 
@@ -251,7 +281,7 @@ class Optimizer(torch.optim.Optimizer):
         RuntimeError
             If a parameter or gradient is not supported (device, layout, dtype).
         ValueError
-            If an edited option, or the value of a schedule, is out of bounds.
+            If an edited option, or the value of a schedule, is no finite number.
         FloatingPointError
             If a gradient is not finite and `nonfinite="raise"`. Nothing has been changed in any of these cases.
         """
@@ -259,59 +289,80 @@ class Optimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        if self._stepper is None or not self._stepper.is_current():
-            self._stepper = Stepper(self, self._parts())
-        self.last_step = self._stepper.step()
-        if not self.last_step.skipped:
-            self.step_count += 1
+        with self._turn.to_step():
+            parts = [(group, group["params"]) for group in self.param_groups]
+            if self._engine is None or not self._engine.is_current(parts):
+                self._engine = Tensors(self, parts)
+            self.last_step = self._stepped(self._engine, None if self._is_a_trial() else self)
         return loss
 
-    def _parts(self) -> list[tuple[int, list[Tensor]]]:
-        """Return the parameters of every group, with its number."""
-        return [(number, group["params"]) for number, group in enumerate(self.param_groups)]
+    def _stepped(self, engine: Tensors, counter: Optimizer | None) -> StepInfo:
+        """Step with the gradients that the parameters have now, unless a `torch.amp.GradScaler` found some not finite."""
+        if float(getattr(self, "found_inf", None) or 0.0):
+            if engine.options()["zero_grad_in_step"]:
+                with torch.no_grad():
+                    for param in engine.params:
+                        if param.grad is not None:
+                            param.grad.zero_()
+            return StepInfo(at_step(self.param_groups[0]["lr"], self.step_count), None, False, True)
+        unscale = 1.0 / float(getattr(self, "grad_scale", None) or 1.0)
+        return engine.step([None] * len(engine.params), unscale=unscale, counter=counter)
 
-    def _checked_options(self, group: Mapping[str, Any]) -> Group:
-        """Return a group's options as numbers, at this step.
-
-        (The group may have entries of others too: a scheduler's, the user's.)
+    def _is_a_trial(self) -> bool:
+        """Whether somebody only wants to have the states made: `torch.distributed.checkpoint` does, by a step for which
+        it puts rates of zero in the place of schedules. It is none for the schedules.
         """
-        for name in REFUSED:
-            if group.get(name):
-                raise ValueError(f"{name}=True is not supported by fastopt: its step is neither captured nor recorded")
-        options = {name: group[name] for name in self.defaults}
-        for name, value in options.items():
-            if type(value) not in SIMPLE:
-                options[name] = as_number(at_step(value, self.step_count))
-        self.method.check(options)
-        return options
-
-    def _is_moving(self, group: Mapping[str, Any]) -> bool:
-        """Whether an option of the group can change without being replaced."""
-        return any(type(group[name]) not in SIMPLE and is_moving(group[name]) for name in self.defaults)
+        return (
+            not self.state
+            and is_scheduled(self.defaults.get("lr"))
+            and all(not is_scheduled(group["lr"]) and group["lr"] == 0 for group in self.param_groups)
+        )
 
     def _label(self, param: Tensor) -> str:
         """Return what to call a parameter in messages: its name, if it has one."""
-        number, position = next(
-            (number, position)
-            for number, params in self._parts()
-            for position, other in enumerate(params)
-            if other is param
-        )
-        names = self.param_groups[number].get("param_names")
-        return f"parameter {names[position]!r}" if names else f"param_groups[{number}]['params'][{position}]"
+        for number, group in enumerate(self.param_groups):
+            for position, other in enumerate(group["params"]):
+                if other is param:
+                    names = group.get("param_names")
+                    return f"parameter {names[position]!r}" if names else f"param_groups[{number}]['params'][{position}]"
+        return "a parameter"
 
 
-def is_moving(value: Any) -> bool:
-    """Whether an option can change without being replaced: a schedule, a tensor, a pair with such."""
-    if isinstance(value, (tuple, list)):
-        return any(map(is_moving, value))
-    return callable(value) or isinstance(value, Tensor)
+def as_count(value: Any, label: str) -> int:
+    """Return a number of steps, checked."""
+    number = plain(value)
+    if not is_number(number) or number < 0 or number != int(number):
+        raise ValueError(f"state_dict: {label}: expected a whole number of at least 0, got {value!r}")
+    return int(number)
 
 
-def as_number(value: Any) -> Any:
-    """Return the number in a 1-element tensor, anything else as it is."""
-    if isinstance(value, Tensor):
-        return value.item()
-    if isinstance(value, (tuple, list)):
-        return tuple(as_number(entry) for entry in value)
-    return value
+def signature_beside(twin: type[torch.optim.Optimizer], method: type[Method]) -> inspect.Signature:
+    """Return torch's signature, with the options after it that torch has not."""
+    known = inspect.signature(twin).parameters
+    beyond = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=option.default, annotation=option.annotation)
+        for name, option in (WHOLE_OF_TORCH | method.options).items()
+        if name not in known and not option.fixed
+    ]
+    return inspect.Signature([*known.values(), *beyond])
+
+
+def made_from(method: type[Method]) -> type[Optimizer]:
+    """Return the class that a description is for torch: a drop-in twin of torch's, if that has it."""
+    twin = None if method.twin is None else getattr(torch.optim, method.twin)
+    signature = method.signature(WHOLE_OF_TORCH) if twin is None else signature_beside(twin, method)
+    known = signature.parameters if twin is None else inspect.signature(twin).parameters
+    names = {
+        "method": method,
+        "twin": twin,
+        "signature": signature,
+        "__signature__": signature,
+        "extras": {
+            name: option.default
+            for name, option in method.options.items()
+            if name not in known and not option.fixed
+        },
+        "__doc__": method.documentation(WHOLE_OF_TORCH),
+        "__module__": "fastopt.torch.optimizers",
+    }
+    return type(method.__name__, (Optimizer,) if twin is None else (Optimizer, twin), names)

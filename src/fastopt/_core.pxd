@@ -1,0 +1,77 @@
+"""The C surface of csrc/, and the plan, for the other modules that bind memory to it."""
+
+from libc.stdint cimport uint64_t
+
+cdef extern from "fastopt.h" nogil:
+    enum:
+        FO_MAX_STATES
+    ctypedef enum fo_storage:
+        pass
+    ctypedef struct fo_stream:
+        void *at
+        fo_storage storage
+    ctypedef enum fo_rule:
+        pass
+    ctypedef struct fo_options:
+        pass
+    ctypedef struct fo_kernels:
+        const char *isa
+    ctypedef struct fo_tensor:
+        fo_stream param
+        fo_stream grad
+        fo_stream state[6]
+        void *count
+        const fo_options *options
+        size_t n
+        fo_rule rule
+        bint float_count
+    ctypedef struct fo_plan:
+        fo_tensor *tensors
+        size_t count
+    ctypedef struct fo_request:
+        double unscale
+        double clip_norm
+        double clip_value
+        bint want_norm
+        bint skip_nonfinite
+        bint zero_grad
+        bint zero_skipped
+        uint64_t seed
+        int threads
+    ctypedef struct fo_result:
+        double norm
+        double coefficient
+        bint skipped
+        int unfit
+        size_t tensor
+
+    const char *fo_rule_name(size_t)
+    int fo_rule_states(size_t)
+    const char *fo_option_name(size_t)
+    const char *fo_scalar_name(size_t)
+    const char *fo_storage_name(size_t)
+    const char *fo_compiler()
+    const fo_kernels *fo_best_kernels()
+    const fo_kernels *fo_find_kernels(const char *)
+    const char *fo_available_isa(size_t)
+    fo_plan *fo_plan_new(size_t)
+    void fo_plan_free(fo_plan *)
+    bint fo_plan_cut(fo_plan *)
+    bint fo_params_overlap(const fo_plan *)
+    fo_result fo_step(const fo_kernels *, fo_plan *, const fo_request *)
+    double fo_global_norm(const fo_kernels *, fo_plan *, int)
+    double fo_global_max_abs(const fo_kernels *, fo_plan *, int)
+    void fo_scale_gradients(const fo_kernels *, fo_plan *, double, int)
+    void fo_clamp_gradients(const fo_kernels *, fo_plan *, double, int)
+    bint fo_has_openmp()
+    int fo_hardware_threads()
+
+
+cdef class Plan:
+    cdef fo_plan *plan
+    cdef fo_options *options
+    cdef list owners
+    cdef object kept
+    cdef bint cut  # whether the blocks are those of the lengths
+
+    cdef int cut_blocks(self) except -1

@@ -1,0 +1,266 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, embedsignature=True
+"""Tensors of another framework, seen through DLPack's exchange in C: where they lie, and whether that has changed."""
+
+from cpython.exc cimport PyErr_Clear
+from cpython.pycapsule cimport PyCapsule_GetPointer
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint64_t
+from libc.stdlib cimport calloc, free, malloc
+
+from fastopt._core import same_objects
+from fastopt._core cimport Plan, fo_tensor
+
+cdef extern from "dlpack.h" nogil:
+    ctypedef struct DLDataType:
+        uint8_t code
+        uint8_t bits
+    ctypedef struct DLDevice:
+        int32_t type
+    ctypedef struct DLTensor:
+        void *data
+        DLDevice device
+        int32_t ndim
+        DLDataType dtype
+        int64_t *shape
+        int64_t *strides
+    ctypedef struct DLManagedTensorVersioned:
+        void (*deleter)(DLManagedTensorVersioned *) noexcept
+    ctypedef struct DLPackExchangeAPI:
+        int (*managed_tensor_from_py_object_no_sync)(void *, DLManagedTensorVersioned **) except -1
+        int (*dltensor_from_py_object_no_sync)(void *, DLTensor *) noexcept
+    const DLPackExchangeAPI *fo_dl_table(const DLPackExchangeAPI *)
+    void fo_dl_prefetch(const void *, const void *)
+
+cdef extern from *:
+    """
+    /* A number that changes whenever this dict does (or any other that is watched); 0 where there is no such thing. */
+    #if PY_VERSION_HEX >= 0x030C0000
+    static int fo_dict_watcher = -2;
+    static uint64_t fo_dict_changes = 1;
+
+    static int fo_dict_changed(PyDict_WatchEvent event, PyObject *dict, PyObject *key, PyObject *value)
+    {
+        (void)event, (void)dict, (void)key, (void)value;
+        fo_dict_changes++;
+        return 0;
+    }
+
+    static uint64_t fo_dict_version(PyObject *dict)
+    {
+        return PyDict_Check(dict) && fo_dict_watcher >= 0 ? fo_dict_changes : 0;
+    }
+
+    static void fo_watch_dict(PyObject *dict)
+    {
+        if (fo_dict_watcher == -2) fo_dict_watcher = PyDict_AddWatcher(fo_dict_changed);
+        if (fo_dict_watcher < 0 || PyDict_Watch(fo_dict_watcher, dict) < 0) PyErr_Clear();
+    }
+    #else
+    static uint64_t fo_dict_version(PyObject *dict)
+    {
+        return PyDict_Check(dict) ? ((PyDictObject *)dict)->ma_version_tag : 0;
+    }
+
+    static void fo_watch_dict(PyObject *dict) { (void)dict; }
+    #endif
+    """
+    uint64_t fo_dict_version(object)
+    void fo_watch_dict(object)
+
+cdef enum:
+    AHEAD = 8  # tensors that are being fetched from memory while one is looked at
+
+cdef struct Known:
+    int32_t ndim
+    DLDataType dtype
+    int64_t *extents  # the shape, then the strides; both as the framework had them
+    const void *shape  # where the framework keeps it
+    uint64_t version  # of the parameter's dict of states
+    int32_t tensors  # a parameter and its states, all alike in memory but for the dtype
+    DLDataType state_dtype[6]
+    # torch describes a tensor in half the time if another than its Python object holds it too. The parameters are not
+    # held: torch.utils.swap_tensors, with which a model may be converted, refuses such.
+    DLManagedTensorVersioned *held[6]
+
+
+cdef class Watch:
+    """The tensors that a plan points into: what has changed is noticed without asking Python.
+
+    `exchange` is the capsule `__dlpack_c_exchange_api__` of the tensors' type. A tensor's states are entries of a dict.
+    """
+
+    cdef Plan plan
+    cdef const DLPackExchangeAPI *api
+    cdef Known *known
+    cdef list params
+    cdef public bint moved  # whether the plan has been pointed elsewhere; for whoever wants to know to reset
+    cdef bint sparse  # whether gradients may be so: what has no memory of its own is not to be described
+    cdef object state  # parameter -> its entry
+    cdef uint64_t state_version
+    cdef list all_entries  # the values of `state`; None: new ones have come
+    cdef list entries  # each parameter's dict of states, or None
+    cdef list names  # of the entries that the plan points into
+    cdef list states  # what they were
+    cdef list views  # keep the memory, so that nothing else can be at an address that has not changed
+
+    def __cinit__(self, exchange, Plan plan, list params, bint sparse):
+        cdef size_t count = len(params)
+        self.plan, self.params, self.sparse = plan, params, sparse
+        self.entries, self.names, self.states, self.views = [[None] * count for _ in range(4)]
+        self.api = fo_dl_table(<const DLPackExchangeAPI *>PyCapsule_GetPointer(exchange, "dlpack_exchange_api"))
+        if self.api == NULL:
+            raise ImportError("the tensors' framework has another major version of DLPack, expected 1")
+        self.known = <Known *>calloc(count + 1, sizeof(Known))
+        if self.known == NULL:
+            raise MemoryError
+
+    def __dealloc__(self):
+        cdef size_t i
+        if self.known != NULL:
+            for i in range(<size_t>len(self.params)):
+                self.forget(i)
+        free(self.known)
+
+    cdef void forget(self, size_t i):
+        cdef Known *known = &self.known[i]
+        cdef int k
+        for k in range(known.tensors - 1):
+            known.held[k].deleter(known.held[k])
+        free(known.extents)
+        known.extents = NULL
+        known.tensors = 0
+
+    def release(self, size_t tensor) -> None:
+        """Notice this tensor anew at each look."""
+        self.moved = True
+        self.forget(tensor)
+
+    def hold(self, size_t tensor, param, entry, tuple names, list states) -> None:
+        """Keep a parameter's memory and its states, which the plan has been bound to.
+
+        `names` are the entries that must stay what they are: those of the states come first.
+        """
+        cdef Known *known = &self.known[tensor]
+        cdef DLTensor now
+        cdef int32_t k
+        self.moved, self.all_entries = True, None
+        self.forget(tensor)
+        if not self.look_at(param, &now):
+            raise RuntimeError(f"tensor {tensor} has no memory to look at")
+        known.extents = <int64_t *>malloc((2 * now.ndim + 1) * sizeof(int64_t))
+        if known.extents == NULL:
+            raise MemoryError
+        known.ndim, known.dtype, known.shape = now.ndim, now.dtype, now.shape
+        for k in range(now.ndim):
+            known.extents[k], known.extents[now.ndim + k] = now.shape[k], now.strides[k]
+        known.tensors = 1
+        for state in states:
+            if not self.look_at(state, &now):
+                raise RuntimeError(f"a state of tensor {tensor} has no memory to look at")
+            known.state_dtype[known.tensors - 1] = now.dtype
+            self.api.managed_tensor_from_py_object_no_sync(<void *>state, &known.held[known.tensors - 1])
+            known.tensors += 1
+        self.entries[tensor], self.names[tensor], self.views[tensor] = entry, names, param.detach()
+        self.states[tensor] = None
+        if entry is not None:
+            self.states[tensor] = [entry[name] for name in names]
+            fo_watch_dict(entry)
+            known.version = fo_dict_version(entry)
+
+    cdef inline bint look_at(self, tensor, DLTensor *now):
+        """Describe a tensor; return whether it has memory to describe."""
+        if self.api.dltensor_from_py_object_no_sync(<void *>tensor, now) == 0:
+            return True
+        PyErr_Clear()
+        return False
+
+    cdef inline bint alike(self, const Known *known, DLDataType dtype, const DLTensor *now) noexcept:
+        """Whether a tensor lies in the memory of the processor as a parameter did."""
+        cdef int32_t k
+        if now.ndim != known.ndim or now.dtype.code != dtype.code or now.dtype.bits != dtype.bits or now.device.type != 1:
+            return False
+        for k in range(now.ndim):
+            # (The stride of a single element means nothing.)
+            if now.shape[k] != known.extents[k] or (now.strides[k] != known.extents[known.ndim + k] and now.shape[k] != 1):
+                return False
+        return True
+
+    cdef bint is_as_it_was(self, size_t i):
+        """Whether a parameter and its states are those that the plan points into; new addresses it is told."""
+        cdef Known *known = &self.known[i]
+        cdef fo_tensor *tensor = &self.plan.plan.tensors[i]
+        cdef DLTensor now
+        cdef list states
+        cdef tuple names
+        cdef int32_t k
+        if not known.tensors:
+            return False
+        if not self.look_at(self.params[i], &now) or not self.alike(known, known.dtype, &now):
+            return False
+        if now.data != tensor.param.at:
+            self.views[i] = self.params[i].detach()
+            tensor.param.at = now.data
+            self.moved = True
+        entry = self.entries[i]
+        if entry is None:
+            return True
+        states = self.states[i]
+        if not known.version or known.version != fo_dict_version(entry):
+            names = self.names[i]
+            for k in range(<int32_t>len(names)):
+                if entry.get(names[k]) is not states[k]:
+                    return False
+            known.version = fo_dict_version(entry)
+        for k in range(known.tensors - 1):
+            if (not self.look_at(states[k], &now) or now.data != tensor.state[k].at
+                    or not self.alike(known, known.state_dtype[k], &now)):
+                return False
+        return True
+
+    cdef look_at_entries(self, state):
+        """Let go of the parameters that have another entry than before."""
+        cdef list all_entries
+        cdef size_t i
+        if len(self.params) == 1:  # one of many that are stepped one by one: to look at all the others' would take long
+            if self.known[0].tensors and self.entries[0] is not None:
+                if state.get(self.params[0]) is not self.entries[0]:
+                    self.forget(0)
+            return
+        if state is self.state and self.all_entries is not None and self.state_version and self.state_version == fo_dict_version(state):
+            return
+        all_entries = list(state.values())  # (to pass by all of them is ten times as fast as to look each up)
+        if state is not self.state or self.all_entries is None or not same_objects(all_entries, self.all_entries):
+            for i in range(<size_t>len(self.params)):
+                if self.known[i].tensors and self.entries[i] is not None:
+                    if state.get(self.params[i]) is not self.entries[i]:
+                        self.forget(i)
+            fo_watch_dict(state)
+        self.state, self.all_entries, self.state_version = state, all_entries, fo_dict_version(state)
+
+    def look(self, list grads, state) -> list:
+        """Find the gradients, into the list, and point the plan at them; return the tensors of which something is new.
+
+        They have no gradient in the plan then, as those have none whose gradient is None.
+        """
+        cdef DLTensor now
+        cdef fo_tensor *tensor
+        cdef Known *known
+        cdef size_t i, count = len(self.params)
+        cdef list new = []
+        self.look_at_entries(state)
+        for i in range(count):
+            tensor, known = &self.plan.plan.tensors[i], &self.known[i]
+            tensor.grad.at = NULL
+            if i + AHEAD < count:
+                fo_dl_prefetch(<void *>self.params[i + AHEAD], self.known[i + AHEAD].shape)
+            grad = self.params[i].grad
+            grads[i] = grad
+            if grad is None:
+                continue
+            if (self.is_as_it_was(i) and not (self.sparse and grad.is_sparse) and self.look_at(grad, &now) and self.alike(known, known.dtype, &now)
+                    and (now.data != NULL or not tensor.n)
+                    # (A lazy sign comes with gaps between the elements, unless there is only one.)
+                    and not (tensor.n == 1 and grad.is_neg())):
+                tensor.grad.at = now.data if tensor.n else tensor  # (of an empty one only that it is there)
+            else:
+                new.append(i)
+        return new

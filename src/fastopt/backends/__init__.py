@@ -1,0 +1,1 @@
+"""What the engine has to know of a framework's buffers, one file a framework."""

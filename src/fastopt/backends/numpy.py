@@ -1,0 +1,87 @@
+"""NumPy's arrays, for the engine. They are used where they are or refused: nothing is copied."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from fastopt import _arrays, environment
+from fastopt.engine import Buffers, Engine, Group
+
+
+class Arrays(Engine):
+    """The step of parameters that are arrays."""
+
+    def __init__(self, face: Any, parts: list[tuple[Group, list[Any]]]) -> None:
+        super().__init__(face, parts)
+        self.watch = _arrays.Watch(self.plan, self.params)
+        self.memory = _arrays.Memory(self.params)
+
+    def look(self, grads: list[Any], zero: bool) -> list[int]:
+        """Point the plan at the gradients; return the parameters that have to be bound anew."""
+        return self.watch.look(grads, zero)
+
+    def label(self, slot: int) -> str:
+        """Return a parameter's place in what the user gave: `params['w']`."""
+        return self.face._labels[slot]
+
+    def check(self, slot: int) -> None:
+        """Raise unless a parameter is still where it was, and writeable."""
+        param, label = self.params[slot], self.label(slot)
+        if self.face._places[slot] != (_arrays.place(param)[0], param.size):
+            raise RuntimeError(f"{label}: was resized after the optimizer was made; make a new optimizer")
+        _arrays.as_array(param, label, True)
+
+    def entry(self, slot: int) -> dict[str, Any]:
+        """Return the states of a parameter."""
+        return self.face._state[slot]
+
+    def start_state(self, slot: int, value: float) -> Any:
+        """Return an array in the parameter's memory order."""
+        param = self.params[slot]
+        return np.full(param.shape, value, param.dtype, order="C" if param.flags.c_contiguous else "F")
+
+    def fit_state(self, slot: int, name: str, state: Any) -> Any:
+        """Return the state, checked: somebody may have resized it."""
+        return _arrays.beside(state, self.params[slot], f"{name} of {self.label(slot)}", True)
+
+    def count_place(self, slot: int, entry: dict[str, Any], fresh: bool) -> tuple[int, bool]:
+        """Return the address in the optimizer's own count."""
+        steps = self.face._steps
+        if fresh and not self.method.counts_steps:
+            steps[slot] = 0  # what is counted there is how often the states were updated
+        return steps.ctypes.data + slot * steps.itemsize, False
+
+    def buffers(self, slot: int, grad: Any, states: list[Any], zero: bool) -> Buffers:
+        """Return where the arrays are; the gradient is checked."""
+        param, label = self.params[slot], f"gradient of {self.label(slot)}"
+        place = _arrays.place(param)
+        array = None
+        if grad is not None:
+            array = _arrays.beside(grad, param, label, zero)
+            owner = self.memory.owner(array)
+            if owner is not None:
+                raise ValueError(f"{label}: overlaps {self.label(owner)} in memory")
+        grad_place = None if array is None else _arrays.place(array)
+        return Buffers(param.size, place, grad_place, list(map(_arrays.place, states)), array, True)
+
+    def calls(self, grads: list[Any], bound: dict[int, Buffers], zero: bool) -> tuple[bool, list[Any], list[Any]]:
+        """Raise if gradients overlap that both are to be zeroed."""
+        if zero:
+            arrays = [bound[slot].kept if slot in bound else grad for slot, grad in enumerate(grads)]
+            pair = _arrays.Memory(arrays).collision()
+            if pair is not None:
+                raise ValueError(
+                    f"gradients of {self.label(pair[0])} and {self.label(pair[1])} overlap in memory, so that they "
+                    "cannot both be zeroed"
+                )
+        return zero, [], []
+
+    def is_finite(self, grad: Any) -> bool:
+        """Whether all entries are finite."""
+        return bool(np.isfinite(grad).all())
+
+    def threads(self) -> int:
+        """Return the number of threads that was asked for, or OpenMP's."""
+        return environment.get_num_threads()

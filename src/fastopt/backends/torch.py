@@ -1,0 +1,403 @@
+"""torch's tensors, for the engine.
+
+Most tensors are plain memory, parameter, gradient and states in one order: those the kernels use where they are, step
+after step. Others have a view that is (complex numbers as pairs, the local part of a sharded tensor). For the rest (gaps,
+lazy signs, sparse gradients) there are copies, written back after the step; what is odd about a tensor costs nothing to
+the others.
+"""
+
+from __future__ import annotations
+
+import math
+from contextlib import nullcontext
+from typing import Any, NoReturn
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastopt import _core, _dlpack, environment
+from fastopt.clipping import clip_coefficient
+from fastopt.engine import Buffers, Call, Engine, Group
+
+try:
+    from torch.distributed.tensor import DTensor as DTensor
+except ImportError:  # a build of torch without torch.distributed
+
+    class DTensor:  # type: ignore[no-redef]
+        """Stand-in that no tensor is an instance of."""
+
+
+DTYPE_NAMES = {
+    torch.float32: "float32",
+    torch.float64: "float64",
+    torch.bfloat16: "bfloat16",
+    torch.float16: "float16",
+}
+
+EXACT = 2**24
+"""Where float32 stops counting."""
+
+
+class Tensors(Engine):
+    """The step of parameters that are tensors. `look` finds the gradients by itself."""
+
+    strict = False  # as in torch
+
+    def __init__(self, face: Any, parts: list[tuple[Group, list[Any]]]) -> None:
+        super().__init__(face, parts)
+        self.lengths = [len(params) for _, params in parts]
+        self.watch = _dlpack.Watch(
+            Tensor.__dlpack_c_exchange_api__, self.plan, self.params, self.method.takes_sparse
+        )
+        self.sharded = any(isinstance(param, DTensor) for param in self.params)
+        self.serial = False
+        self.left = math.inf
+        """How many steps the counts in float32 have place for."""
+        # Every parameter's "step" is an entry of one tensor, unless it is the user's own.
+        double = torch.get_default_dtype() == torch.float64
+        with torch.inference_mode(False):
+            self.steps = torch.zeros(len(self.params), dtype=torch.float64 if double else torch.float32)
+            self.step_views = list(self.steps)
+        self.updates = np.zeros(len(self.params))
+
+    # ---- what has changed ----
+
+    def take_options(self, owner: int, group: Group, given: list[Any]) -> None:
+        """Look at a group's options."""
+        self.face._refuse(group)
+        super().take_options(owner, group, given)
+
+    def is_current(self, parts: list[tuple[Group, list[Any]]]) -> bool:
+        """Whether these are still the groups and parameters."""
+        if len(parts) == 1 == len(self.groups):
+            return parts[0][0] is self.groups[0] and _core.same_objects(parts[0][1], self.params)
+        return (
+            _core.same_objects([group for group, _ in parts], self.groups)
+            and [len(params) for _, params in parts] == self.lengths
+            and _core.same_objects([param for _, params in parts for param in params], self.params)
+        )
+
+    def look(self, grads: list[Any], zero: bool) -> list[int]:
+        """Put the gradients into the list, and point the plan at those that lie beside their parameters."""
+        self.left -= 1
+        if self.left <= 0:
+            for slot in range(len(self.params)):
+                self.watch.release(slot)
+            self.left = math.inf
+        return self.watch.look(grads, self.face.state)
+
+    def label(self, slot: int) -> str:
+        """Return a parameter's name, if it has one, or its place in the groups."""
+        return self.face._label(self.params[slot])
+
+    def refuse(self, slot: int, why: str, whose: str = "") -> NoReturn:
+        """Raise `RuntimeError`."""
+        raise RuntimeError(f"{whose}{self.label(slot)} {why}")
+
+    def check(self, slot: int) -> None:
+        """Raise `RuntimeError` if a parameter is none to step on."""
+        param = self.params[slot]
+        why = complaint(param)
+        if why:
+            self.refuse(slot, why)
+        if any(stride == 0 and size > 1 for stride, size in zip(param.stride(), param.shape, strict=True)):
+            self.refuse(slot, "has elements that share memory, which no step can update; make it a clone()")
+        _, names = self.rules[self.owners[slot]]
+        for name, state in self.face.state.get(param, {}).items():
+            if name in names and state is not None and state.shape != param.shape:
+                self.refuse(slot, f"has shape {tuple(state.shape)}, expected {tuple(param.shape)}", f"{name} of ")
+
+    # ---- states and counts ----
+
+    def entry(self, slot: int) -> dict[str, Any]:
+        """Return the optimizer's entry for a parameter, made now if need be."""
+        return self.face.state[self.params[slot]]
+
+    def forget(self, slot: int, name: str, made: Any) -> None:
+        """Take back an entry that was made for a step that was not taken, and the dict if nothing else is in it."""
+        super().forget(slot, name, made)
+        if not self.face.state[self.params[slot]]:
+            del self.face.state[self.params[slot]]
+
+    def start_options(self, slot: int) -> Any:
+        """Return the options that say what states start as: the optimizer's, as in torch."""
+        return self.face.defaults
+
+    def start_state(self, slot: int, value: float) -> Any:
+        """Return a tensor in the parameter's memory order."""
+        param = self.params[slot].detach()
+        with torch.inference_mode(False), torch.no_grad():
+            start = complex(value, value) if param.is_complex() else value
+            return torch.full_like(param, start, dtype=self.state_dtype(slot))
+
+    def state_dtype(self, slot: int) -> torch.dtype:
+        """Return the dtype of a parameter's states: its own, or float32 beside a half precision.
+
+        That is taken if it is wanted, or if states have more precision than the parameter.
+        """
+        param = self.params[slot]
+        if param.is_complex() or param.dtype.itemsize > 2 or self.whole["state_dtype"] == torch.float32:
+            return torch.float32 if param.dtype.itemsize == 2 else param.dtype
+        _, names = self.rules[self.owners[slot]]
+        made = {name for of, name, _ in self.made if of == slot}
+        entry = self.face.state.get(param, {})
+        present = [entry[name] for name in names if entry.get(name) is not None and name not in made]
+        return param.dtype if all(state.dtype == param.dtype for state in present) else torch.float32
+
+    def fit_state(self, slot: int, name: str, state: Any) -> Any:
+        """Return the state in a dtype there are kernels for, and in the parameter's order where that has no gaps."""
+        param, dtype = self.params[slot], self.state_dtype(slot)
+        with torch.inference_mode(False), torch.no_grad():
+            if state.layout != torch.strided:  # momentum of sparse gradients, in torch
+                state = state.to_dense()
+            here, there = local_part(state), local_part(param)
+            if state.dtype == dtype and (same_order(here, there) or not is_dense(there)):
+                return state
+            return torch.empty_like(param, dtype=dtype).copy_(state)
+
+    def count_place(self, slot: int, entry: dict[str, Any], fresh: bool) -> tuple[int, bool]:
+        """Return the address of the entry "step"; without one all that matters is whether it is the first."""
+        if not self.method.counts_steps:
+            self.updates[slot] = 0 if fresh else 1
+            return self.updates.ctypes.data + slot * self.updates.itemsize, False
+        step = entry.get("step")
+        if not counts(step):
+            value = 0.0 if step is None else float(step)
+            with torch.inference_mode(False), torch.no_grad():
+                made = self.step_views[slot] if value < EXACT else torch.zeros((), dtype=torch.float64)
+                made.fill_(value)
+            entry["step"] = made
+            if step is None:
+                self.made.append((slot, "step", made))
+            step = made
+        single = step.dtype == torch.float32
+        if single:
+            self.left = min(self.left, EXACT - float(step))
+        return step.data_ptr(), single
+
+    # ---- buffers ----
+
+    def buffers(self, slot: int, grad: Any, states: list[Any], zero: bool) -> Buffers:
+        """Return where everything lies, or copies of what is not plain."""
+        param = self.params[slot]
+        if grad is not None:
+            grad = self.admitted(slot, grad)
+        if grad is not None and grad.is_sparse:
+            return self.buffers_of_rows(param, grad, states)
+        write_back: list[Call] = []
+        p = ordered(param, None, write_back)
+        several = [ordered(state, p, write_back) for state in states]
+        g = None if grad is None else brought(plain_gradient(grad, param), p)
+        ordinary = not (isinstance(param, DTensor) or param.is_complex())
+        return self.placed(p, g, several, ordinary and not write_back, write_back)
+
+    def admitted(self, slot: int, grad: Tensor) -> Tensor:
+        """Return a gradient, checked; a sparse one made dense unless the rows it has are all that a step changes."""
+        param = self.params[slot]
+        if grad.shape != param.shape:
+            self.refuse(slot, f"has shape {tuple(grad.shape)}, expected {tuple(param.shape)}", "gradient of ")
+        if not (grad.is_sparse and self.method.takes_sparse):
+            why = complaint(grad)
+            if why:
+                self.refuse(slot, why, "gradient of ")
+            return grad
+        rows = self.method.steps_rows(self.values[self.owners[slot]]) and grad.sparse_dim() and not complaint(param)
+        return grad if rows else grad.to_dense()
+
+    def buffers_of_rows(self, param: Tensor, grad: Tensor, states: list[Tensor]) -> Buffers:
+        """Return copies of the rows of a parameter and its states that a sparse gradient has entries for."""
+        with torch.no_grad():
+            entries = grad.coalesce()
+            index = tuple(entries.indices())
+            wholes = [tensor.detach() for tensor in (param, *states)]
+            parts = [whole[index].contiguous() for whole in wholes]
+            rows = [plain(part) for part in parts]
+            g = brought(plain_gradient(entries.values(), param), rows[0])
+        write_back = [(whole.index_put_, index, part) for whole, part in zip(wholes, parts, strict=True)]
+        return self.placed(rows[0], g, rows[1:], False, write_back)
+
+    def placed(
+        self, param: Tensor, grad: Tensor | None, states: list[Tensor], stay: bool, write_back: list[Call]
+    ) -> Buffers:
+        """Return the addresses of plain tensors."""
+        places = [place(tensor) for tensor in (param, *states)]
+        grad_place = None if grad is None else place(grad)
+        kept = (param, grad, states, write_back)
+        return Buffers(param.numel(), places[0], grad_place, places[1:], kept, stay, write_back)
+
+    def calls(self, grads: list[Any], bound: dict[int, Buffers], zero: bool) -> tuple[bool, list[Any], list[Any]]:
+        """Return the copies back and the version counters, and what zeroes gradients that the pass does not."""
+        increment = torch._C._increment_version
+        stepped = self.params if None not in grads else [p for p, g in zip(self.params, grads, strict=True) if g is not None]
+        after = [call for buffers in bound.values() for call in buffers.write_back]
+        after.append((increment, stepped))
+        if not zero:
+            return False, after, []
+        # (A gradient that two parameters share must not be zeroed before both have used it.)
+        apart = self.plan.gradients_are_apart()
+        directly = [grad for slot, grad in enumerate(grads) if grad is not None and apart and slot not in bound]
+        others = [grad for slot, grad in enumerate(grads) if grad is not None and not (apart and slot not in bound)]
+        return apart, after, [(increment, directly), *((grad.zero_,) for grad in others)]
+
+    def run(
+        self,
+        grads: list[Any],
+        unscale: float,
+        clip_norm: float,
+        clip_value: float,
+        want_norm: bool,
+        nonfinite: str,
+        zero: bool,
+        after: list[Any],
+        always: list[Any],
+        counter: Any,
+    ) -> tuple[float, float, bool]:
+        """Call the kernels; of sharded parameters the norm is that of all processes' parts."""
+        norm, coefficient, skipped = math.nan, 1.0, False
+        if self.sharded and (want_norm or nonfinite != "propagate"):
+            norm = unscale * norm_of_shards([grad for grad in grads if grad is not None])
+            skipped = nonfinite != "propagate" and not math.isfinite(norm)
+            if skipped:
+                with torch.no_grad():
+                    for function, *arguments in always:
+                        function(*arguments)
+                return norm, coefficient, skipped
+            coefficient = clip_coefficient(norm, clip_norm) if math.isfinite(clip_norm) else 1.0
+            unscale, clip_norm, want_norm, nonfinite = unscale * coefficient, math.inf, False, "propagate"
+        with torch.no_grad() if len(after) > 1 or always else nullcontext():
+            found = super().run(
+                grads, unscale, clip_norm, clip_value, want_norm, nonfinite, zero, after, always, counter
+            )
+        return found if math.isnan(norm) else (norm, coefficient, skipped)
+
+    def is_finite(self, grad: Any) -> bool:
+        """Whether all entries of this process's part are finite."""
+        local = local_part(grad)
+        return bool(torch.isfinite(local.coalesce().values() if local.is_sparse else local).all())
+
+    def threads(self) -> int:
+        """Return what was asked of fastopt, or else of torch; 1 where parameters share memory."""
+        if self.watch.moved:
+            self.serial = self.plan.params_overlap()
+            self.watch.moved = False
+        return 1 if self.serial else thread_count()
+
+
+# ---- what a tensor is ----
+
+
+def complaint(tensor: Tensor) -> str:
+    """Return what is wrong with a tensor and what to do about it; nothing if `plain` makes it fit for the kernels."""
+    local = local_part(tensor)
+    if local.device.type != "cpu":
+        what, advice = f"on device {local.device}", "fastopt steps on the CPU: move the model there, or use torch.optim"
+    elif local.layout != torch.strided:
+        what, advice = f"of layout {local.layout}", "make it dense (for an embedding: sparse=False)"
+    elif real_dtype(local) not in DTYPE_NAMES:
+        what, advice = f"of dtype {local.dtype}", "use float32, float64, bfloat16, float16 or a complex dtype of those"
+    elif local.numel() and not local.data_ptr():
+        what, advice = f"a {type(local).__name__} without memory of its own", "use torch.optim for such tensors"
+    else:
+        return ""
+    return f"is {what}, which is not supported; {advice}"
+
+
+def is_plain(tensor: Tensor) -> bool:
+    """Whether the kernels can work on the tensor's memory as it is."""
+    return not (isinstance(tensor, DTensor) or tensor.is_complex() or complaint(tensor)) and has_plain_view(tensor)
+
+
+def has_plain_view(tensor: Tensor) -> bool:
+    """Whether `plain` gives a view that the kernels can work on."""
+    local = local_part(tensor)
+    return not (local.is_neg() or local.is_conj()) and is_dense(local)
+
+
+def is_dense(tensor: Tensor) -> bool:
+    """Whether the elements fill one stretch of memory, in whatever order of dimensions."""
+    return tensor.is_contiguous() or torch.empty_like(tensor, device="meta").stride() == tensor.stride()
+
+
+def same_order(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors of the same shape lie in memory alike; the stride of a single element means nothing."""
+    strides = zip(a.stride(), b.stride(), a.shape, strict=True)
+    return a.stride() == b.stride() or all(one == other or size == 1 for one, other, size in strides)
+
+
+def real_dtype(tensor: Tensor) -> torch.dtype:
+    """Return the dtype of a tensor's real and imaginary parts."""
+    return tensor.dtype.to_real() if tensor.is_complex() else tensor.dtype
+
+
+# ---- views and copies ----
+
+
+def local_part(tensor: Tensor) -> Tensor:
+    """Return this process's part of a sharded tensor, any other as it is."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def plain(tensor: Tensor) -> Tensor:
+    """Return a view of real numbers: the local part, complex numbers as pairs."""
+    local = local_part(tensor).detach()
+    return torch.view_as_real(local) if local.is_complex() else local
+
+
+def plain_gradient(grad: Tensor, param: Tensor) -> Tensor:
+    """Return `plain` of a gradient, brought to the parameter's placement among the processes; lazy signs resolved."""
+    if isinstance(grad, DTensor) and isinstance(param, DTensor) and grad.placements != param.placements:
+        grad = grad.redistribute(placements=param.placements)
+    return plain(local_part(grad).resolve_conj()).resolve_neg()
+
+
+def brought(grad: Tensor, like: Tensor) -> Tensor:
+    """Return a gradient in the dtype and memory order of `like`; a copy unless it is that already."""
+    if grad.dtype == like.dtype and not grad.is_neg() and same_order(grad, like):
+        return grad
+    return torch.empty_like(like).copy_(grad)
+
+
+def ordered(tensor: Tensor, like: Tensor | None, write_back: list[Call]) -> Tensor:
+    """Return plain numbers in the memory order of `like` (None: any without gaps); a copy only if need be."""
+    local = local_part(tensor).detach()
+    if has_plain_view(local) and (like is None or same_order(plain(local), like)):
+        return plain(local)
+    if like is None:
+        like = plain(torch.empty(local.shape, dtype=local.dtype))
+    copy = torch.empty_like(like, dtype=real_dtype(local))
+    values = torch.view_as_complex(copy) if local.is_complex() else copy
+    values.copy_(local)
+    write_back.append((local.copy_, values))
+    return copy
+
+
+def counts(step: Any) -> bool:
+    """Whether the kernels can count in this object: a tensor of one float, which may be shared with other processes."""
+    return (
+        isinstance(step, Tensor)
+        and step.numel() == 1
+        and step.device.type == "cpu"
+        and step.layout == torch.strided
+        and (step.dtype == torch.float64 or (step.dtype == torch.float32 and float(step) < EXACT))
+        and step.data_ptr() != 0
+    )
+
+
+# ---- for plans ----
+
+
+def place(tensor: Tensor) -> tuple[int, int]:
+    """Return a plain tensor's (address, storage)."""
+    return tensor.data_ptr(), _core.STORAGES[DTYPE_NAMES[tensor.dtype]]
+
+
+def thread_count() -> int:
+    """Return how many threads a pass may take: what was asked of fastopt, or else of torch."""
+    return environment.chosen_threads() or torch.get_num_threads()
+
+
+def norm_of_shards(grads: list[Tensor]) -> float:
+    """Return the norm of all gradients of all processes that share them."""
+    norm = torch.nn.utils.get_total_norm(grads)
+    return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)

@@ -1,0 +1,436 @@
+"""The one mechanism of a step, for every optimizer and every framework.
+
+A face (`fastopt.AdamW`, `fastopt.torch.AdamW`) keeps parameter groups and states, where users and schedulers read and
+edit them. The `Engine` finds out what they are now, points the kernels' plan at it, and calls the kernels once. What it
+remembers from step to step is compared with the truth in the face before it is used.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import threading
+import weakref
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, ClassVar, NamedTuple
+
+from fastopt import _core
+from fastopt.hyperparameters import at_step, is_fixed
+from fastopt.methods.base import WHOLE, Method, Option
+
+Group = dict[str, Any]
+
+Call = tuple[Any, ...]
+"""A function, which runs no code of Python's, and its arguments."""
+
+
+class StepInfo(NamedTuple):
+    """What a step did."""
+
+    lr: float
+    """Learning rate, of the first parameter group."""
+    grad_norm: float | None
+    """Norm of all gradients before clipping; None where neither `clip_norm` nor `nonfinite` asked for it."""
+    clipped: bool
+    """Whether the gradients were scaled down to `clip_norm`."""
+    skipped: bool
+    """Whether a gradient was not finite, so that nothing was changed (`nonfinite="skip"`)."""
+
+
+# ---- what an optimizer has in common, whatever the framework ----
+
+
+class WholeOption:
+    """An option of the whole optimizer as its attribute: the truth is in the parameter groups."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __get__(self, face: Any, owner: type | None = None) -> Any:
+        """Return what the groups say."""
+        return self if face is None else face._whole_options(face.param_groups)[self.name]
+
+    def __set__(self, face: Any, value: Any) -> None:
+        """Say it in every group."""
+        face._check_whole({self.name: value})
+        face._whole[self.name] = value
+        for group in face.param_groups:
+            group.pop(self.name, None)
+            face._write_whole(group)
+
+
+class Face:
+    """Options of the whole optimizer, and one step at a time."""
+
+    method: ClassVar[type[Method]]
+    """The optimizer's description."""
+
+    whole: ClassVar[Mapping[str, Option]] = WHOLE
+
+    clip_norm = WholeOption("clip_norm")
+    clip_value = WholeOption("clip_value")
+    nonfinite = WholeOption("nonfinite")
+
+    param_groups: list[Group]
+    step_count: int
+    _whole: dict[str, Any]
+
+    def _check_whole(self, values: Mapping[str, Any]) -> None:
+        """Raise `ValueError` unless these options of the whole optimizer make sense at this step."""
+        for name, value in values.items():
+            self.whole[name].check(name, at_step(value, self.step_count))
+
+    def _write_whole(self, group: Group) -> None:
+        """Put the options of the whole optimizer into a group, where they are not the default."""
+        for name, option in self.whole.items():
+            if name not in group and not same_value(self._whole[name], option.default):
+                group[name] = self._whole[name]
+
+    def _take_whole(self, group: Mapping[str, Any]) -> None:
+        """Take the options of the whole optimizer that the first group brings; any other group must agree with them."""
+        given = {name: group[name] for name in self.whole if name in group}
+        self._check_whole(given)
+        for name, value in given.items():
+            if not self.param_groups and same_value(self._whole[name], self.whole[name].default):
+                self._whole[name] = value
+            elif not same_value(value, self._whole[name]):
+                raise ValueError(
+                    f"{name}: is of the whole optimizer, expected {self._whole[name]!r} in every group, got {value!r}"
+                )
+
+    def _whole_options(self, groups: list[Group]) -> dict[str, Any]:
+        """Return the options of the whole optimizer, as these groups have them."""
+        if not groups:
+            return dict(self._whole)
+        whole = {}
+        for name, option in self.whole.items():
+            whole[name], *others = [group.get(name, option.default) for group in groups]
+            for other in others:
+                if not same_value(other, whole[name]):
+                    raise ValueError(
+                        f"{name}: is of the whole optimizer, expected the same in every group, got {whole[name]!r} and "
+                        f"{other!r}"
+                    )
+        return whole
+
+
+def same_value(a: Any, b: Any) -> bool:
+    """Whether two options are the same."""
+    return a is b or (type(a) is type(b) and bool(a == b))
+
+
+_forks = 0
+
+
+def _count_fork() -> None:
+    global _forks
+    _forks += 1
+
+
+os.register_at_fork(after_in_child=_count_fork)
+
+
+class Turn:
+    """One thread at a time. The same one may come again (a schedule or a signal handler that reads the state), but not
+    for a step within a step. In a forked child nobody has the turn, whoever had it in the parent.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._stepping = False
+        self._born = _forks
+
+    def __enter__(self) -> None:
+        if self._born != _forks:
+            self.__init__()  # type: ignore[misc]
+        self._lock.acquire()
+
+    def __exit__(self, *exception: object) -> None:
+        self._lock.release()
+
+    @contextmanager
+    def to_step(self) -> Iterator[None]:
+        """Have the turn for a step."""
+        with self:
+            if self._stepping:
+                raise RuntimeError("a step within a step of the same optimizer (from a schedule, a hook or a signal handler)")
+            self._stepping = True
+            try:
+                yield
+            finally:
+                self._stepping = False
+
+    def __reduce__(self) -> tuple[type[Turn], tuple[()]]:
+        """A copy has a turn of its own."""
+        return Turn, ()
+
+
+# ---- the engine ----
+
+
+class Buffers(NamedTuple):
+    """A parameter, its gradient and its states as the kernels are to see them, each (address, storage)."""
+
+    length: int
+    param: tuple[int, int]
+    grad: tuple[int, int] | None
+    states: list[tuple[int, int]]
+    kept: Any
+    """What keeps them alive for the step."""
+    stay: bool
+    """Whether parameter and states can be used where they are, so that the plan can stay bound to them."""
+    write_back: Sequence[Call] = ()
+    """Where they cannot: what copies back after the step."""
+
+
+class Engine(ABC):
+    """The step of some parameters of an optimizer. The backends say what it has to know of a framework's buffers.
+
+    Parameters
+    ----------
+    face
+        The optimizer.
+    parts
+        Of its groups, each with those of its parameters that are stepped here.
+    """
+
+    plan: _core.Plan
+    watch: Any
+    """What the plan is bound to: notices what has changed."""
+
+    strict: ClassVar[bool] = True
+    """Whether options that were edited in a group, or come from a schedule, must be within their bounds."""
+
+    def __init__(self, face: Any, parts: list[tuple[Group, list[Any]]]) -> None:
+        self.face = weakref.proxy(face)  # which has the engine: dropped, it lets go of its arrays at once
+        self.method: type[Method] = face.method
+        self.groups = [group for group, _ in parts]
+        self.params = [param for _, params in parts for param in params]
+        self.owners = [owner for owner, (_, params) in enumerate(parts) for _ in params]
+        self.plan = _core.Plan(self.owners)
+        self.seen: list[list[Any]] = [[] for _ in parts]
+        self.values: list[Group] = [{} for _ in parts]
+        self.rules: list[tuple[str, tuple[str, ...]]] = [("", ()) for _ in parts]
+        self.take_whole()
+        self.made: list[tuple[int, str, Any]] = []
+
+    # ---- what the backends say ----
+
+    @abstractmethod
+    def look(self, grads: list[Any], zero: bool) -> list[int]:
+        """Point the plan at the gradients, all in the list then; return the parameters that have to be bound anew."""
+
+    @abstractmethod
+    def label(self, slot: int) -> str:
+        """Return what to call a parameter in messages."""
+
+    @abstractmethod
+    def check(self, slot: int) -> None:
+        """Raise unless a parameter can be stepped on."""
+
+    @abstractmethod
+    def entry(self, slot: int) -> dict[str, Any]:
+        """Return the dict that has a parameter's states."""
+
+    @abstractmethod
+    def start_state(self, slot: int, value: float) -> Any:
+        """Return a new state."""
+
+    @abstractmethod
+    def fit_state(self, slot: int, name: str, state: Any) -> Any:
+        """Return a state as the kernels can use it; raise if it can be none of this parameter."""
+
+    @abstractmethod
+    def count_place(self, slot: int, entry: dict[str, Any], fresh: bool) -> tuple[int, bool]:
+        """Return where a parameter's steps are counted, and whether in float32. `fresh`: a state was made just now."""
+
+    @abstractmethod
+    def buffers(self, slot: int, grad: Any, states: list[Any], zero: bool) -> Buffers:
+        """Return what the kernels are to see; raise if the gradient does not fit the parameter."""
+
+    @abstractmethod
+    def is_finite(self, grad: Any) -> bool:
+        """Whether all entries of a gradient are finite."""
+
+    @abstractmethod
+    def threads(self) -> int:
+        """Return how many threads a step may use at most."""
+
+    def start_options(self, slot: int) -> Mapping[str, Any]:
+        """Return the options that say what states start as."""
+        return self.values[self.owners[slot]]
+
+    def forget(self, slot: int, name: str, made: Any) -> None:
+        """Take back an entry that was made for a step that was not taken, unless it has been replaced."""
+        entry = self.entry(slot)
+        if entry.get(name) is made:
+            del entry[name]
+
+    def calls(self, grads: list[Any], bound: dict[int, Buffers], zero: bool) -> tuple[bool, list[Any], list[Any]]:
+        """Return whether the kernels can zero the gradients, and what has to be called: after a step, after zeroing."""
+        return zero, [], []
+
+    # ---- options ----
+
+    def options(self) -> Group:
+        """Look at the groups; return the options of the whole optimizer as they are at this step."""
+        new = False
+        for owner, group in enumerate(self.groups):
+            given = list(group.values())
+            if not _core.same_objects(given, self.seen[owner]):
+                self.take_options(owner, group, given)
+                new = True
+        if new:
+            self.take_whole()
+        if self.whole_is_fixed:
+            return self.whole
+        self.face._check_whole(self.whole)
+        return {name: at_step(value, self.face.step_count) for name, value in self.whole.items()}
+
+    def take_options(self, owner: int, group: Group, given: list[Any]) -> None:
+        """Look at a group's options: it is new, was edited, or has schedules."""
+        values = self.method.at(group, self.face.step_count)
+        self.method.check(values, edited=not self.strict)
+        if values != self.values[owner]:
+            rule = self.method.rule(values)
+            if rule != self.rules[owner]:
+                self.release(owner)
+            numbers = {
+                key: number
+                for name, option in self.method.options.items()
+                for key, number in option.numbers(name, values[name]).items()
+                if key in _core.OPTIONS
+            }
+            self.plan.set_options(owner, tuple(map(_core.OPTIONS.__getitem__, numbers)), list(numbers.values()))
+            self.values[owner], self.rules[owner] = values, rule
+        # What can change without being replaced is looked at each time.
+        fixed = all(is_fixed(group[name]) for name in (*self.method.options, *self.face.whole) if name in group)
+        self.seen[owner] = given if fixed else []
+
+    def take_whole(self) -> None:
+        """Look at the options of the whole optimizer."""
+        self.whole: Group = self.face._whole_options(self.groups)
+        self.whole_is_fixed = all(map(is_fixed, self.whole.values()))
+        if self.whole_is_fixed:
+            self.face._check_whole(self.whole)
+
+    def release(self, owner: int) -> None:
+        """Bind a group's parameters anew when they are needed next."""
+        for slot, other in enumerate(self.owners):
+            if other == owner:
+                self.watch.release(slot)
+
+    # ---- the step ----
+
+    def step(
+        self, grads: list[Any], *, zero: bool | None = None, unscale: float = 1.0, counter: Any = None
+    ) -> StepInfo:
+        """Step with the gradients in the list, one a parameter; None leaves a parameter out.
+
+        `unscale` multiplies the gradients, `zero` says whether to zero them in the same pass (None: the option
+        `zero_grad_in_step` does); of the object `counter` the attribute `step_count` counts the steps taken.
+        """
+        whole = self.options()
+        clip_norm, nonfinite = whole["clip_norm"], whole["nonfinite"]
+        zero = bool(whole["zero_grad_in_step"]) if zero is None else zero
+        lr = self.values[0]["lr"] if self.values else math.nan
+        try:
+            bound = {slot: self.bind(slot, grads[slot], zero) for slot in self.look(grads, zero)}
+            zero_in_pass, after, after_zeroing = self.calls(grads, bound, zero)
+            skips = nonfinite == "skip"
+            norm, coefficient, skipped = self.run(
+                grads,
+                unscale,
+                math.inf if clip_norm is None else clip_norm,
+                math.inf if whole["clip_value"] is None else whole["clip_value"],
+                clip_norm is not None,
+                nonfinite,
+                zero_in_pass,
+                after if skips else [*after, *after_zeroing],
+                after_zeroing if skips else [],
+                counter,
+            )
+        except BaseException:
+            self.undo()
+            raise
+        if skipped:
+            self.undo()
+            if nonfinite == "raise":
+                raise FloatingPointError(f"not finite: {self.nonfinite(grads)}")
+        known = clip_norm is not None or nonfinite != "propagate"
+        return StepInfo(lr, norm if known else None, coefficient != 1.0, skipped)
+
+    def run(
+        self,
+        grads: list[Any],
+        unscale: float,
+        clip_norm: float,
+        clip_value: float,
+        want_norm: bool,
+        nonfinite: str,
+        zero: bool,
+        after: list[Any],
+        always: list[Any],
+        counter: Any,
+    ) -> tuple[float, float, bool]:
+        """Call the kernels; return the norm before clipping, the clip coefficient and whether the step was skipped."""
+        return self.plan.step(
+            unscale, clip_norm, clip_value, want_norm, nonfinite, zero, self.threads(), after, always, self.made, counter
+        )
+
+    def bind(self, slot: int, grad: Any, zero: bool = False) -> Buffers:
+        """Check a parameter, its gradient and its states, which are made where there are none; point the plan at them."""
+        self.watch.release(slot)
+        self.check(slot)
+        rule, names = self.rules[self.owners[slot]]
+        entry = self.entry(slot) if names or self.method.counts_steps else {}
+        fresh = [name for name in names if entry.get(name) is None]
+        count = self.count_place(slot, entry, bool(fresh))
+        for name in names:
+            if name in fresh:
+                entry[name] = self.start_state(slot, self.method.start(name, self.start_options(slot)))
+                self.made.append((slot, name, entry[name]))
+            else:
+                fit = self.fit_state(slot, name, entry[name])
+                if fit is not entry[name]:
+                    entry[name] = fit
+        states = [entry[name] for name in names]
+        buffers = self.buffers(slot, grad, states, zero)
+        self.plan.bind(slot, rule, buffers.length, buffers.param, buffers.states, count)
+        self.plan.set_gradient(slot, None if buffers.grad is None else buffers.grad[0])
+        if buffers.stay:
+            counted = ("step",) if "step" in entry else ()
+            self.watch.hold(slot, self.params[slot], entry or None, (*names, *counted), states)
+        return buffers
+
+    def bind_all(self) -> None:
+        """Make the states and bind the plan before there are gradients, so that the first step allocates nothing.
+
+        What was made is in `made`: `undo` takes it back.
+        """
+        self.options()
+        try:
+            for slot in range(len(self.params)):
+                self.bind(slot, None)
+        except BaseException:
+            self.undo()
+            raise
+
+    def undo(self) -> None:
+        """Take back the states that were made for a step that was not taken."""
+        while self.made:
+            slot, name, made = self.made[-1]
+            self.watch.release(slot)
+            self.forget(slot, name, made)
+            self.made.pop()
+
+    def nonfinite(self, grads: list[Any]) -> str:
+        """Return what to call the gradients that are not finite."""
+        names = [
+            f"gradient of {self.label(slot)}"
+            for slot, grad in enumerate(grads)
+            if grad is not None and not self.is_finite(grad)
+        ]
+        return ", ".join(names) or "a gradient in another process"

@@ -1,0 +1,42 @@
+"""AdaGrad."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from fastopt.methods.base import DECOUPLED, EPSILON_ROOT, MAXIMIZE, Method, Quantity, epsilon, learning_rate
+
+
+class Adagrad(Method):
+    """AdaGrad: rates that fall with the sum of squared gradients, entry by entry.
+
+    ``s += g**2``, ``p -= lr/(1 + (t-1)*lr_decay) * g / (sqrt(s + eps_root) + eps)``, t = 1, 2, ...
+
+    References
+    ----------
+    Duchi, Hazan & Singer 2011, "Adaptive subgradient methods for online learning and stochastic optimization".
+    """
+
+    twin = "Adagrad"
+    takes_sparse = True
+    states = {"sum": "initial_accumulator_value"}
+
+    lr = learning_rate(1e-2)
+    lr_decay = Quantity(0.0, "How fast the rate falls, at least 0.")
+    weight_decay = Quantity(0.0, "At least 0.")
+    initial_accumulator_value = Quantity(0.0, "Where s starts, at least 0.")
+    eps = epsilon(1e-10)
+    maximize = MAXIMIZE
+    eps_root = EPSILON_ROOT
+    decoupled_weight_decay = DECOUPLED
+
+    @staticmethod
+    def rule(options: Mapping[str, Any]) -> tuple[str, tuple[str, ...]]:
+        return "adagrad", ("sum",)
+
+    @classmethod
+    def steps_rows(cls, options: Mapping[str, Any]) -> bool:
+        if options["weight_decay"] != 0:
+            raise RuntimeError("weight_decay option is not compatible with sparse gradients")
+        return True

@@ -1,0 +1,274 @@
+"""What a description says, and in which words: see `Method`."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Iterable, Mapping, Set
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from fastopt.hyperparameters import Bound, Number, at_step
+
+# ---- options ----
+
+
+@dataclass(frozen=True)
+class Option:
+    """An option: what it is unless the user says otherwise, and what it means. The subclasses say what it may be."""
+
+    default: Any
+    meaning: str = ""
+    keyword_only: bool = False
+    fixed: bool = False
+    """Whether it is the method's own: an entry of the groups, but none of the signature."""
+
+    annotation: ClassVar[Any] = Any
+
+    def at(self, value: Any, step: int) -> Any:
+        """Return the value after `step` steps, schedules evaluated."""
+        return at_step(value, step)
+
+    def check(self, name: str, value: Any, edited: bool = False) -> None:
+        """Raise `ValueError` unless the value (schedules evaluated) makes sense.
+
+        Of one that was `edited` in a parameter group only that it is a finite number: schedulers leave rates a hair
+        below zero there, and torch goes on.
+        """
+
+    def numbers(self, name: str, value: Any) -> dict[str, float]:
+        """Return the value as the kernels' scalars are formed from it: under which names, which numbers."""
+        return {name: float(value)}
+
+
+@dataclass(frozen=True)
+class Quantity(Option):
+    """A number."""
+
+    words: str = ""
+    """What torch calls it in its messages."""
+    low: float = 0.0
+    high: float = math.inf
+
+    annotation: ClassVar[Any] = Number
+
+    def check(self, name: str, value: Any, edited: bool = False) -> None:
+        """Raise `ValueError`, in torch's words, unless the number is finite and in [low, high)."""
+        Bound(self.words or f"{name} value", -math.inf if edited else self.low, math.inf if edited else self.high).check(
+            value
+        )
+
+
+@dataclass(frozen=True)
+class Limit(Quantity):
+    """A number, infinity, or None for infinity."""
+
+    annotation: ClassVar[Any] = Number | None
+
+    def check(self, name: str, value: Any, edited: bool = False) -> None:
+        """Raise `ValueError` unless it is None or at least `low`."""
+        if value is not None and not (isinstance(value, float) and value == math.inf):
+            super().check(name, value, edited)
+
+
+@dataclass(frozen=True)
+class Decays(Option):
+    """Decay rates of moving averages, each in [0, 1)."""
+
+    annotation: ClassVar[Any] = tuple[Number, ...]
+
+    def at(self, value: Any, step: int) -> Any:
+        """Return a tuple of the values after `step` steps, from any sequence: a list, an array, a configuration's."""
+        value = at_step(value, step)
+        if isinstance(value, (str, bytes, Mapping, Set)) or not isinstance(value, Iterable):
+            return value
+        return tuple(at_step(entry, step) for entry in value)
+
+    def check(self, name: str, value: Any, edited: bool = False) -> None:
+        """Raise `ValueError`, in torch's words, unless there are as many as by default, each in [0, 1)."""
+        if not isinstance(value, tuple) or len(value) != len(self.default):
+            words = {2: "two", 3: "three"}[len(self.default)]
+            raise ValueError(f"Invalid {name}: expected {words} numbers, got {value!r}")
+        for index, rate in enumerate(value):
+            message = f"{name.removesuffix('s')} parameter at index {index}"
+            (Bound(message, -math.inf) if edited else Bound(message, high=1.0)).check(rate)
+
+    def numbers(self, name: str, value: Any) -> dict[str, float]:
+        """Return each under a name of its own: `betas` is beta1, beta2, ..."""
+        return {f"{name.removesuffix('s')}{k}": float(rate) for k, rate in enumerate(value, start=1)}
+
+
+@dataclass(frozen=True)
+class Flag(Option):
+    """Whether or not."""
+
+    annotation: ClassVar[Any] = bool
+
+    def numbers(self, name: str, value: Any) -> dict[str, float]:
+        """Return 1 or 0."""
+        return {name: float(bool(value))}
+
+
+@dataclass(frozen=True)
+class Choice(Option):
+    """One of some words."""
+
+    among: tuple[str, ...] = ()
+
+    annotation: ClassVar[Any] = str
+
+    def check(self, name: str, value: Any, edited: bool = False) -> None:
+        """Raise `ValueError` unless the value is one of the words."""
+        if value not in self.among:
+            raise ValueError(f"Invalid {name}: expected one of {self.among}, got {value!r}")
+
+    def numbers(self, name: str, value: Any) -> dict[str, float]:
+        """Return the place of the word."""
+        return {name: float(self.among.index(value))}
+
+
+def learning_rate(default: float) -> Quantity:
+    """Return the option `lr`."""
+    return Quantity(default, "Learning rate, at least 0.", words="learning rate")
+
+
+def epsilon(default: float) -> Quantity:
+    """Return the option `eps`."""
+    return Quantity(default, "Added to the root (PyTorch), at least 0.", words="epsilon value")
+
+
+EPSILON_ROOT = Quantity(0.0, "Added inside the root (Keras, optax), at least 0.", keyword_only=True)
+MAXIMIZE = Flag(False, "Whether to go up: the gradient counts with the other sign.", keyword_only=True)
+DECOUPLED = Flag(
+    False,
+    "Whether `weight_decay` shrinks the parameters, ``p *= 1 - lr*weight_decay``, before the update, instead of adding "
+    "``weight_decay*p`` to the gradient.",
+    keyword_only=True,
+)
+
+WHOLE = {
+    "clip_norm": Limit(
+        None,
+        "If the norm of all gradients together exceeds this, scale them down to it: "
+        "``g * min(1, clip_norm / (norm + 1e-6))`` (Pascanu, Mikolov & Bengio 2013). The gradients are not written.",
+        keyword_only=True,
+    ),
+    "clip_value": Limit(
+        None,
+        "Clip every entry of the gradients to ``[-clip_value, clip_value]`` (after `clip_norm`).",
+        keyword_only=True,
+    ),
+    "nonfinite": Choice(
+        "propagate",
+        'What to do about a gradient that is NaN or infinite: "propagate" it, "skip" the step, or "raise" '
+        "`FloatingPointError`. The last two leave parameters, state and step count as they were.",
+        keyword_only=True,
+        among=("propagate", "skip", "raise"),
+    ),
+}
+"""Options of the whole optimizer. They stand in its groups, the same in each, where they are not the default."""
+
+
+# ---- states ----
+
+Start = float | str
+"""What a state starts as: a number, or the name of the option that says it."""
+
+
+# ---- the description ----
+
+
+class Method:
+    """The description of an optimizer, from which its class for each framework is made. It is never instantiated.
+
+    A subclass has its options as attributes, in the order of the signature, and says which kernel steps by them. Where a
+    formula says g, it is the gradient after `maximize` (its sign), clipping and L2 weight decay.
+    """
+
+    options: ClassVar[dict[str, Option]] = {}
+    """The options by name: the attributes of the class."""
+
+    states: ClassVar[dict[str, Start]] = {}
+    """The state arrays, in torch's names (or those of the reference implementation), with what they start as."""
+
+    counts_steps: ClassVar[bool] = True
+    """Whether the update depends on the number of steps, so that it is part of a parameter's state."""
+
+    twin: ClassVar[str | None] = None
+    """The class of `torch.optim` that this is, with more options; None if torch has no such."""
+
+    takes_sparse: ClassVar[bool] = False
+    """Whether gradients may be sparse, as in the twin."""
+
+    def __init_subclass__(cls) -> None:
+        own = {name: value for name, value in vars(cls).items() if isinstance(value, Option)}
+        cls.options = {**cls.options, **own}
+
+    @staticmethod
+    def rule(options: Mapping[str, Any]) -> tuple[str, tuple[str, ...]]:
+        """Return the kernel for these options, a row of csrc/rules.def, and the names of its states."""
+        raise NotImplementedError
+
+    @classmethod
+    def check(cls, options: Mapping[str, Any], edited: bool = False) -> None:
+        """Raise `ValueError` unless the options, schedules evaluated, make sense, also together. `edited`: see `Option`."""
+        for name, option in cls.options.items():
+            option.check(name, options[name], edited)
+        if not edited:
+            cls.check_together(options)
+
+    @classmethod
+    def check_together(cls, options: Mapping[str, Any]) -> None:
+        """Raise `ValueError` if options that are right for themselves exclude each other."""
+
+    @classmethod
+    def steps_rows(cls, options: Mapping[str, Any]) -> bool:
+        """Whether a step leaves an entry alone whose gradient is zero, so that a sparse gradient's rows are enough."""
+        return bool(options["weight_decay"] == 0)
+
+    @classmethod
+    def start(cls, state: str, options: Mapping[str, Any]) -> float:
+        """Return what a state starts as."""
+        start = cls.states[state]
+        return float(at_step(options[start], 0) if isinstance(start, str) else start)
+
+    @classmethod
+    def at(cls, group: Mapping[str, Any], step: int) -> dict[str, Any]:
+        """Return a group's options after `step` steps, schedules evaluated."""
+        return {name: option.at(group[name], step) for name, option in cls.options.items()}
+
+    @classmethod
+    def defaults(cls) -> dict[str, Any]:
+        """Return every option's default."""
+        return {name: option.default for name, option in cls.options.items()}
+
+    @classmethod
+    def signature(cls, whole: Mapping[str, Option] = WHOLE) -> inspect.Signature:
+        """Return the constructor's signature: the parameters, the options, and those of the whole optimizer."""
+        given = {name: option for name, option in {**cls.options, **whole}.items() if not option.fixed}
+        kinds = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY
+        parameters = [inspect.Parameter("params", kinds[0], annotation=Any)]
+        for keyword_only in (False, True):
+            parameters += [
+                inspect.Parameter(name, kinds[keyword_only], default=option.default, annotation=option.annotation)
+                for name, option in given.items()
+                if option.keyword_only is keyword_only
+            ]
+        return inspect.Signature(parameters)
+
+    @classmethod
+    def documentation(cls, whole: Mapping[str, Option] = WHOLE) -> str:
+        """Return the docstring of the class that is made: the description's, with all parameters and errors."""
+        text = inspect.getdoc(cls) or ""
+        head, _, references = text.partition("\nReferences\n----------\n")
+        meanings = "\n".join(
+            f"{name}\n    {option.meaning}" for name, option in {**cls.options, **whole}.items() if not option.fixed
+        )
+        sections = [
+            head.rstrip(),
+            "Parameters\n----------\nparams\n    What to optimize, in place.\n" + meanings,
+            "Raises\n------\nTypeError, ValueError\n    If an option is out of bounds or an array unfit.",
+        ]
+        if references:
+            sections.append("References\n----------\n" + references)
+        return "\n\n".join(sections)
