@@ -121,6 +121,16 @@ def test_what_is_done_is_in_the_file_already(monkeypatch: pytest.MonkeyPatch) ->
     assert len(calls) == 2
 
 
+def test_a_full_disk_is_told_after_the_tables(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*arguments: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("fastopt.benchmark.records.replacing", full)
+    output = bench(*TINY, "--json", "figures.json", status=2)
+    assert "\n3x20, 960 B" in output
+    assert output.splitlines()[-1] == "error: [Errno 28] No space left on device"
+
+
 def test_rivals_for_whom_memory_does_not_suffice_at_once_get_runs_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plan, "room", lambda task: 5)
     seen: list[set[str]] = []
@@ -147,6 +157,8 @@ def test_rivals_for_whom_memory_does_not_suffice_at_once_get_runs_of_their_own(m
         (["--dtype", "float16"], "--dtype: expected names out of float32, float64, bfloat16, got 'float16'"),
         (["--action", "run"], "--action: expected names out of step,"),
         (["--json", "nowhere/figures.json"], "--json: there is no directory nowhere"),
+        (["--json", "folder"], "folder cannot be written: it is a directory"),
+        (["--plot", "folder.png"], "folder.png cannot be written: it is a directory"),
         (["--plot", "figures.gif"], "--plot must end in .png or .svg, got figures.gif"),
         (["--baseline", "nothing.json"], "--baseline: there is no file nothing.json"),
         (["--baseline", "broken.json"], "broken.json is not a file that fastopt bench --json wrote"),
@@ -159,6 +171,8 @@ def test_bad_options_end_it_before_anything_is_measured(
 ) -> None:
     monkeypatch.setattr(plan, "perform", None)
     Path("broken.json").write_text("{")
+    for folder in ("folder", "folder.png"):
+        Path(folder).mkdir()
     output = bench(*arguments, status=2)
     assert output.startswith("error: ")
     assert message in output

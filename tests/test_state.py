@@ -168,7 +168,10 @@ def test_snapshot_of_another_optimizer(make: Maker) -> None:
     for make_other in MAKERS.values():
         other = make_other(np.zeros(2))
         if set(opt.defaults) != set(other.defaults):  # AdamW and Adam may have each other's
-            with unchanged(opt), pytest.raises(ValueError, match=f"is of {type(other).__name__}, not of {type(opt).__name__}"):
+            with (
+                unchanged(opt),
+                pytest.raises(ValueError, match=f"is of {type(other).__name__}, not of {type(opt).__name__}"),
+            ):
                 opt.load_state_dict(other.state_dict())
             unnamed = {key: value for key, value in other.state_dict().items() if key != "optimizer"}
             if not set(other.defaults) <= set(opt.defaults):  # as it was written before it was named

@@ -233,7 +233,9 @@ def test_grad_scaler(name: str, fused: bool) -> None:
     def scaler() -> Any:
         return torch.amp.GradScaler("cpu", init_scale=2.0**10, growth_interval=2)
 
-    params, state, scales, skipped = scaled_training(name, ours, scaler(), torch.float64, **({"fused": True} if fused else {}))
+    params, state, scales, skipped = scaled_training(
+        name, ours, scaler(), torch.float64, **({"fused": True} if fused else {})
+    )
     twins, expected, expected_scales, _ = scaled_training(name, theirs, scaler(), torch.float64)
     assert scales == expected_scales
     assert skipped == [step == 2 and fused for step in range(6)]

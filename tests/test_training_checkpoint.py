@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 from safetensors import safe_open
+from safetensors.numpy import save_file
 
 import fastopt
-from fastopt.files import replacing
 from fastopt.training.checkpoint import Checkpoint, pack, unpack
 from fastopt.training.errors import TrainingError
 
@@ -91,20 +91,37 @@ def test_truncated_checkpoint_is_named(tmp_path: Path) -> None:
         Checkpoint.load(path)
 
 
-def write_half(path: Path) -> None:
-    path.write_text("half of the n")
-    raise OSError("the disk is full")
+def test_files_without_a_checksum_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "c.safetensors"
+    saved = pack(*new("AdamW", "float32"))
+    save_file(dict(saved.tensors), path, metadata={"fastopt": json.dumps(saved.metadata)})
+    loaded = Checkpoint.load(path)
+    assert loaded.metadata == json.loads(json.dumps(saved.metadata))
+    assert loaded.checksum == saved.checksum
 
 
-def test_failed_writing_leaves_the_old_file(tmp_path: Path) -> None:
-    path = tmp_path / "file"
-    path.write_text("old")
-    with pytest.raises(OSError, match="disk"), replacing(path) as temporary:
-        write_half(temporary)
-    assert path.read_text() == "old"
-    assert list(tmp_path.iterdir()) == [path]
-    with replacing(path) as temporary:
-        temporary.write_text("new")
-        assert path.read_text() == "old"
-    assert path.read_text() == "new"
+def test_what_a_file_lacks_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "c.safetensors"
+    Checkpoint({}, {"step": "3"}).save(path)
+    for name, found in (("epoch", "None"), ("step", "'3'")):
+        with pytest.raises(TrainingError, match=rf"c\.safetensors is not a .*expected int '{name}', got {found}"):
+            Checkpoint.load(path, {name: int})
+
+
+def test_a_full_disk_takes_one_line_and_leaves_the_old_file(tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource")
+    path = tmp_path / "c.safetensors"
+    parameters, optimizer = new("AdamW", "float64")
+    pack(parameters, optimizer).save(path)
+    before = path.read_bytes()
+    advance(parameters, optimizer, range(3))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+    try:
+        with pytest.raises(OSError, match=r"c\.safetensors could not be written: .*File too large") as raised:
+            pack(parameters, optimizer).save(path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "\n" not in str(raised.value)
+    assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]

@@ -1,5 +1,6 @@
 """What is read from tables, what is refused and in which words, and the order of the batches."""
 
+from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 
@@ -53,7 +54,15 @@ def test_csv_with_numbers_to_predict(tmp_path: Path) -> None:
         (with_row("1,2"), "kind", r"line 7: 2 cells under 3 columns"),
         (with_row('1,"2,odd'), "kind", r"not a readable CSV file in UTF-8"),
         (["a,b,kind", *ROWS[:9]], "kind", r"needs at least 10 rows to learn and to test, has 9"),
+        (with_row("1,1_100,odd"), "kind", r"line 7, column 'b': '1_100' is not a number"),
+        (with_row("1,\u0661,odd"), "kind", r"line 7, column 'b': '\u0661' is not a number"),
+        (with_row("1,2,nan"), "kind", r"the target of data row 6 is nan; fill or drop it"),
+        (with_row("1,2,-Infinity"), "kind", r"the target of data row 6 is -Infinity; fill or drop it"),
+        (["a,b,kind,kind", *(f"{row},odd" for row in ROWS)], "kind", r"2 columns have the name 'kind'"),
+        (["a, a,kind", *ROWS], "kind", r"2 columns have the name 'a'"),
+        (["a,b,kind"], "kind", r"needs at least 10 rows to learn and to test, has 0"),
         (["a,kind", *(f"{i},same" for i in range(12))], "kind", r"every row is of the class same"),
+        (["a,kind", *(f"{i},{'1' if i % 2 else '1.0'}" for i in range(12))], "kind", r"every row is of the class 1:"),
         (["a,kind", *(f"{i},{i}" for i in range(12))], "kind", r"12 different targets .* --task regression"),
     ],
 )
@@ -65,7 +74,8 @@ def test_unfit_csv(tmp_path: Path, lines: list[str], target: str | None, message
 @pytest.mark.parametrize(
     ("column", "message"),
     [
-        (["high"] * 12, r"regression needs numeric targets"),
+        (["high"] * 12, r"regression needs numeric targets, but that of data row 1 is 'high'"),
+        ([*"12345678901", "1_100"], r"regression needs numeric targets, but that of data row 12 is '1_100'"),
         (["3"] * 12, r"every target is 3"),
         ([*"12345678901", "nan"], r"the target of data row 12 is nan"),
     ],
@@ -94,7 +104,13 @@ BROKEN[3, 1] = np.nan
         ({"X": np.ones(12), "y": np.ones(12)}, r"X must be numeric with 2 or more dimensions, is float64 \(12,\)"),
         ({"X": np.full((12, 2), "a"), "y": np.ones(12)}, r"X must be numeric"),
         ({"X": np.ones((12, 2)), "y": np.ones((12, 1))}, r"y must have the shape \(12,\) .* has \(12, 1\)"),
+        ({"X": np.ones((12, 0)), "y": np.ones(12)}, r"X has no features, its shape is \(12, 0\)"),
+        ({"X": np.ones((12, 3, 0)), "y": np.ones(12)}, r"X has no features, its shape is \(12, 3, 0\)"),
+        ({"X": np.ones((12, 2), complex), "y": np.ones(12)}, r"X must be numeric"),
+        ({"X": np.ones((12, 2)), "y": np.arange(12) % 2 + 1j}, r"y must be real numbers or texts, is complex128"),
+        ({"X": np.ones((12, 2)), "y": np.array(["nan", "b"] * 6)}, r"the target of data row 1 is nan"),
         ({"X": BROKEN, "y": np.arange(12) % 2}, r"X\[3, 1\] is nan"),
+        ({"X": BROKEN.astype(np.longdouble), "y": np.arange(12) % 2}, r"X\[3, 1\] is nan"),
         ({"X": np.ones((12, 2)), "y": np.array([np.nan, 1] * 6)}, r"the target of data row 1 is nan"),
         ({"X": np.ones((12, 2)), "y": np.array([None] * 12)}, r"not a readable .npz file of plain arrays"),
     ],
@@ -103,6 +119,46 @@ def test_unfit_npz(tmp_path: Path, arrays: dict[str, np.ndarray], message: str) 
     np.savez(tmp_path / "t.npz", **arrays)  # type: ignore[arg-type]
     with pytest.raises(TrainingError, match=message):
         load(str(tmp_path / "t.npz"), "classification")
+
+
+def test_equal_numbers_are_one_class(tmp_path: Path) -> None:
+    labels = ["1", "1.0", "01", "1e0", "x", "X", "0.5", ".5", "10000000000000000001", "10000000000000000002"] * 2
+    lines = ["a,kind", *(f"{row},{label}" for row, label in enumerate(labels))]
+    table = load(write_csv(tmp_path / "t.csv", *lines), "classification", "kind")
+    assert table.classes == (".5", "1", "10000000000000000001", "10000000000000000002", "X", "x")
+    np.testing.assert_array_equal(table.targets[:10], [1, 1, 1, 1, 5, 4, 0, 0, 2, 3])
+
+
+def test_labels_beyond_all_numbers_are_texts(tmp_path: Path) -> None:
+    labels = ["4E500", "1e99999999999999999999"] * 6
+    lines = ["a,kind", *(f"{row},{label}" for row, label in enumerate(labels))]
+    table = load(write_csv(tmp_path / "t.csv", *lines), "classification", "kind")
+    assert table.classes == ("1e99999999999999999999", "4E500")
+
+
+def test_labels_of_bytes_are_texts(tmp_path: Path) -> None:
+    np.savez(tmp_path / "t.npz", X=np.ones((12, 2)), y=np.array([b"left", b"right"] * 6))
+    assert load(str(tmp_path / "t.npz"), "classification").classes == ("left", "right")
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_damaged_archives_are_told_in_one_line(tmp_path: Path, save: Callable[..., None]) -> None:
+    path = tmp_path / "t.npz"
+    random = np.random.default_rng(0)
+    save(path, X=random.normal(size=(12, 2)), y=np.arange(12) % 2)
+    whole = path.read_bytes()
+    undamaged = load(str(path), "classification").fingerprint
+    told = []
+    for _ in range(500):
+        damaged = bytearray(whole)
+        damaged[random.integers(len(damaged))] = random.integers(256)
+        path.write_bytes(damaged[: random.integers(len(damaged))] if random.random() < 0.1 else damaged)
+        try:
+            assert load(str(path), "classification").fingerprint == undamaged, "such as a date"
+        except TrainingError as error:
+            told.append(str(error))
+    assert len(told) > 250
+    assert all(message.startswith(f"{path}: ") and "\n" not in message for message in told)
 
 
 def test_unfit_sources(tmp_path: Path) -> None:
@@ -157,6 +213,35 @@ def test_standardization_uses_columns_unless_they_share_a_unit() -> None:
     np.testing.assert_array_equal(rows.features, [[-1, -1, 0], [1, 1, 0]])
     np.testing.assert_array_equal(rows.targets, [-1, 1])
     assert rows.features.dtype == rows.targets.dtype == np.float32
+
+
+@pytest.mark.parametrize("constant", [0.1, 14.62, 1 / 3, -1e300, 5e-324])
+@pytest.mark.parametrize("one_unit", [False, True])
+def test_what_varies_less_than_rounding_is_constant(constant: float, one_unit: bool) -> None:
+    rows = 1437
+    numbers = np.full(rows, constant)
+    numbers[::3] = np.nextafter(constant, np.inf)
+    standardization = Standardization.fit(numbers[:, None], numbers, one_unit)
+    assert standardization.scale == standardization.target_scale == 1
+    held_out = standardization.apply(np.array([[constant + 1.0]]), np.array([constant + 1.0]), "float64")
+    assert abs(held_out.features.item()) == pytest.approx(1, rel=1e-9) or abs(constant) > 1e15
+    assert np.abs(standardization.apply(numbers[:, None], numbers, "float64").features).max() < 1e-9 * max(
+        1, abs(constant)
+    )
+
+
+def test_what_varies_more_than_rounding_is_not() -> None:
+    numbers = 1e6 + np.arange(1000) * 1e-9
+    standardization = Standardization.fit(numbers[:, None], numbers, one_unit=False)
+    assert standardization.scale.item() == pytest.approx(numbers.std())
+    assert standardization.target_scale == pytest.approx(numbers.std())
+
+
+def test_numbers_whose_variance_overflows_are_refused() -> None:
+    numbers = np.array([-1e200, 1e200] * 6)
+    for features, targets in ((numbers[:, None], np.arange(12)), (np.ones((12, 1)), numbers)):
+        with pytest.raises(TrainingError, match=r"numbers of up to 1e\+200: their variance is too large"):
+            Standardization.fit(features, targets, one_unit=False)
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """The loop with a model that is no perceptron; the table of metrics."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import count
@@ -164,3 +165,48 @@ def test_metrics_after_the_checkpoint_are_cut(tmp_path: Path) -> None:
         pass
     assert path.read_text().splitlines() == ["step,epoch,loss,lr,grad_norm,test_loss"]
     assert len(read_metrics(path)["step"]) == 0
+
+
+def written(path: Path, steps: range) -> bytes:
+    with MetricsLog(path, ["loss"], steps=0) as log:
+        for step in steps:
+            log.append(record(step))
+    return path.read_bytes()
+
+
+def test_a_table_that_was_removed_begins_anew(tmp_path: Path) -> None:
+    path = tmp_path / "m.csv"
+    for steps in (3, 5):
+        with MetricsLog(path, ["loss"], steps=steps) as log:
+            log.append(record(steps + 1))
+            log.append(record(steps + 2))
+    np.testing.assert_array_equal(read_metrics(path)["step"], [4, 5, 6, 7])
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "reason"),
+    [
+        (b"step,epoch", b"step,stage", "line 1: expected step,epoch,loss,lr,grad_norm,test_loss"),
+        (b"\n2,1,", b"\n2,one,", "line 3: could not convert string to float: 'one'"),
+        (b"\n2,1,", b"\n2,1,1,", "line 3: not the 6 cells of the step after that of line 2"),
+        (b"\n2,1,", b"\n7,1,", "line 3: not the 6 cells of the step after that of line 2"),
+        (b"\n2,1,", b"\n\xff\xfe,1,", "line 3: invalid literal for int"),
+        (b"\n2,1,", b"\n\0,1,", "line 3: invalid literal for int"),
+        (b"\n2,1,", b"\n\n2,1,", "line 3: list index out of range"),
+        (b"\n2,1,", b"\n" + b"2" * 200_000 + b",1,", "field larger than field limit"),
+        (b"\n4,", b"\n", "line 5: not the 6 cells"),
+    ],
+)
+def test_damaged_tables_are_told_and_left_alone(tmp_path: Path, old: bytes, new: bytes, reason: str) -> None:
+    path = tmp_path / "m.csv"
+    damaged = written(path, range(1, 6)).replace(b"\r\n", b"\n").replace(old, new)
+    path.write_bytes(damaged)
+    with pytest.raises(TrainingError, match=rf"m\.csv is damaged \({re.escape(reason)}.*\): mend it, or remove it"):
+        MetricsLog(path, ["loss"], steps=4)
+    assert path.read_bytes() == damaged
+
+
+def test_rows_that_are_missing_are_told(tmp_path: Path) -> None:
+    written(tmp_path / "m.csv", range(1, 6))
+    with pytest.raises(TrainingError, match=r"m\.csv is damaged \(the row of step 9 is missing\)"):
+        MetricsLog(tmp_path / "m.csv", ["loss"], steps=9)

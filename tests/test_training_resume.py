@@ -1,17 +1,23 @@
 """A run that was killed or interrupted ends in the same bits as one that was not."""
 
+import json
 import os
 import random
+import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from rich.console import Console
+from safetensors.numpy import save_file
 from threadpoolctl import threadpool_info  # type: ignore[import-untyped]
 from typer.testing import CliRunner
 
@@ -41,10 +47,14 @@ main()
 
 @pytest.fixture
 def table(tmp_path: Path) -> Path:
+    return written_table(tmp_path)
+
+
+def written_table(directory: Path) -> Path:
     generator = np.random.default_rng(0)
     samples = generator.normal(size=(203, 6))
-    np.savez(tmp_path / "t.npz", X=samples, y=np.argmax(samples[:, :3] + generator.normal(size=(203, 3)), axis=1))
-    return tmp_path / "t.npz"
+    np.savez(directory / "t.npz", X=samples, y=np.argmax(samples[:, :3] + generator.normal(size=(203, 3)), axis=1))
+    return directory / "t.npz"
 
 
 @pytest.fixture
@@ -281,6 +291,108 @@ def test_contradicting_options_are_refused(tmp_path: Path, table: Path) -> None:
         Job.resume(tmp_path / CHECKPOINT, {"layers": 2})
     with pytest.raises(TrainingError, match=r"--batch-size full contradicts the run .* with 50"):
         Job.resume(tmp_path / CHECKPOINT, {"batch_size": "full"})
+
+
+@pytest.fixture(scope="module")
+def complete_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("complete")
+    return run_whole(directory / "run", new_job(written_table(directory)))
+
+
+@pytest.fixture
+def complete(complete_run: Path, tmp_path: Path) -> Path:
+    """A complete run of a table, which a test may change."""
+    return shutil.copytree(complete_run, tmp_path / "run")
+
+
+def edited(path: Path, edit: Callable[[dict[str, np.ndarray], dict[str, Any]], object], checksum: bool) -> None:
+    """Change the tensors and the metadata of a checkpoint; without a checksum it is as older versions wrote them."""
+    tensors, metadata = Checkpoint.load(path)
+    tensors = dict(tensors)
+    edit(tensors, metadata)
+    if checksum:
+        Checkpoint(tensors, metadata).save(path)
+    else:
+        save_file(tensors, path, metadata={"fastopt": json.dumps(metadata)})
+
+
+WEIGHT, BIAS = "param.layers.0.weight", "param.layers.0.bias"
+
+EDITS: dict[str, tuple[Callable[[dict[str, np.ndarray], dict[str, Any]], object], str]] = {
+    "no metadata": (lambda t, m: m.clear(), "expected int 'step', got None"),
+    "no settings": (lambda t, m: m.pop("config"), "expected dict 'config', got None"),
+    "settings of another type": (lambda t, m: m.update(config=[]), r"expected dict 'config', got \[\]"),
+    "no such model": (lambda t, m: m["config"].update(model="cnn"), "another version of fastopt"),
+    "no such setting": (lambda t, m: m["config"].update(novelty=1), "another version of fastopt"),
+    "a setting less": (lambda t, m: m["config"].pop("optimizer"), r"config, optimizer: expected \"adamw\", got none"),
+    "epochs in words": (lambda t, m: m["config"].update(epochs="many"), "--epochs: expected a whole number"),
+    "hidden units in words": (lambda t, m: m["config"].update(hidden="many"), "--hidden: expected numbers of units"),
+    "a step in words": (lambda t, m: m.update(step="12"), "expected int 'step', got '12'"),
+    "a step beyond the run": (lambda t, m: m.update(step=13), "damaged .step 13, epoch 3 of a run of 12 steps"),
+    "a step below 0": (lambda t, m: m.update(step=-1, epoch=-1), "damaged .step -1"),
+    "another step": (lambda t, m: m.update(step=9, epoch=2), "weight, step: expected the number of steps, got 12"),
+    "another epoch": (lambda t, m: m.update(epoch=7), "damaged .step 12, epoch 7"),
+    "another version": (lambda t, m: m["versions"].update(numpy="1.0"), "written with numpy 1.0, but here is"),
+    "no version": (lambda t, m: m["versions"].clear(), "written with fastopt None, but here is"),
+    "one more library": (lambda t, m: m["versions"].update(jax="1"), 'versions, jax: expected none, got "1"'),
+    "other data": (lambda t, m: m["data"].update(sha256="0"), r"t\.npz has changed since the run was started"),
+    "no state": (lambda t, m: m["state"].clear(), "weight, step: expected .*, got none"),
+    "a state of no number": (lambda t, m: m["state"].update({"layers.0.bias": 3}), r"state of layers.0.bias"),
+    "a count in words": (lambda t, m: m["state"]["layers.0.bias"].update(step="12"), "step: expected .*, got '12'"),
+    "one more count": (lambda t, m: m["state"]["layers.0.bias"].update(more=1), "more: expected none, got int"),
+    "a weight of one row": (lambda t, m: t.update({WEIGHT: t[WEIGHT][:1]}), r"got float32 \(1, 6\)"),
+    "a bias to be broadcast": (lambda t, m: t.update({BIAS: t[BIAS][:1]}), r"got float32 \(1,\)"),
+    "another dtype": (lambda t, m: t.update({BIAS: t[BIAS].astype("f8")}), r"got float64 \(8,\)"),
+    "a tensor less": (lambda t, m: t.pop(BIAS), rf"tensor {BIAS}: expected float32 \(8,\), got none"),
+    "a tensor more": (lambda t, m: t.update(more=t[BIAS]), r"tensor more: expected none, got float32 \(8,\)"),
+    "a state less": (lambda t, m: t.pop("state.layers.0.bias.exp_avg"), r"exp_avg: expected float32 \(8,\), got none"),
+    "a state of another shape": (
+        lambda t, m: t.update({"state.layers.0.bias.exp_avg": np.zeros(1, "f4")}),
+        r"exp_avg: expected float32 \(8,\), got float32 \(1,\)",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("checksum", [True, False])
+@pytest.mark.parametrize("edit", EDITS)
+def test_damaged_checkpoints_are_told_before_anything_is_written(complete: Path, edit: str, checksum: bool) -> None:
+    change, message = EDITS[edit]
+    edited(complete / CHECKPOINT, change, checksum)
+    before = {path.name: path.read_bytes() for path in complete.iterdir()}
+    result = CliRunner().invoke(app, ["train", "--resume", "--out", str(complete)])
+    assert result.exit_code == 2
+    assert re.search(message, result.stderr)
+    assert result.stderr.count("\n") == 1
+    assert result.stdout == ""
+    assert {path.name: path.read_bytes() for path in complete.iterdir()} == before
+
+
+def test_checkpoints_without_a_checksum_are_resumed(complete: Path) -> None:
+    edited(complete / CHECKPOINT, lambda tensors, metadata: None, checksum=False)
+    assert Job.resume(complete / CHECKPOINT, {}).run.is_complete
+
+
+def test_flipped_bits_are_noticed(complete: Path) -> None:
+    path = complete / CHECKPOINT
+    whole = path.read_bytes()
+    content = Checkpoint.load(path).checksum
+    told = 0
+    for bit in range(0, 8 * len(whole), 211):  # of the header and of the data
+        damaged = bytearray(whole)
+        damaged[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(damaged)
+        try:
+            Job.resume(path, {})
+        except TrainingError:
+            told += 1
+        else:
+            assert Checkpoint.load(path).checksum == content, "such as 1E-08 for 1e-08"
+    assert told > 8 * len(whole) / 211 - 5
+
+
+def test_resuming_counts_no_step_of_its_own(complete: Path) -> None:
+    job = Job.resume(complete / CHECKPOINT, {})
+    assert (job.run.new_steps, job.run.new_samples, job.run.step_seconds) == (0, 0, 0.0)
 
 
 @pytest.mark.parametrize(("threads", "expected"), [(None, {"fastopt": 3, "blas": 1}), (2, {"fastopt": 2, "blas": 2})])

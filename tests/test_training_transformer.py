@@ -166,18 +166,24 @@ def test_learns_what_there_is_to_learn(text: Path) -> None:
     assert learned.losses[0] == pytest.approx(math.log(11), rel=0.02)
 
 
-ROUNDING = {"float32": 5e-5, "float64": 1e-13}
-"""How far apart two curves are that differ by rounding alone, after it has grown over a hundred steps."""
+SAME_FORMULA = 1e-9
+"""How far losses in float64 may be apart: rounding makes 1e-14 of them in a short training, whatever the processor, and
+the least difference of a formula, epsilon inside the root instead of outside, 1e-6."""
 
 
-@pytest.mark.parametrize("dtype", ROUNDING)
 @pytest.mark.parametrize("rival", ["torch", "torch-fused"])
-def test_torch_gives_the_same_curve(text: Path, rival: str, dtype: str) -> None:
-    ours, theirs = (course(text, optimizer=name, dtype=dtype) for name in ("adamw", f"{rival}:adamw"))
-    np.testing.assert_allclose(ours.losses[:10], theirs.losses[:10], rtol=2 * float(np.finfo(dtype).eps))
-    np.testing.assert_allclose(ours.losses, theirs.losses, rtol=ROUNDING[dtype])
+def test_torch_gives_the_same_curve(text: Path, rival: str) -> None:
+    ours, theirs = (course(text, optimizer=name, dtype="float64") for name in ("adamw", f"{rival}:adamw"))
+    np.testing.assert_allclose(ours.losses, theirs.losses, rtol=SAME_FORMULA)
     assert ours.losses[-1] < 0.6 * ours.losses[0]
-    assert ours.scores == pytest.approx(theirs.scores, rel=ROUNDING[dtype])
+    assert ours.scores == pytest.approx(theirs.scores, rel=SAME_FORMULA)
+
+
+def test_in_float32_the_curves_differ_by_its_rounding(text: Path) -> None:
+    """As much as torch's own curve differs from that in float64: what rounding makes depends on the processor."""
+    exact = course(text, optimizer="torch:adamw", dtype="float64").losses
+    theirs, ours = (course(text, optimizer=name).losses for name in ("torch:adamw", "adamw"))
+    assert np.abs(ours - exact).max() < 10 * np.abs(theirs - exact).max()
 
 
 @pytest.mark.parametrize("name", optimizer_names())
@@ -186,10 +192,10 @@ def test_every_optimizer_learns_and_agrees_with_torch(text: Path, name: str) -> 
     try:
         theirs = course(text, optimizer=f"torch:{name}", lr=lr, dtype="float64", epochs=1)
     except TrainingError as error:
-        assert "torch.optim has no" in str(error)  # noqa: PT017
+        assert "there is no" in str(error)  # noqa: PT017
     else:
         ours = course(text, optimizer=name, lr=lr, dtype="float64", epochs=1)
-        np.testing.assert_allclose(ours.losses, theirs.losses, rtol=1e-12)
+        np.testing.assert_allclose(ours.losses, theirs.losses, rtol=SAME_FORMULA)
     assert course(text, optimizer=name, lr=lr).scores["loss"] < 0.9 * math.log(11)
 
 

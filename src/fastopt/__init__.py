@@ -13,15 +13,15 @@ from importlib.metadata import version
 
 from fastopt import optimizers, schedules, surfaces
 from fastopt.clipping import clip_grad_norm, clip_grad_value, global_norm
-from fastopt.environment import available_isas, get_num_threads, info, isa, set_num_threads
 from fastopt.engine import StepInfo
+from fastopt.environment import available_isas, get_num_threads, info, isa, set_num_threads
 from fastopt.optimizer import Optimizer
 from fastopt.optimizers import *  # noqa: F403
 from fastopt.trajectories import Trajectory, trajectory
 
 __version__ = version("fastopt")
 
-__all__ = [  # noqa: PLE0604
+__all__ = [
     *optimizers.registry(),
     "Optimizer",
     "StepInfo",

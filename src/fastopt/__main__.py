@@ -1,5 +1,6 @@
 """The entry point of the command ``fastopt``, which says what to install where a library of it is missing."""
 
+import io
 import sys
 
 CLI_LIBRARIES = {"typer", "click", "rich", "matplotlib", "plotly", "safetensors", "sklearn", "threadpoolctl"}
@@ -7,6 +8,8 @@ CLI_LIBRARIES = {"typer", "click", "rich", "matplotlib", "plotly", "safetensors"
 
 def main() -> None:
     """Run the command line."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # what a terminal cannot show, such as a path of any bytes, is spelled
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         from fastopt.cli import app
 

@@ -71,6 +71,7 @@ cdef class Plan:
     cdef fo_plan *plan
     cdef fo_options *options
     cdef list owners
+    cdef size_t rows
     cdef object kept
     cdef bint cut  # whether the blocks are those of the lengths
 

@@ -68,13 +68,15 @@ def same_objects(list a, list b) -> bool:
 cdef class Plan:
     """A list of tensors as the kernels see it. Whoever binds memory to it keeps that alive.
 
-    `owners` says for each tensor which row of options is its own.
+    `owners` says for each tensor which row of options is its own, out of `rows`; some may be nobody's.
     """
 
-    def __cinit__(self, list owners):
-        self.owners = owners
+    def __cinit__(self, list owners, size_t rows):
+        if max(owners, default=-1) >= <Py_ssize_t>rows:
+            raise IndexError(f"owners: expected numbers below {rows}, got {max(owners)}")
+        self.owners, self.rows = owners, rows
         self.plan = fo_plan_new(len(owners))
-        self.options = <fo_options *>calloc(max(owners, default=0) + 1, sizeof(fo_options))
+        self.options = <fo_options *>calloc(rows + 1, sizeof(fo_options))
         if self.plan == NULL or self.options == NULL:
             raise MemoryError
         for i, owner in enumerate(owners):
@@ -88,6 +90,8 @@ cdef class Plan:
         """Set a row of options: `columns` has their indices in `OPTIONS`."""
         cdef double *row = <double *>&self.options[owner]
         cdef Py_ssize_t k
+        if owner >= self.rows:
+            raise IndexError(f"owner: expected a number below {self.rows}, got {owner}")
         for k in range(len(columns)):
             row[<size_t>columns[k]] = values[k]
 
@@ -129,7 +133,7 @@ cdef class Plan:
     @staticmethod
     def of_gradients(list gradients, kept) -> Plan:
         """A plan for the passes over gradients alone, each (address, storage, length), which `kept` keeps alive."""
-        cdef Plan plan = Plan([0] * len(gradients))
+        cdef Plan plan = Plan([0] * len(gradients), 1)
         plan.kept = kept
         for i, (address, storage, length) in enumerate(gradients):
             plan.bind(i, "sgd", length, (address, storage), [])

@@ -91,6 +91,7 @@ cdef class Watch:
     cdef Plan plan
     cdef const DLPackExchangeAPI *api
     cdef Known *known
+    cdef size_t count
     cdef list params
     cdef public bint moved  # whether the plan has been pointed elsewhere; for whoever wants to know to reset
     cdef bint sparse  # whether gradients may be so: what has no memory of its own is not to be described
@@ -112,12 +113,12 @@ cdef class Watch:
         self.known = <Known *>calloc(count + 1, sizeof(Known))
         if self.known == NULL:
             raise MemoryError
+        self.count = count
 
     def __dealloc__(self):
         cdef size_t i
-        if self.known != NULL:
-            for i in range(<size_t>len(self.params)):
-                self.forget(i)
+        for i in range(self.count):
+            self.forget(i)
         free(self.known)
 
     cdef void forget(self, size_t i):
@@ -229,7 +230,7 @@ cdef class Watch:
             return
         all_entries = list(state.values())  # (to pass by all of them is ten times as fast as to look each up)
         if state is not self.state or self.all_entries is None or not same_objects(all_entries, self.all_entries):
-            for i in range(<size_t>len(self.params)):
+            for i in range(self.count):
                 if self.known[i].tensors and self.entries[i] is not None:
                     if state.get(self.params[i]) is not self.entries[i]:
                         self.forget(i)
@@ -244,7 +245,7 @@ cdef class Watch:
         cdef DLTensor now
         cdef fo_tensor *tensor
         cdef Known *known
-        cdef size_t i, count = len(self.params)
+        cdef size_t i, count = self.count
         cdef list new = []
         self.look_at_entries(state)
         for i in range(count):

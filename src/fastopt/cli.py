@@ -4,11 +4,11 @@ import warnings
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 import fastopt
 from fastopt.benchmark.command import bench
+from fastopt.console import plain_console
 from fastopt.landscape.command import landscape
 from fastopt.lessons.command import lessons
 from fastopt.training.command import train
@@ -44,7 +44,7 @@ def info() -> None:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         facts = fastopt.info()
-    console = Console()
+    console = plain_console()
     table = Table.grid(padding=(0, 2))
     for name, value in facts.items():
         table.add_row(name.replace("_", " "), _readable(value))

@@ -7,7 +7,12 @@ from rich.console import Console
 from rich.text import Text
 
 
+def plain_console(stderr: bool = False) -> Console:
+    """Return a console that shows text as it is: paths and names may have brackets and colons, which are no markup."""
+    return Console(stderr=stderr, markup=False, emoji=False)
+
+
 def fail(message: str) -> NoReturn:
-    """Print ``error: message`` in red and leave with status 2."""
-    Console(stderr=True).print(Text(f"error: {message}", style="red"), soft_wrap=True)
+    """Print ``error: message`` in red, as one line, and leave with status 2."""
+    plain_console(stderr=True).print(Text(f"error: {' '.join(message.splitlines())}", style="red"), soft_wrap=True)
     raise typer.Exit(2)

@@ -133,8 +133,10 @@ os.register_at_fork(after_in_child=_count_fork)
 
 
 class Turn:
-    """One thread at a time. The same one may come again (a schedule or a signal handler that reads the state), but not
-    for a step within a step. In a forked child nobody has the turn, whoever had it in the parent.
+    """One thread at a time.
+
+    The same one may come again (a schedule or a signal handler that reads the state), but not for a step within a step.
+    In a forked child nobody has the turn, whoever had it in the parent.
     """
 
     def __init__(self) -> None:
@@ -155,7 +157,9 @@ class Turn:
         """Have the turn for a step."""
         with self:
             if self._stepping:
-                raise RuntimeError("a step within a step of the same optimizer (from a schedule, a hook or a signal handler)")
+                raise RuntimeError(
+                    "a step within a step of the same optimizer (from a schedule, a hook or a signal handler)"
+                )
             self._stepping = True
             try:
                 yield
@@ -163,7 +167,7 @@ class Turn:
                 self._stepping = False
 
     def __reduce__(self) -> tuple[type[Turn], tuple[()]]:
-        """A copy has a turn of its own."""
+        """Give a copy a turn of its own."""
         return Turn, ()
 
 
@@ -209,7 +213,7 @@ class Engine(ABC):
         self.groups = [group for group, _ in parts]
         self.params = [param for _, params in parts for param in params]
         self.owners = [owner for owner, (_, params) in enumerate(parts) for _ in params]
-        self.plan = _core.Plan(self.owners)
+        self.plan = _core.Plan(self.owners, len(parts))
         self.seen: list[list[Any]] = [[] for _ in parts]
         self.values: list[Group] = [{} for _ in parts]
         self.rules: list[tuple[str, tuple[str, ...]]] = [("", ()) for _ in parts]
@@ -377,11 +381,21 @@ class Engine(ABC):
     ) -> tuple[float, float, bool]:
         """Call the kernels; return the norm before clipping, the clip coefficient and whether the step was skipped."""
         return self.plan.step(
-            unscale, clip_norm, clip_value, want_norm, nonfinite, zero, self.threads(), after, always, self.made, counter
+            unscale,
+            clip_norm,
+            clip_value,
+            want_norm,
+            nonfinite,
+            zero,
+            self.threads(),
+            after,
+            always,
+            self.made,
+            counter,
         )
 
     def bind(self, slot: int, grad: Any, zero: bool = False) -> Buffers:
-        """Check a parameter, its gradient and its states, which are made where there are none; point the plan at them."""
+        """Check a parameter, its gradient and its states, made where there are none; point the plan at them."""
         self.watch.release(slot)
         self.check(slot)
         rule, names = self.rules[self.owners[slot]]

@@ -64,7 +64,7 @@ def is_scheduled(value: Any) -> bool:
 
 
 def is_fixed(value: Any) -> bool:
-    """Whether an option cannot change without being replaced: no schedule, no array, no list that is edited in place."""
+    """Whether an option cannot change without being replaced: no schedule, no array, no list edited in place."""
     if type(value) in SIMPLE:
         return True
     if type(value) is tuple:

@@ -1,9 +1,9 @@
 """torch's tensors, for the engine.
 
 Most tensors are plain memory, parameter, gradient and states in one order: those the kernels use where they are, step
-after step. Others have a view that is (complex numbers as pairs, the local part of a sharded tensor). For the rest (gaps,
-lazy signs, sparse gradients) there are copies, written back after the step; what is odd about a tensor costs nothing to
-the others.
+after step. Others have a view that is (complex numbers as pairs, the local part of a sharded tensor). For the rest
+(gaps, lazy signs, sparse gradients) there are copies, written back after the step. What is odd about a tensor costs
+nothing to the others.
 """
 
 from __future__ import annotations
@@ -47,9 +47,7 @@ class Tensors(Engine):
     def __init__(self, face: Any, parts: list[tuple[Group, list[Any]]]) -> None:
         super().__init__(face, parts)
         self.lengths = [len(params) for _, params in parts]
-        self.watch = _dlpack.Watch(
-            Tensor.__dlpack_c_exchange_api__, self.plan, self.params, self.method.takes_sparse
-        )
+        self.watch = _dlpack.Watch(Tensor.__dlpack_c_exchange_api__, self.plan, self.params, self.method.takes_sparse)
         self.sharded = any(isinstance(param, DTensor) for param in self.params)
         self.serial = False
         self.left = math.inf
@@ -229,7 +227,9 @@ class Tensors(Engine):
     def calls(self, grads: list[Any], bound: dict[int, Buffers], zero: bool) -> tuple[bool, list[Any], list[Any]]:
         """Return the copies back and the version counters, and what zeroes gradients that the pass does not."""
         increment = torch._C._increment_version
-        stepped = self.params if None not in grads else [p for p, g in zip(self.params, grads, strict=True) if g is not None]
+        stepped = (
+            self.params if None not in grads else [p for p, g in zip(self.params, grads, strict=True) if g is not None]
+        )
         after = [call for buffers in bound.values() for call in buffers.write_back]
         after.append((increment, stepped))
         if not zero:
@@ -376,6 +376,7 @@ def counts(step: Any) -> bool:
     """Whether the kernels can count in this object: a tensor of one float, which may be shared with other processes."""
     return (
         isinstance(step, Tensor)
+        and not isinstance(step, DTensor)
         and step.numel() == 1
         and step.device.type == "cpu"
         and step.layout == torch.strided

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,7 +18,8 @@ from fastopt.benchmark.field import RIVALS
 from fastopt.benchmark.records import Record, changes
 from fastopt.benchmark.targets import all_targets
 from fastopt.benchmark.tasks import ACTIONS, ITEM_SIZES, methods
-from fastopt.console import fail
+from fastopt.console import fail, plain_console
+from fastopt.files import check_writable
 
 PICTURES = (".png", ".svg")
 
@@ -89,7 +91,7 @@ def bench(
         jobs = list(plan.of_targets(wanted))
     else:
         jobs = list(plan.comparison(**comparison, threads=count))
-    console = Console()
+    console = plain_console()
     record = measured(console, jobs, json)
     for sheet in sheets.all_sheets(
         record, wanted if targets or full else [], changes(before, record) if before else None
@@ -115,7 +117,8 @@ def measured(console: Console, jobs: Sequence[plan.Job], json: Path | None) -> R
                     record.failures.append(f"{job.title}: {type(error).__name__}: {error}".partition("\n")[0])
                 done += 1
                 if json:
-                    record.save(json)
+                    with suppress(OSError):  # as of a full disk; it is told at the end, when it is tried again
+                        record.save(json)
     except KeyboardInterrupt:
         console.print(Text(f"Stopped after {done} of {len(jobs)} runs.", style="yellow"))
     return record
@@ -189,13 +192,15 @@ def check_files(baseline: Path | None, json: Path | None, plot: Path | None) -> 
 
     Raises
     ------
-    ValueError
-        If there is no such file or directory, or no such kind of picture.
+    ValueError, OSError
+        If there is no such file or directory, or no such kind of picture, or it cannot be written.
     """
     if baseline and not baseline.is_file():
         raise ValueError(f"--baseline: there is no file {baseline}")
     for option, path in (("--json", json), ("--plot", plot)):
         if path and not path.parent.is_dir():
             raise ValueError(f"{option}: there is no directory {path.parent}")
+        if path:
+            check_writable(path)
     if plot and plot.suffix.lower() not in PICTURES:
         raise ValueError(f"--plot must end in {' or '.join(PICTURES)}, got {plot}")

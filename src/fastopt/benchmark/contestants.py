@@ -89,7 +89,7 @@ class Floor(OnArrays):
         states = task.method.states
         self.states = [[np.zeros_like(param) for _ in range(states)] for param in self.params]
         storage = _core.STORAGES[task.dtype]
-        plan = _core.Plan([0] * len(self.params))
+        plan = _core.Plan([0] * len(self.params), 1)
         for index, (param, several) in enumerate(zip(self.params, self.states, strict=True)):
             places = [(array.ctypes.data, storage) for array in (param, *several)]
             plan.bind(index, f"floor{states}", param.size, places[0], places[1:])

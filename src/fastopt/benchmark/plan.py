@@ -173,7 +173,7 @@ def everything(threads: int, wanted: Sequence[Target]) -> Iterator[Job]:
         rivals = RIVALS if in_time else large
         yield from comparison([methods()["adamw"]], (name,), ("float32",), (action,), rivals, threads, 0.7)
     # The other dtype, where NumPy is out.
-    half = [methods()[name] for name in ("sgd-momentum", "adagrad", "rmsprop", "adam", "adamw")]
-    yield from comparison(half, ("1M", "16M"), ("bfloat16",), ("step",), RIVALS, threads, 0.7)
+    half = {method.optimizer: method for method in reversed(methods().values()) if method.states}
+    yield from comparison(list(half.values())[::-1], ("1M", "16M"), ("bfloat16",), ("step",), RIVALS, threads, 0.7)
     yield from of_sizes(threads)
     yield from of_threads(threads)

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import fastopt
+from fastopt import environment
 from fastopt.benchmark import answers, machine
 from fastopt.benchmark.contestants import Contestant
 from fastopt.benchmark.field import CONTESTANTS, counterparts
@@ -235,9 +236,12 @@ def use_threads(count: int) -> None:
 
 @contextmanager
 def threads_restored() -> Iterator[None]:
-    """Use as many threads after the block as before it."""
-    before = fastopt.get_num_threads()
+    """Use as many threads after the block as before it, of each library its own number."""
+    torch = sys.modules.get("torch")
+    before, of_torch = environment.chosen_threads(), torch.get_num_threads() if torch else None
     try:
         yield
     finally:
-        use_threads(before)
+        fastopt.set_num_threads(before)
+        if torch:
+            torch.set_num_threads(of_torch)

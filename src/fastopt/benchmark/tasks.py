@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -21,8 +20,8 @@ Array = NDArray[Any]
 LEARNING_RATE = 0.01
 MAX_NORM = 1.0
 
-SWITCHES: dict[str, Any] = {"centered": True, "momentum": 0.9, "amsgrad": True}
-"""Options that lead an optimizer to another kernel."""
+FACTOR = 0.9
+"""What a number that is 0 by default is switched on with, as momentum is."""
 
 ACTIONS = ("step", "clip", "clip+zero")
 """The step alone; after clipping the gradients' norm; and zeroing the gradients as well."""
@@ -70,11 +69,22 @@ def methods() -> dict[str, Method]:
     """Return every optimizer with every option that leads to another kernel, by a name for the command line."""
     return {
         "-".join([name.lower(), *switched]): Method(
-            name, {"lr": LEARNING_RATE, **{switch: SWITCHES[switch] for switch in switched}}
+            name, {"lr": LEARNING_RATE, **{switch: on[switch] for switch in switched}}
         )
-        for name, cls in optimizers.registry().items()
-        for switched in subsets([switch for switch in SWITCHES if switch in inspect.signature(cls).parameters])
+        for name, on in ((name, switches(cls)) for name, cls in optimizers.registry().items())
+        for switched in subsets(list(on))
     }
+
+
+def switches(cls: type[Optimizer]) -> Mapping[str, Any]:
+    """Return the options that lead an optimizer to another kernel, flags first, with what switches them on."""
+    defaults = cls.method.defaults()
+    on = {
+        **{name: True for name, default in defaults.items() if default is False},
+        **{name: FACTOR for name, default in defaults.items() if default is not False and default == 0},
+    }
+    usual, _ = cls.method.rule(defaults)
+    return {name: value for name, value in on.items() if cls.method.rule({**defaults, name: value})[0] != usual}
 
 
 def subsets(names: list[str]) -> Iterator[tuple[str, ...]]:

@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from fastopt import surfaces
-from fastopt.console import fail
+from fastopt.console import fail, plain_console
 from fastopt.files import check_writable, replacing
 from fastopt.landscape import Run, best, figure, optimizer_names, page, run
 
@@ -98,7 +97,7 @@ def _count(steps: int) -> int:
 
 
 def _report(runs: Sequence[Run], out: Path) -> None:
-    console = Console()
+    console = plain_console()
     table = Table("surface", "optimizer", "best lr", "loss", "gradient norm", box=None, pad_edge=False)
     for column in table.columns[2:]:
         column.justify = "right"

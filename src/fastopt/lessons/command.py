@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
-from fastopt.console import fail
+from fastopt.console import fail, plain_console
 from fastopt.files import check_writable, replacing
 from fastopt.lessons.lesson import Finding, Lesson, names, registry
 from fastopt.lessons.report import INDEX, Findings, print_lesson, print_table, to_json, to_markdown
@@ -55,7 +54,7 @@ def lessons(
     except (ValueError, OSError) as error:
         fail(str(error))
     for path in outputs:
-        Console(stderr=True).print(f"wrote {path}", soft_wrap=True, highlight=False)
+        plain_console(stderr=True).print(f"wrote {path}", soft_wrap=True, highlight=False)
 
 
 def _chosen(name: str | None) -> list[Lesson]:
@@ -118,7 +117,7 @@ def _write(path: Path, content: bytes) -> None:
 
 
 def _progress() -> Progress:
-    console = Console(stderr=True)
+    console = plain_console(stderr=True)
     columns = (TextColumn("{task.description:<17}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
 
@@ -127,7 +126,7 @@ def _show(findings: Findings, as_json: bool) -> None:
     if as_json:
         print(to_json(findings))
         return
-    console = Console()
+    console = plain_console()
     if len(findings) == 1:
         [lesson] = findings
         print_lesson(console, lesson)

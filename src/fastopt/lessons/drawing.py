@@ -3,27 +3,33 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from io import BytesIO
+from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
-from fastopt.landscape.styles import COLORS
-from fastopt.optimizers import registry
+from fastopt import optimizers
+from fastopt.landscape.figure import LINES
+from fastopt.landscape.styles import COLORS, styles
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 BLUE, ORANGE, GREEN, PINK, AMBER, SKY, GREY = COLORS
-LINE_STYLES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
 PAPER, INK = "#ffffff", "#1c2127"
 PANEL_INCHES = (5.2, 4.0)
 
 
 def look(optimizer: str) -> dict[str, Any]:
     """Return colour and dashes of an optimizer's curves, the same in every figure."""
-    place = list(registry()).index(optimizer)
-    return {"color": COLORS[place], "linestyle": LINE_STYLES[place]}
+    style = styles(optimizers.registry())[optimizer]
+    return {"color": style.color, "linestyle": LINES[style.dash]}
+
+
+def line_styles() -> Iterator[Any]:
+    """Yield dash patterns for the curves of a panel, from the first again where there are more curves than patterns."""
+    return cycle(LINES.values())
 
 
 def drawn(draw: Callable[..., None], panels: int, columns: int) -> Figure:

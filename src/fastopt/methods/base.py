@@ -54,9 +54,9 @@ class Quantity(Option):
 
     def check(self, name: str, value: Any, edited: bool = False) -> None:
         """Raise `ValueError`, in torch's words, unless the number is finite and in [low, high)."""
-        Bound(self.words or f"{name} value", -math.inf if edited else self.low, math.inf if edited else self.high).check(
-            value
-        )
+        Bound(
+            self.words or f"{name} value", -math.inf if edited else self.low, math.inf if edited else self.high
+        ).check(value)
 
 
 @dataclass(frozen=True)
@@ -181,8 +181,8 @@ Start = float | str
 class Method:
     """The description of an optimizer, from which its class for each framework is made. It is never instantiated.
 
-    A subclass has its options as attributes, in the order of the signature, and says which kernel steps by them. Where a
-    formula says g, it is the gradient after `maximize` (its sign), clipping and L2 weight decay.
+    A subclass has its options as attributes, in the order of the signature, and says which kernel steps by them. Where
+    a formula says g, it is the gradient after `maximize` (its sign), clipping and L2 weight decay.
     """
 
     options: ClassVar[dict[str, Option]] = {}
@@ -211,7 +211,7 @@ class Method:
 
     @classmethod
     def check(cls, options: Mapping[str, Any], edited: bool = False) -> None:
-        """Raise `ValueError` unless the options, schedules evaluated, make sense, also together. `edited`: see `Option`."""
+        """Raise `ValueError` unless the options, schedules evaluated, make sense; where not `edited`, also together."""
         for name, option in cls.options.items():
             option.check(name, options[name], edited)
         if not edited:
@@ -224,7 +224,7 @@ class Method:
     @classmethod
     def steps_rows(cls, options: Mapping[str, Any]) -> bool:
         """Whether a step leaves an entry alone whose gradient is zero, so that a sparse gradient's rows are enough."""
-        return bool(options["weight_decay"] == 0)
+        return bool(options.get("weight_decay", 0) == 0)
 
     @classmethod
     def start(cls, state: str, options: Mapping[str, Any]) -> float:

@@ -55,7 +55,9 @@ class SGD(Method):
         if options["nesterov"] and (options["momentum"] <= 0 or options["dampening"] != 0):
             raise ValueError("Nesterov momentum requires a momentum and zero dampening")
         if options["dampening"] != 0 and options["velocity"] != "sum":
-            raise ValueError(f"Invalid dampening value: {options['dampening']}; velocity={options['velocity']!r} has none")
+            raise ValueError(
+                f"Invalid dampening value: {options['dampening']}; velocity={options['velocity']!r} has none"
+            )
 
     @classmethod
     def steps_rows(cls, options: Mapping[str, Any]) -> bool:

@@ -6,9 +6,7 @@
 import torch
 
 if not hasattr(torch.Tensor, "__dlpack_c_exchange_api__"):
-    raise ImportError(
-        f"fastopt.torch needs torch 2.10 or newer (DLPack's exchange in C); got {torch.__version__}"
-    )
+    raise ImportError(f"fastopt.torch needs torch 2.10 or newer (DLPack's exchange in C); got {torch.__version__}")
 
 from fastopt import schedules
 from fastopt.torch import optimizers
@@ -17,7 +15,7 @@ from fastopt.torch.in_backward import step_in_backward
 from fastopt.torch.optimizer import Optimizer
 from fastopt.torch.optimizers import *  # noqa: F403
 
-__all__ = [  # noqa: PLE0604
+__all__ = [
     *optimizers.__all__,
     "Optimizer",
     "clip_grad_norm_",

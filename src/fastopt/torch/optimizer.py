@@ -45,7 +45,7 @@ class Uncast:
         self.value = value
 
     def restored(self, name: str, param: Tensor) -> Any:
-        """Return a copy beside the parameter, so that no two optimizers share a state; a number of steps has no shape."""
+        """Return a copy beside the parameter, so that no two optimizers share a state; a "step" has no shape."""
         if name == "step" and isinstance(self.value, Tensor):
             return self.value.detach().clone().reshape(())
         if isinstance(self.value, np.ndarray):
@@ -149,7 +149,7 @@ class Optimizer(Face, torch.optim.Optimizer):
         self._write_whole(self.param_groups[-1])
 
     def _check_options(self, group: Mapping[str, Any]) -> None:
-        """Raise `ValueError` unless the options make sense: those of torch as it sees them (a finite number will do)."""
+        """Raise `ValueError` unless the options make sense: torch's as in torch (a finite number will do)."""
         self._refuse(group)
         values = self.method.at(group, self.step_count)
         self.method.check(values, edited=self.twin is not None)
@@ -213,7 +213,9 @@ class Optimizer(Face, torch.optim.Optimizer):
                 key: {name: Uncast(value) for name, value in entry.items()} if isinstance(entry, dict) else entry
                 for key, entry in state_dict["state"].items()
             }
-            before = {name: self.__dict__.get(name) for name in ("state", "param_groups", "defaults", "step_count", "_whole")}
+            before = {
+                name: self.__dict__.get(name) for name in ("state", "param_groups", "defaults", "step_count", "_whole")
+            }
             self._optimizer_load_state_dict_pre_hooks = OrderedDict()
             try:
                 self.step_count = step_count
@@ -297,7 +299,7 @@ class Optimizer(Face, torch.optim.Optimizer):
         return loss
 
     def _stepped(self, engine: Tensors, counter: Optimizer | None) -> StepInfo:
-        """Step with the gradients that the parameters have now, unless a `torch.amp.GradScaler` found some not finite."""
+        """Step with the gradients of now, unless a `torch.amp.GradScaler` found that some are not finite."""
         if float(getattr(self, "found_inf", None) or 0.0):
             if engine.options()["zero_grad_in_step"]:
                 with torch.no_grad():
@@ -309,8 +311,9 @@ class Optimizer(Face, torch.optim.Optimizer):
         return engine.step([None] * len(engine.params), unscale=unscale, counter=counter)
 
     def _is_a_trial(self) -> bool:
-        """Whether somebody only wants to have the states made: `torch.distributed.checkpoint` does, by a step for which
-        it puts rates of zero in the place of schedules. It is none for the schedules.
+        """Whether a step is taken only to have the states made, so that it is none for the schedules.
+
+        `torch.distributed.checkpoint` does so, and puts rates of zero in the place of schedules for it.
         """
         return (
             not self.state
@@ -324,7 +327,9 @@ class Optimizer(Face, torch.optim.Optimizer):
             for position, other in enumerate(group["params"]):
                 if other is param:
                     names = group.get("param_names")
-                    return f"parameter {names[position]!r}" if names else f"param_groups[{number}]['params'][{position}]"
+                    return (
+                        f"parameter {names[position]!r}" if names else f"param_groups[{number}]['params'][{position}]"
+                    )
         return "a parameter"
 
 
@@ -358,9 +363,7 @@ def made_from(method: type[Method]) -> type[Optimizer]:
         "signature": signature,
         "__signature__": signature,
         "extras": {
-            name: option.default
-            for name, option in method.options.items()
-            if name not in known and not option.fixed
+            name: option.default for name, option in method.options.items() if name not in known and not option.fixed
         },
         "__doc__": method.documentation(WHOLE_OF_TORCH),
         "__module__": "fastopt.torch.optimizers",

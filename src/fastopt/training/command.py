@@ -1,15 +1,16 @@
 """The command ``fastopt train``."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
-from fastopt.console import fail
-from fastopt.files import replacing
+from fastopt.console import fail, plain_console
+from fastopt.files import check_writable, locked, replacing
 from fastopt.training.config import ModelName, Precision, defaults, parse_options
 from fastopt.training.data import Task
 from fastopt.training.errors import TrainingError
@@ -67,7 +68,6 @@ def train(
     layers: Annotated[
         int | None,
         typer.Option(
-            min=1,
             help="Blocks of attention and perceptron.",
             show_default=defaults("layers"),
             rich_help_panel=TRANSFORMER,
@@ -75,14 +75,11 @@ def train(
     ] = None,
     width: Annotated[
         int | None,
-        typer.Option(
-            min=1, help="Units, a multiple of 32.", show_default=defaults("width"), rich_help_panel=TRANSFORMER
-        ),
+        typer.Option(help="Units, a multiple of 32.", show_default=defaults("width"), rich_help_panel=TRANSFORMER),
     ] = None,
     context: Annotated[
         int | None,
         typer.Option(
-            min=1,
             help="Characters from which the next one is predicted, at most.",
             show_default=defaults("context"),
             rich_help_panel=TRANSFORMER,
@@ -100,9 +97,7 @@ def train(
     ] = None,
     lr: Annotated[
         float | None,
-        typer.Option(
-            min=0, help="The highest learning rate.", show_default="fits the optimizer", rich_help_panel=OPTIMIZER
-        ),
+        typer.Option(help="The highest learning rate.", show_default="fits the optimizer", rich_help_panel=OPTIMIZER),
     ] = None,
     schedule: Annotated[
         str | None,
@@ -125,7 +120,6 @@ def train(
     weight_decay: Annotated[
         float | None,
         typer.Option(
-            min=0,
             help="Strength of the pull to zero: of all weights of a perceptron, of the matrices of a transformer.",
             show_default="fits the optimizer",
             rich_help_panel=OPTIMIZER,
@@ -134,7 +128,6 @@ def train(
     clip_norm: Annotated[
         float | None,
         typer.Option(
-            min=0,
             help="Largest norm of the gradient; 0 never clips.",
             show_default=defaults("clip_norm"),
             rich_help_panel=OPTIMIZER,
@@ -152,14 +145,11 @@ def train(
     ] = None,
     epochs: Annotated[
         int | None,
-        typer.Option(
-            min=1, help="Passes over the training data.", show_default=defaults("epochs"), rich_help_panel=RUN
-        ),
+        typer.Option(help="Passes over the training data.", show_default=defaults("epochs"), rich_help_panel=RUN),
     ] = None,
     seed: Annotated[
         int | None,
         typer.Option(
-            min=0,
             help="Decides the first weights, the order, the held-out rows and the sample of a text.",
             show_default=defaults("seed"),
             rich_help_panel=RUN,
@@ -172,7 +162,6 @@ def train(
     threads: Annotated[
         int | None,
         typer.Option(
-            min=1,
             help="Threads of the optimizer and of the matrix products; more pay for wide layers on idle cores.",
             show_default="1; for the optimizer of a perceptron all cores",
             rich_help_panel=RUN,
@@ -202,32 +191,56 @@ def train(
     """
     try:
         options = parse_options({name: value for name, value in call.params.items() if name not in ("out", "resume")})
-        job, directory = _resumed(options, out) if resume else _started(options, out)
-        complete = run_session(job, directory, Console())
+        with _resumed(options, out) if resume else _started(options, out) as (job, directory):
+            complete = run_session(job, directory, plain_console())
     except (TrainingError, OSError) as error:
         fail(str(error))
     if not complete:
         raise typer.Exit(130)
 
 
-def _started(options: dict[str, Any], out: Path | None) -> tuple[Job, Path]:
+@contextmanager
+def _started(options: dict[str, Any], out: Path | None) -> Iterator[tuple[Job, Path]]:
     config = configure(options.pop("model", "mlp"), options)
-    directory = out or _new_directory(config.source)
-    if (directory / CHECKPOINT).exists():
-        raise TrainingError(f"{directory} holds a run already: add --resume to continue it, or choose another --out")
+    runs = Path("runs", Path(config.source).stem)
+    check_writable((out or runs) / CHECKPOINT)  # before the data is read, which may take long
+    if out:
+        _check_new(out)
     job = Job(config)
+    directory = out or _new_directory(runs)
     directory.mkdir(parents=True, exist_ok=True)
-    with replacing(directory / "config.json") as temporary:
-        temporary.write_text(json.dumps(config.to_json(), indent=2) + "\n", encoding="utf-8")
-    return job, directory
+    with locked(directory):
+        _check_new(directory)  # again: another process may have come first
+        with replacing(directory / "config.json") as temporary:
+            temporary.write_text(json.dumps(config.to_json(), indent=2) + "\n", encoding="utf-8")
+        yield job, directory
 
 
-def _resumed(options: dict[str, Any], out: Path | None) -> tuple[Job, Path]:
+@contextmanager
+def _resumed(options: dict[str, Any], out: Path | None) -> Iterator[tuple[Job, Path]]:
     if out is None:
         raise TrainingError("--resume needs --out DIR, the directory of the run")
-    return Job.resume(out / CHECKPOINT, options), out
+    if not out.is_dir():
+        raise TrainingError(f"there is no directory {out}: nothing to resume")
+    check_writable(out / CHECKPOINT)
+    with locked(out):
+        yield Job.resume(out / CHECKPOINT, options), out
 
 
-def _new_directory(source: str) -> Path:
-    name = Path(source).stem
-    return next(path for number in count(1) if not (path := Path("runs", f"{name}-{number}")).exists())
+def _check_new(directory: Path) -> None:
+    if (directory / CHECKPOINT).exists():
+        raise TrainingError(f"{directory} holds a run already: add --resume to continue it, or choose another --out")
+
+
+def _new_directory(runs: Path) -> Path:
+    """Make the first directory of a series that is not there yet."""
+    runs.parent.mkdir(exist_ok=True)
+    return next(path for number in count(1) if _made(path := runs.with_name(f"{runs.name}-{number}")))
+
+
+def _made(directory: Path) -> bool:
+    try:
+        directory.mkdir()
+    except FileExistsError:
+        return False
+    return True

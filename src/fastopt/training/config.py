@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 from fastopt.training.data import Task
 from fastopt.training.errors import TrainingError
@@ -13,6 +13,9 @@ ModelName = Literal["mlp", "transformer"]
 Precision = Literal["float32", "float64"]
 
 PYDOC_TOPICS = "pydoc_data.topics"
+
+MOST_THREADS = 1024
+"""OpenMP ends the process when it cannot make as many as it is asked for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +47,11 @@ class Config:
     threads : int or None
         Threads of the optimizer and of the matrix products. None: those of :func:`fastopt.get_num_threads` for the
         optimizer, and one for the products.
+
+    Raises
+    ------
+    TrainingError
+        If a value is of the wrong type or out of bounds.
     """
 
     model: ClassVar[ModelName]
@@ -59,6 +67,13 @@ class Config:
     seed: int = 0
     dtype: Precision = "float32"
     threads: int | None = None
+
+    def __post_init__(self) -> None:
+        """Check every value: they come from the command line, or out of a file."""
+        for field in fields(self):
+            value, (is_fit, expected) = getattr(self, field.name), _FIT[field.name]
+            if not is_fit(value):
+                raise TrainingError(f"--{_dashed(field.name)}: expected {expected}, got {_as_typed(value)}")
 
     @property
     def source(self) -> str:
@@ -225,26 +240,73 @@ def _as_typed(value: Any) -> str:
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
+Fit = tuple[Callable[[Any], bool], str]
+"""Whether a value is fit for a setting, and what is, in words."""
+
+
+def _whole(least: int, most: int) -> Fit:
+    return lambda value: type(value) is int and least <= value <= most, f"a whole number from {least} to {most}"
+
+
+def _or(first: Any, fit: Fit, word: str) -> Fit:
+    is_fit, expected = fit
+    return lambda value: value == first or is_fit(value), f"{expected}, or {word}"
+
+
+def _among(kind: Any) -> Fit:
+    return lambda value: value in get_args(kind), f"one of {', '.join(get_args(kind))}"
+
+
+def _is_amount(value: Any) -> bool:
+    return type(value) in (int, float) and 0 <= value < math.inf
+
+
+_TEXT: Fit = (lambda value: isinstance(value, str), "a text")
+_AMOUNT: Fit = (_is_amount, "a finite number, 0 or more")
+_COUNT, _SIZE = _whole(1, 10**9), _whole(1, 10**6)
+
+_FIT: dict[str, Fit] = {
+    "optimizer": _TEXT,
+    "lr": _AMOUNT,
+    "schedule": _TEXT,
+    "warmup": _TEXT,
+    "weight_decay": _AMOUNT,
+    "clip_norm": _AMOUNT,
+    "batch_size": _or("full", _COUNT, "'full'"),
+    "epochs": _COUNT,
+    "seed": _whole(0, 2**63 - 1),
+    "dtype": _among(Precision),
+    "threads": _or(None, _whole(1, MOST_THREADS), "none"),
+    "data": _TEXT,
+    "target": _or(None, _TEXT, "none"),
+    "task": _among(Task),
+    "hidden": (
+        lambda value: isinstance(value, tuple) and all(map(_SIZE[0], value)),
+        "numbers of units such as 256,128, each from 1 to 1000000",
+    ),
+    "text": _TEXT,
+    "layers": _whole(1, 1000),
+    "width": _SIZE,
+    "context": _SIZE,
+}
+
+
 def _file_unless(name: str) -> Callable[[str], str]:
     return lambda source: source if source == name else str(Path(source).absolute())
 
 
 def _hidden(text: str) -> tuple[int, ...]:
     try:
-        widths = tuple(int(width) for width in text.split(",")) if text.strip() else ()
-    except ValueError:
-        widths = (0,)
-    if any(width < 1 for width in widths):
-        raise TrainingError(f"--hidden: expected numbers of units such as 256,128, got {text!r}")
-    return widths
+        return tuple(int(width) for width in text.split(",")) if text.strip() else ()
+    except ValueError as error:
+        raise TrainingError(f"--hidden: expected {_FIT['hidden'][1]}, got {text!r}") from error
 
 
 def _batch_size(text: str) -> int | str:
-    if text == "full":
-        return text
-    if not text.isdecimal() or int(text) < 1:
-        raise TrainingError(f"--batch-size: expected a number, 1 or more, or 'full', got {text!r}")
-    return int(text)
+    try:
+        return "full" if text == "full" else int(text)
+    except ValueError as error:
+        raise TrainingError(f"--batch-size: expected {_FIT['batch_size'][1]}, got {text!r}") from error
 
 
 _PARSERS: dict[str, Callable[[str], Any]] = {

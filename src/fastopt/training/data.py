@@ -2,10 +2,11 @@
 
 import csv
 import hashlib
-import zipfile
+import math
 from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
+from decimal import Decimal, InvalidOperation
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -20,6 +21,9 @@ Task = Literal["classification", "regression"]
 Array = NDArray[Any]
 
 TEST_FRACTION = 0.2
+ROUNDING = 16 * np.finfo(np.float64).eps
+"""Numbers that differ by no more than this part of the largest are taken to be one number, computed in several ways."""
+
 MINIMUM_ROWS = 10
 
 
@@ -106,18 +110,28 @@ def _digits() -> tuple[Array, Array]:
 
 def _read_npz(path: Path) -> tuple[Array, Array]:
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            if not {"X", "y"} <= set(archive):
-                raise TrainingError(f"{path}: expected the arrays 'X' and 'y', found {', '.join(archive) or 'none'}")
-            samples, labels = archive["X"], archive["y"]
-    except (ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+            found = list(archive)
+            arrays = [archive[name] for name in ("X", "y") if name in found]
+    except Exception as error:  # a damaged archive leads zipfile, zlib and NumPy into errors of any type
         raise TrainingError(f"{path}: not a readable .npz file of plain arrays ({error})") from error
+    if len(arrays) < 2:
+        raise TrainingError(f"{path}: expected the arrays 'X' and 'y', found {', '.join(found) or 'none'}")
+    samples, labels = arrays
     if samples.ndim < 2 or samples.dtype.kind not in "buif":
         raise TrainingError(f"{path}: X must be numeric with 2 or more dimensions, is {samples.dtype} {samples.shape}")
+    if 0 in samples.shape[1:]:
+        raise TrainingError(f"{path}: X has no features, its shape is {samples.shape}")
     if labels.shape != samples.shape[:1]:
         raise TrainingError(
             f"{path}: y must have the shape {samples.shape[:1]} to fit X {samples.shape}, has {labels.shape}"
         )
+    if labels.dtype.kind not in "buifUS":
+        raise TrainingError(f"{path}: y must be real numbers or texts, is {labels.dtype}")
+    if labels.dtype.kind == "S":
+        labels = np.array([label.decode(errors="replace") for label in labels.tolist()], str)
+    with np.errstate(over="ignore"):  # of a long double: what has become infinite is told
+        samples = samples.astype(np.float64)
     if not np.isfinite(samples).all():
         position = tuple(np.argwhere(~np.isfinite(samples))[0].tolist())
         raise TrainingError(f"{path}: X{list(position)} is {samples[position]}; fill or drop it")
@@ -139,6 +153,9 @@ def _parse_csv(path: Path, reader: Any, target: str | None) -> tuple[Array, Arra
         raise TrainingError(f"{problem}; the columns are {', '.join(header) or 'none: the file is empty'}")
     if len(header) < 2:
         raise TrainingError(f"{path}: there is no column besides the target {target!r}")
+    for name in header:
+        if header.count(name) > 1:
+            raise TrainingError(f"{path}: {header.count(name)} columns have the name {name!r}")
     position = header.index(target)
     names = header[:position] + header[position + 1 :]
     values, labels = array("d"), []
@@ -151,37 +168,49 @@ def _parse_csv(path: Path, reader: Any, target: str | None) -> tuple[Array, Arra
         values.extend(_finite(path, reader.line_num, name, cell) for name, cell in zip(names, cells, strict=True))
         if not labels[-1]:
             raise TrainingError(f"{path}, line {reader.line_num}, column {target!r}: the target is missing")
-    return np.frombuffer(values).reshape(len(labels), len(names)), np.array(labels)
+    return np.frombuffer(values).reshape(len(labels), len(names)), np.array(labels, str)
+
+
+def _number(text: str) -> float | None:
+    """Return the number that a text spells, None if it spells none: to Python 1_100 is one, in a table it is not."""
+    try:
+        return float(text) if text.strip().isascii() and "_" not in text else None
+    except ValueError:
+        return None
 
 
 def _finite(path: Path, line: int, column: str, cell: str) -> float:
-    try:
-        value = float(cell)
-    except ValueError:
-        found = f"{cell!r} is not a number" if cell.strip() else "the value is missing"
-        raise TrainingError(f"{path}, line {line}, column {column!r}: {found}") from None
-    if not np.isfinite(value):
-        raise TrainingError(f"{path}, line {line}, column {column!r}: {cell.strip()} is not finite; fill or drop it")
+    text = cell.strip()
+    value = _number(text)
+    if value is None:
+        found = f"{cell!r} is not a number" if text else "the value is missing"
+        raise TrainingError(f"{path}, line {line}, column {column!r}: {found}")
+    if not math.isfinite(value):
+        raise TrainingError(f"{path}, line {line}, column {column!r}: {text} is not finite; fill or drop it")
     return value
 
 
 def _numbers(source: str, labels: Array) -> Array:
-    try:
-        numbers = np.ascontiguousarray(labels, np.float64)
-    except ValueError as error:
-        raise TrainingError(f"{source}: regression needs numeric targets ({error})") from error
-    if not np.isfinite(numbers).all():
-        row = np.flatnonzero(~np.isfinite(numbers))[0]
-        raise TrainingError(f"{source}: the target of data row {row + 1} is {numbers[row]}; fill or drop it")
+    if labels.dtype.kind == "U":
+        found = [_number(label) for label in labels.tolist()]
+        if None in found:
+            row = found.index(None)
+            raise TrainingError(
+                f"{source}: regression needs numeric targets, but that of data row {row + 1} is {str(labels[row])!r}"
+            )
+        labels = np.array(found, np.float64)
+    numbers = np.ascontiguousarray(labels, np.float64)
+    _check_known(source, numbers)
     if np.ptp(numbers) == 0:
         raise TrainingError(f"{source}: every target is {numbers[0]:g}: there is nothing to learn")
     return numbers
 
 
 def _classes(source: str, labels: Array) -> tuple[Array, tuple[str, ...]]:
-    if labels.dtype.kind == "f" and not np.isfinite(labels).all():
-        row = np.flatnonzero(~np.isfinite(labels))[0]
-        raise TrainingError(f"{source}: the target of data row {row + 1} is {labels[row]}; fill or drop it")
+    if labels.dtype.kind == "U":
+        labels = _spelled_alike(source, labels)
+    elif labels.dtype.kind == "f":
+        _check_known(source, labels)
     classes, targets = np.unique(labels, return_inverse=True)
     if len(classes) == 1:
         raise TrainingError(f"{source}: every row is of the class {classes[0]}: there is nothing to learn")
@@ -191,6 +220,35 @@ def _classes(source: str, labels: Array) -> tuple[Array, tuple[str, ...]]:
             "for numbers use --task regression"
         )
     return targets.astype(np.int64), tuple(str(name) for name in classes)
+
+
+def _check_known(source: str, numbers: Array) -> None:
+    """Refuse targets that are not finite: they stand for missing ones."""
+    unknown = np.flatnonzero(~np.isfinite(numbers))
+    if len(unknown):
+        row = unknown[0]
+        raise TrainingError(f"{source}: the target of data row {row + 1} is {numbers[row]}; fill or drop it")
+
+
+def _spelled_alike(source: str, labels: Array) -> Array:
+    """Return texts such that equal numbers among them, as 1 and 1.0, have one spelling, the shortest."""
+    values = {label: _decimal(label) for label in dict.fromkeys(labels.tolist())}
+    for row, label in enumerate(labels.tolist()):
+        value = values[label]
+        if isinstance(value, Decimal) and not value.is_finite():
+            raise TrainingError(f"{source}: the target of data row {row + 1} is {label}; fill or drop it")
+    shortest: dict[Decimal | str, str] = {}
+    for label in sorted(values, key=lambda label: (len(label), label)):
+        shortest.setdefault(values[label], label)
+    return np.array([shortest[values[label]] for label in labels.tolist()], str)
+
+
+def _decimal(label: str) -> Decimal | str:
+    """Return the number that a label spells, else the label."""
+    try:  # not as a float: long numbers that identify something may differ only after its last digit
+        return label if _number(label) is None else Decimal(label.strip())
+    except InvalidOperation:  # its exponent is beyond all limits
+        return label
 
 
 @dataclass(frozen=True)
@@ -212,12 +270,19 @@ class Standardization:
 
     @classmethod
     def fit(cls, features: Array, targets: Array, one_unit: bool) -> "Standardization":
-        """Measure the statistics of the training rows: of each column, or of all together if they have one unit."""
-        axis = None if one_unit else 0
-        mean, scale = (np.broadcast_to(f(features, axis=axis), features.shape[1:]).copy() for f in (np.mean, np.std))
-        scale[scale == 0] = 1
+        """Measure the statistics of the training rows: of each column, or of all together if they have one unit.
+
+        Raises
+        ------
+        TrainingError
+            If the numbers are so large that their mean or their variance overflows.
+        """
+        mean, scale = (
+            np.broadcast_to(statistic, features.shape[1:]).copy()
+            for statistic in _mean_and_scale(features, None if one_unit else 0)
+        )
         is_number = targets.dtype.kind == "f"
-        target_mean, target_scale = (targets.mean(), targets.std() or 1) if is_number else (0, 1)
+        target_mean, target_scale = _mean_and_scale(targets, None) if is_number else (0, 1)
         return cls(mean, scale, float(target_mean), float(target_scale))
 
     def apply(self, features: Array, targets: Array, dtype: str) -> "Batch":
@@ -226,6 +291,23 @@ class Standardization:
         if targets.dtype.kind == "f":
             targets = ((targets - self.target_mean) / self.target_scale).astype(dtype)
         return Batch(scaled, targets)
+
+
+def _mean_and_scale(values: Array, axis: int | None) -> tuple[Any, Any]:
+    """Return the mean and the standard deviation, or 1 for what is constant.
+
+    Of a constant that is no binary fraction, as 0.1, the mean is rounded, and the deviation from that is not zero but
+    noise: what varies by no more than that is constant too.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        mean, scale = np.mean(values, axis=axis), np.std(values, axis=axis)
+        is_constant = np.ptp(values, axis=axis) <= ROUNDING * np.abs(values).max(axis=axis)
+    scale = np.where(is_constant | (scale == 0), 1.0, scale)  # the square of what is tiny can be 0 as well
+    if not (np.isfinite(mean) & np.isfinite(scale)).all():
+        raise TrainingError(
+            f"the data has numbers of up to {np.abs(values).max():.3g}: their variance is too large to be computed"
+        )
+    return mean, scale
 
 
 class Batch(NamedTuple):

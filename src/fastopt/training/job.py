@@ -1,18 +1,23 @@
 """A run put together from its settings, or brought back from a checkpoint."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import fastopt
+from fastopt import environment
 from fastopt.training.checkpoint import Checkpoint, pack, unpack
 from fastopt.training.config import Config, MLPConfig, TransformerConfig, from_json
 from fastopt.training.data import Batch
 from fastopt.training.errors import TrainingError
-from fastopt.training.loop import Run
+from fastopt.training.loop import Run, train
 from fastopt.training.problem import Problem
 from fastopt.training.table_problem import TableProblem
+
+IN_A_CHECKPOINT = {"step": int, "epoch": int, "state": dict, "config": dict, "data": dict, "versions": dict}
+"""What the metadata of a run's checkpoint must have."""
 
 
 class Job:
@@ -38,7 +43,10 @@ class Job:
 
     def __init__(self, config: Config) -> None:
         self.config = config
-        self.problem = problem = _problem(config)
+        try:
+            self.problem = problem = _problem(config)
+        except MemoryError as error:
+            raise TrainingError(f"the data and the model do not fit into the memory ({error})") from error
         self.run: Run[Batch] = Run(
             problem.model, problem.batches, problem.update, problem.evaluate, problem.total_steps
         )
@@ -46,6 +54,8 @@ class Job:
     @classmethod
     def resume(cls, path: Path, options: dict[str, Any]) -> "Job":
         """Return the run of a checkpoint, as it was when the checkpoint was written.
+
+        All of the checkpoint is checked before anything of it is used.
 
         Parameters
         ----------
@@ -57,22 +67,58 @@ class Job:
         Raises
         ------
         TrainingError
-            If there is no checkpoint, or the options or the data are not those that the run was started with.
+            If there is no checkpoint or it is damaged, or the options, the data or the versions of the libraries are
+            not those that the run was started with.
         """
-        checkpoint = Checkpoint.load(path)
-        config = from_json(checkpoint.metadata["config"])
+        checkpoint = Checkpoint.load(path, IN_A_CHECKPOINT)
+        saved = checkpoint.metadata
+        try:
+            config = from_json(saved["config"])
+        except TrainingError as error:
+            raise TrainingError(f"{path}: {error}") from error
         config.check_same(options)
         job = cls(config)
-        if job.problem.fingerprint != checkpoint.metadata["data"]["sha256"]:
-            raise TrainingError(f"{config.source} has changed since the run was started: it cannot be resumed")
-        unpack(checkpoint, job.problem.model.parameters, job.problem.optimizer)
-        job.run.step = checkpoint.metadata["step"]
+        job._check_same_bits(path, saved)
+        if saved["step"]:
+            job._take_first_step()
+        difference = checkpoint.difference(job.checkpoint())
+        if difference:
+            raise TrainingError(f"{path} does not fit the run that it is of, or is damaged ({difference})")
+        try:
+            unpack(checkpoint, job.problem.model.parameters, job.problem.optimizer)
+        except (TypeError, ValueError, KeyError) as error:
+            raise TrainingError(f"{path} does not fit the optimizer of the run, or is damaged ({error})") from error
+        job.run.step = saved["step"]
         return job
+
+    def _check_same_bits(self, path: Path, saved: Mapping[str, Any]) -> None:
+        """Refuse what would not continue to the same bits: other data, other libraries, steps that there are not."""
+        problem, step = self.problem, saved["step"]
+        if problem.fingerprint != saved["data"].get("sha256"):
+            raise TrainingError(f"{self.config.source} has changed since the run was started: it cannot be resumed")
+        for library, version in problem.versions().items():
+            before = saved["versions"].get(library)
+            if before != version:
+                raise TrainingError(
+                    f"{path} was written with {library} {before}, but here is {version}: "
+                    "the run cannot be continued to the same bits"
+                )
+        if not 0 <= step <= problem.total_steps or saved["epoch"] != step // problem.batches.steps_per_epoch:
+            raise TrainingError(
+                f"{path} is damaged (step {step}, epoch {saved['epoch']} of a run of {problem.total_steps} steps)"
+            )
+
+    def _take_first_step(self) -> None:
+        """Take the first step of the run, after which the optimizer has all the state that it will ever have."""
+        with self.arithmetic():
+            train(replace(self.run), observe=lambda record: None, save=lambda: None, should_stop=lambda: True)
+        seconds = self.run.model.seconds
+        seconds.update(dict.fromkeys(seconds, 0.0))
 
     @contextmanager
     def arithmetic(self) -> Iterator[None]:
         """Set the threads, and whatever else decides the bits, while the block lasts."""
-        before = fastopt.get_num_threads()
+        before = environment.chosen_threads()
         fastopt.set_num_threads(self.config.threads or before)
         try:
             with self.problem.arithmetic():

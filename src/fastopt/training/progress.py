@@ -79,7 +79,8 @@ class Display:
         return self._bar or nullcontext()
 
     def _make_bar(self) -> Progress:
-        columns = [TextColumn("{task.description}"), BarColumn(bar_width=None), TextColumn("{task.fields[facts]}")]
+        description, facts = (TextColumn(text, markup=False) for text in ("{task.description}", "{task.fields[facts]}"))
+        columns = [description, BarColumn(bar_width=None), facts]
         bar = Progress(*columns, TimeRemainingColumn(), console=self._console, auto_refresh=False, expand=True)
         bar.add_task("", total=self._run.total_steps, completed=self._run.step, facts="")
         return bar

@@ -1,12 +1,12 @@
 """Optimizers and learning-rate schedules by name, with settings that work."""
 
-import inspect
 import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-import fastopt
-from fastopt import schedules
+import numpy as np
+
+from fastopt import Optimizer, optimizers, schedules
 from fastopt.schedules import Schedule
 from fastopt.training.config import CONFIGS, Config, ModelName, check_known
 from fastopt.training.errors import TrainingError
@@ -26,7 +26,8 @@ class Shape(NamedTuple):
     schedule: Callable[[float, int, int], Schedule]
 
 
-# Momentum by its usual names, and settings where the defaults of the class do not suit the model.
+# Momentum by its usual names, and settings where the defaults of a class do not suit the model. Optimizers that are
+# not here have the defaults of their class.
 RULES: dict[ModelName, dict[str, Rule]] = {
     "mlp": {
         "sgd": Rule("SGD", {"lr": 0.1}),
@@ -130,15 +131,17 @@ def rival(optimizer: str) -> str:
     return prefix
 
 
-def build_optimizer(config: Config, classes: Any, parameters: Any, total_steps: int, **arguments: Any) -> Any:
+def build_optimizer(
+    config: Config, classes: Mapping[str, Any], parameters: Any, total_steps: int, **arguments: Any
+) -> Any:
     """Return the optimizer of `parameters`, with its schedule over a run of `total_steps` steps.
 
     Parameters
     ----------
     config : Config
         Says which.
-    classes : module
-        Has the class: :mod:`fastopt`, :mod:`fastopt.torch` or :mod:`torch.optim`.
+    classes : mapping of str to class
+        Where the class is found by its name: the registry, or what is in :mod:`fastopt.torch` or :mod:`torch.optim`.
     parameters
         As the class takes them.
     total_steps : int
@@ -152,32 +155,41 @@ def build_optimizer(config: Config, classes: Any, parameters: Any, total_steps: 
         If the optimizer is not known or not there, or a setting is out of bounds for it.
     """
     rule = _rule(config.model, config.optimizer)
-    kind = getattr(classes, rule.class_name, None)
-    if kind is None:
-        raise TrainingError(f"--optimizer {config.optimizer}: {classes.__name__} has no {rule.class_name}")
-    settings = {**rule.arguments, "lr": build_schedule(config, total_steps), "weight_decay": config.weight_decay}
+    if rule.class_name not in classes:
+        raise TrainingError(f"--optimizer {config.optimizer}: there is no {rule.class_name} for --model {config.model}")
+    kind = classes[rule.class_name]
+    settings = {**rule.arguments, "lr": build_schedule(config, total_steps)}
+    if "weight_decay" in _defaults(rule):
+        settings["weight_decay"] = config.weight_decay
+    elif config.weight_decay:
+        raise TrainingError(f"--weight-decay: --optimizer {config.optimizer} has none")
     try:
         return kind(parameters, **{**settings, **arguments})
     except (TypeError, ValueError) as error:
         raise TrainingError(f"--optimizer {config.optimizer}: {error}") from error
 
 
-def _classes() -> dict[str, type[fastopt.Optimizer]]:
-    return {name.lower(): kind for name, kind in fastopt.optimizers.registry().items()}
+def _classes() -> dict[str, str]:
+    return {name.lower(): name for name in optimizers.registry()}
 
 
 def _rule(model: ModelName, optimizer: str) -> Rule:
     name = optimizer.removeprefix(rival(optimizer)).removeprefix(":")
     if name not in optimizer_names():
         raise TrainingError(f"--optimizer: expected one of {', '.join(optimizer_names())}, got {name!r}")
-    return RULES[model].get(name) or Rule(_classes()[name].__name__, {})
+    return RULES[model].get(name) or Rule(_classes()[name], {})
 
 
 def _argument(model: ModelName, optimizer: str, name: str) -> float:
     """Return what an argument of an optimizer is where nothing else is asked for."""
     rule = _rule(model, optimizer)
-    default = inspect.signature(_classes()[rule.class_name.lower()]).parameters[name].default
-    return float(rule.arguments.get(name, default))
+    return float(rule.arguments.get(name, _defaults(rule).get(name, 0.0)))
+
+
+def _defaults(rule: Rule) -> Mapping[str, Any]:
+    """Return the options of a rule's class, with the values that they have where nothing else is said."""
+    kind: Callable[..., Optimizer] = optimizers.registry()[rule.class_name]
+    return kind(np.zeros(1)).defaults
 
 
 def _shape(name: str) -> Shape:

@@ -53,7 +53,8 @@ def plot(path: Path, metrics: Metrics, job: Job) -> None:
 
     figure = Figure(figsize=(8, 8), layout="constrained")
     FigureCanvasAgg(figure)
-    figure.suptitle(f"{job.problem.name}, {job.config.optimizer}, {job.config.schedule}")
+    title = f"{job.problem.name}, {job.config.optimizer}, {job.config.schedule}"
+    figure.suptitle(title, parse_math=False)  # the name of a file may have dollars
     loss, rate, norm = figure.subplots(3, 1, sharex=True, height_ratios=(2, 1, 1))
     steps = metrics["step"]
 

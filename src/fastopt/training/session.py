@@ -43,8 +43,9 @@ def run_session(job: Job, directory: Path, console: Console) -> bool:
         console.print(f"  fastopt train --resume --out {quote(str(directory))}", soft_wrap=True, highlight=False)
         return False
     metrics = read_metrics(directory / "metrics.csv")
-    plot(directory / "training.png", metrics, job)
-    summarize(console, job, metrics, seconds)
+    if len(metrics["step"]):  # none if the table of a complete run was removed
+        plot(directory / "training.png", metrics, job)
+        summarize(console, job, metrics, seconds)
     sample = job.sample()
     if sample:
         with replacing(directory / "sample.txt") as temporary:

@@ -7,7 +7,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 import fastopt
-from fastopt import StepInfo
+from fastopt import StepInfo, optimizers
 from fastopt.training.checkpoint import Checkpoint
 from fastopt.training.config import MLPConfig
 from fastopt.training.data import ShuffledBatches, load, split
@@ -58,7 +58,12 @@ class TableProblem(Problem):
         widths = [train.features.shape[1], *config.hidden, len(table.classes) or 1]
         self.model = MLP(widths, loss, batch_size=self.batches.batch_size, dtype=config.dtype, seed=config.seed)
         self.optimizer = build_optimizer(
-            config, fastopt, self.model.parameters, self.total_steps, clip_norm=config.max_norm, nonfinite="raise"
+            config,
+            optimizers.registry(),
+            self.model.parameters,
+            self.total_steps,
+            clip_norm=config.max_norm,
+            nonfinite="raise",
         )
 
         targets = f"{len(table.classes)} classes" if table.classes else "numbers to predict"

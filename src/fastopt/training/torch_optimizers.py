@@ -33,7 +33,7 @@ class Fastopt:
     def __init__(self, config: Config, groups: list[Group], total_steps: int) -> None:
         self._optimizer = build_optimizer(
             config,
-            fastopt.torch,
+            vars(fastopt.torch),
             groups,
             total_steps,
             clip_norm=config.max_norm,
@@ -69,7 +69,7 @@ class Torch:
         arguments = RIVALS[rival(config.optimizer)]
         self._schedule: Schedule = build_schedule(config, total_steps)
         self._max_norm = config.max_norm
-        self._optimizer = build_optimizer(config, torch.optim, groups, total_steps, lr=config.lr, **arguments)
+        self._optimizer = build_optimizer(config, vars(torch.optim), groups, total_steps, lr=config.lr, **arguments)
         self._parameters = [parameter for group in self._optimizer.param_groups for parameter in group["params"]]
         self._step_count = 0
 

@@ -101,7 +101,10 @@ class Transformer:
     def __init__(self, characters: int, *, layers: int, width: int, context: int, dtype: str, seed: int) -> None:
         with torch.device("meta"):  # without memory, and without a use of torch's random numbers
             network = Network(characters, layers, width, context)
-        self.network = network.to(getattr(torch, dtype)).to_empty(device="cpu")
+        try:
+            self.network = network.to(getattr(torch, dtype)).to_empty(device="cpu")
+        except RuntimeError as error:  # torch's own name for it
+            raise MemoryError(f"{layers} layers of {width}") from error
         self.context = context
         named = list(self.network.named_parameters())
         self.matrices = [(name, parameter) for name, parameter in named if parameter.ndim == 2]

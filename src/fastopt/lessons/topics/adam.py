@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fastopt import SGD, Adam, Optimizer, schedules
-from fastopt.lessons.drawing import BLUE, LINE_STYLES, PINK
+from fastopt.lessons.drawing import BLUE, PINK, line_styles
 from fastopt.lessons.lesson import Array, Lesson, at_least, at_most, between, near
 from fastopt.lessons.networks import random_batches, train
 from fastopt.surfaces import rosenbrock
@@ -194,6 +194,6 @@ def figure(first: Axes, paths: Axes, parts: Axes) -> None:
         paths.plot(path(1.0, optimizer, lr)[:, 0], color=color, alpha=0.4, linewidth=6, label=name)
         paths.plot(path(0.1, optimizer, lr)[:, 0], "--", color=color, label=f"{name}, a tenth of the loss")
     paths.set(xlabel="step", ylabel="x", title="Rosenbrock's valley")
-    for style, method in zip(LINE_STYLES, METHODS, strict=True):
+    for style, method in zip(line_styles(), METHODS, strict=False):
         parts.loglog(RATES, losses(method), marker="o", linestyle=style, label=method)
     parts.set(xlabel="learning rate", ylabel=f"final loss, mean of {SEEDS} seeds", title=f"network, {STEPS} steps")

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fastopt import Adam, AdamW, Optimizer
-from fastopt.lessons.drawing import LINE_STYLES, look
+from fastopt.lessons.drawing import line_styles, look
 from fastopt.lessons.lesson import Array, Lesson, at_least, near
 from fastopt.lessons.networks import random_batches, train, weight_norm
 from fastopt.training.data import Batch
@@ -155,8 +155,8 @@ def figure(l2: Axes, decoupled: Axes, held_out: Axes, norms: Axes) -> None:
     wrong labels by heart: held-out loss and length of all weights by decay.
     """
     for axes, optimizer, title in ((l2, Adam, "L2 inside Adam"), (decoupled, AdamW, "AdamW")):
-        for style, noise, means in zip(LINE_STYLES, NOISES, shrinking(optimizer).T, strict=False):
-            axes.plot(means, style, label=f"gradients of size {noise:g}")
+        for style, noise, means in zip(line_styles(), NOISES, shrinking(optimizer).T, strict=False):
+            axes.plot(means, linestyle=style, label=f"gradients of size {noise:g}")
         axes.set(xlabel="step", ylabel="mean weight", title=title, ylim=(-0.05, 1.05))
     for name, optimizer in {"L2 inside Adam": Adam, "AdamW": AdamW}.items():
         outcomes = [outcome(optimizer, decay) for decay in DECAYS]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fastopt import SGD
-from fastopt.lessons.drawing import LINE_STYLES
+from fastopt.lessons.drawing import line_styles
 from fastopt.lessons.lesson import Lesson, at_most, between, exactly, near
 from fastopt.surfaces import parabola, random_quadratic
 from fastopt.trajectories import Trajectory, trajectory
@@ -145,8 +145,8 @@ def figure(path: Axes, bowl: Axes) -> None:
     """Left: x over the steps on x², for three rates. Right: what one late step does to the gradient, on the bowl in 10
     dimensions, by learning rate: from 2/L on it grows.
     """
-    for style, lr in zip(LINE_STYLES, (0.001, 0.1, 1.1), strict=False):
-        path.plot(descent(lr, 30).points[:11, 0], style, label=f"lr {lr:g}")
+    for style, lr in zip(line_styles(), (0.001, 0.1, 1.1), strict=False):
+        path.plot(descent(lr, 30).points[:11, 0], linestyle=style, label=f"lr {lr:g}")
     path.set(xlabel="step", ylabel="x", title="x² from 5")
 
     rates = np.linspace(0.1, 1.3, 25)

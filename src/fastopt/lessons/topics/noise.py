@@ -14,7 +14,7 @@ import numpy as np
 
 from fastopt import SGD, schedules
 from fastopt.hyperparameters import Schedule
-from fastopt.lessons.drawing import BLUE, LINE_STYLES
+from fastopt.lessons.drawing import BLUE, line_styles
 from fastopt.lessons.lesson import Array, Lesson, at_least, near
 from fastopt.lessons.networks import random_batches, train
 from fastopt.training.data import Batch
@@ -162,8 +162,8 @@ def figure(floor: Axes, course: Axes, sharp: Axes) -> None:
     floor.loglog(rates, floors(), "o", label="measured")
     floor.loglog(rates, rates / (2 - rates) / 2, "--", color="gray", label="σ²/2 · lr/(2 - lr)")
     floor.set(xlabel="learning rate", ylabel="loss in the long run", title="noise floor")
-    for style, (label, losses) in zip(LINE_STYLES, courses().items(), strict=False):
-        course.semilogy(np.arange(1, STEPS + 1), losses, style, label=label)
+    for style, (label, losses) in zip(line_styles(), courses().items(), strict=False):
+        course.semilogy(np.arange(1, STEPS + 1), losses, linestyle=style, label=label)
     course.set(xlabel="step", ylabel="mean loss", title="why the rate is lowered")
     sharp.axhline(2 / NETWORK_LR, color="gray", linestyle="--", label="2/lr")
     for seed, values in enumerate(sharpness_by_batch()):

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fastopt import SGD, Adagrad, Optimizer, RMSprop
-from fastopt.lessons.drawing import LINE_STYLES, look
+from fastopt.lessons.drawing import line_styles, look
 from fastopt.lessons.lesson import Array, Lesson, at_least, at_most, near
 from fastopt.surfaces import bowl, ravine
 from fastopt.trajectories import Trajectory, trajectory
@@ -133,9 +133,9 @@ def figure(flat: Axes, steep: Axes, turned: Axes, moving: Axes) -> None:
     flat.set(xlabel="step", ylabel="x", title="flat direction, curvature 1")
     steep.set(xlabel="step", ylabel="y", title="steep direction, curvature 10000")
     for style, label, places in zip(
-        LINE_STYLES, ("flat direction", "steep direction"), in_turned_valley().T, strict=False
+        line_styles(), ("flat direction", "steep direction"), in_turned_valley().T, strict=False
     ):
-        turned.plot(places, style, label=label)
+        turned.plot(places, linestyle=style, label=label)
     turned.set(xlabel="step", ylabel="place in the direction", title="RMSprop, directions turned by 30°")
     for name, distances in followers().items():
         swings = distances.reshape(-1, PERIOD).mean(axis=1)

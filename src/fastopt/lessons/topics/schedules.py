@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fastopt import SGD, Adam, schedules
-from fastopt.lessons.drawing import GREY, LINE_STYLES, SKY
+from fastopt.lessons.drawing import GREY, SKY, line_styles
 from fastopt.lessons.lesson import Array, Lesson, at_least, at_most
 from fastopt.lessons.networks import random_batches, train
 from fastopt.schedules import Schedule
@@ -202,8 +202,8 @@ def figure(shapes: Axes, ends: Axes, courses: Axes, tuning: Axes) -> None:
     for axes in (shapes, ends):
         axes.invert_yaxis()
         axes.grid(axis="y", visible=False)
-    for style, name in zip(LINE_STYLES, ("constant", "cosine", "warmup-stable-decay"), strict=False):
-        courses.semilogy(np.arange(0, STEPS + 1, EVERY), best_course(name), style, label=name)
+    for style, name in zip(line_styles(), ("constant", "cosine", "warmup-stable-decay"), strict=False):
+        courses.semilogy(np.arange(0, STEPS + 1, EVERY), best_course(name), linestyle=style, label=name)
     courses.set(xlabel="step", ylabel="loss over all rows", title="courses")
     old, new = zip(*map(tuned, TUNING_RATES), strict=True)
     tuning.loglog(TUNING_RATES, old, "o-", label="old rows elsewhere")

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fastopt import Adam, schedules
-from fastopt.lessons.drawing import LINE_STYLES
+from fastopt.lessons.drawing import line_styles
 from fastopt.lessons.lesson import Array, Lesson, at_least, at_most, exactly, near
 from fastopt.lessons.networks import random_batches, train
 from fastopt.schedules import Schedule
@@ -202,8 +202,8 @@ def figure(training: Axes, rates: Axes) -> None:
     """Left: the loss of the deep network with four starts, median of ten seeds. Right: how much the adaptive rate
     differs between weights by chance.
     """
-    for style, start in zip(LINE_STYLES, STARTS, strict=False):
-        training.semilogy(np.median(courses(start), axis=0), style, label=start)
+    for style, start in zip(line_styles(), STARTS, strict=False):
+        training.semilogy(np.median(courses(start), axis=0), linestyle=style, label=start)
     training.set(xlabel="step", ylabel=f"loss, median of {SEEDS} seeds", title="ten hidden layers, Adam, lr 0.06")
     steps = np.arange(3, 1001)
     rates.loglog(steps, spread()[2:], label="measured")
