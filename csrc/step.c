@@ -104,7 +104,11 @@ static void lay_out(fo_plan *plan)
 
 /* ---- threads ---- */
 
-static bool forked, went_parallel;
+static bool forked;
+
+#ifdef _OPENMP
+static bool went_parallel;
+#endif
 
 /* A forked child has the parent's OpenMP state but none of its threads: a parallel region there would wait for ever,
  * ours or that of another library on the same runtime. These are the two globals that change after start-up. */
