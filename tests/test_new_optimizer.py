@@ -88,9 +88,9 @@ def test_it_need_not_have_weight_decay() -> None:
         build_optimizer(decaying, optimizers.registry(), parameters, 10)
 
 
-@pytest.mark.parametrize("name", ["newcomer", "torch:newcomer"])
-def test_what_torch_does_not_have_is_told(name: str) -> None:
+def test_what_torch_does_not_have_is_told() -> None:
     pytest.importorskip("torch")
+    name = "torch:newcomer"
     Path("t.txt").write_text("one two three " * 100)
     message = f"error: --optimizer {name}: there is no Newcomer for --model transformer\n"
     assert run("train", "--model=transformer", "--text=t.txt", f"--optimizer={name}", status=2) == message
@@ -126,7 +126,9 @@ def test_the_benchmark_times_each_of_its_kernels(hasty: None, monkeypatch: pytes
     output = run("bench", "--optimizer=newcomer", "--work=50", "--rivals=all", "--threads=1")
     assert "Newcomer, float32: step, 1 thread" in output
     (only,) = seen
-    assert [entrant.contestant for entrant in only.seconds] == ["floor", "fastopt"]
+    # (`fastopt.torch` makes its classes when it is imported, before or after this registry was put there.)
+    found = [entrant.contestant for entrant in only.seconds if entrant.contestant != "fastopt.torch"]
+    assert found == ["floor", "fastopt"]
     reasons = {absence.entrant.contestant: absence.reason for absence in only.absences}
     assert reasons["NumPy"] == "has no Newcomer"
     assert all(reason.endswith("is not installed") or reason.startswith("has no ") for reason in reasons.values())

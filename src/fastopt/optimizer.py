@@ -282,7 +282,8 @@ class Optimizer(Face):
             expect(f"state_dict[{key!r}]", state_dict[key], kind, words)
         name = state_dict.get("optimizer", self.method.__name__)
         other = methods.registry().get(name)
-        if other is None or other.options.keys() != self.method.options.keys():  # Adam and AdamW may have each other's
+        alike = other is not None and other.options.keys() == self.method.options.keys()  # as those of Adam and AdamW
+        if name != self.method.__name__ and not alike:
             raise ValueError(f"state_dict: is of {name}, not of {self.method.__name__}")
         saved = state_dict["param_groups"]
         if len(saved) != len(self.param_groups):

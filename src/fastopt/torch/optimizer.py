@@ -354,7 +354,8 @@ def signature_beside(twin: type[torch.optim.Optimizer], method: type[Method]) ->
 
 def made_from(method: type[Method]) -> type[Optimizer]:
     """Return the class that a description is for torch: a drop-in twin of torch's, if that has it."""
-    twin = None if method.twin is None else getattr(torch.optim, method.twin)
+    name = vars(method).get("twin")  # (a description that derives from another is another optimizer)
+    twin = None if name is None else getattr(torch.optim, name)
     signature = method.signature(WHOLE_OF_TORCH) if twin is None else signature_beside(twin, method)
     known = signature.parameters if twin is None else inspect.signature(twin).parameters
     names = {
