@@ -216,6 +216,9 @@ cdef class Watch:
             if (not self.look_at(states[k], &now) or now.data != tensor.state[k].at
                     or not self.alike(known, known.state_dtype[k], &now)):
                 return False
+        for k in range(known.tensors - 1, <int32_t>len(states)):  # the number of steps: its memory may be shared by now
+            if not self.look_at(states[k], &now) or now.data != tensor.count:
+                return False
         return True
 
     cdef look_at_entries(self, state):

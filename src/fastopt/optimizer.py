@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastopt import _arrays, _core, methods, trees
+from fastopt._turn import Turn
 from fastopt.backends.numpy import Arrays
-from fastopt.engine import Face, Group, StepInfo, Turn
+from fastopt.engine import Face, Group, StepInfo
 from fastopt.hyperparameters import is_number, plain
 from fastopt.methods.base import Method
 
@@ -196,6 +197,8 @@ class Optimizer(Face):
             if not _core.same_objects(arrays, self._params[start : start + len(arrays)]):
                 raise ValueError(f"param_groups[{index}]['params'] was replaced; make a new optimizer or add a group")
             start += len(arrays)
+        if start != len(self._params):
+            raise ValueError("param_groups: groups were taken away; make a new optimizer")
 
     def _gradients(self, grads: Any) -> list[Any]:
         """Return one gradient a parameter, in order."""
