@@ -160,6 +160,8 @@ class Engine(ABC):
         self.groups = [group for group, _ in parts]
         self.params = [param for _, params in parts for param in params]
         self.owners = [owner for owner, (_, params) in enumerate(parts) for _ in params]
+        numbers = iter(range(len(self.params)))
+        self.slots = [[next(numbers) for _ in params] for _, params in parts]
         self.plan = _core.Plan(self.owners, len(parts))
         self.seen: list[list[Any]] = [[] for _ in parts]
         self.values: list[Group] = [{} for _ in parts]
@@ -271,9 +273,8 @@ class Engine(ABC):
 
     def release(self, owner: int) -> None:
         """Bind a group's parameters anew when they are needed next."""
-        for slot, other in enumerate(self.owners):
-            if other == owner:
-                self.watch.release(slot)
+        for slot in self.slots[owner]:
+            self.watch.release(slot)
 
     # ---- the step ----
 
