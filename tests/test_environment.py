@@ -1,6 +1,7 @@
 """Instruction sets, numbers of threads, and what an import brings along."""
 
 import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -146,3 +147,40 @@ def test_number_of_threads_that_is_no_integer(threads: Any) -> None:
     with pytest.raises(TypeError, match=r"^threads: expected an integer, got"):
         fastopt.set_num_threads(threads)
     assert fastopt.get_num_threads() == before
+
+
+@pytest.mark.skipif(not _core.has_openmp(), reason="built without OpenMP")
+def test_a_limit_on_openmp_is_heeded_unless_a_number_was_asked_for() -> None:
+    limits = pytest.importorskip("threadpoolctl").threadpool_limits
+    fastopt.set_num_threads(None)
+    before = fastopt.get_num_threads()
+    for threads in (1, 3):
+        with limits(threads, user_api="openmp"):
+            assert fastopt.get_num_threads() == threads
+    assert fastopt.get_num_threads() == before
+    fastopt.set_num_threads(2)
+    with limits(1, user_api="openmp"):
+        assert fastopt.get_num_threads() == 2
+    fastopt.set_num_threads(None)
+    assert fastopt.get_num_threads() == before
+    assert environment.chosen_threads() is None
+
+
+def test_a_training_leaves_no_number_of_threads_behind(tmp_path: Path) -> None:
+    """Not even the number that it found: nobody had asked for that."""
+    (tmp_path / "rows.csv").write_text("\n".join(["x,y", *(f"{k},{k % 2}" for k in range(40))]))
+    run = f"""
+from fastopt import environment
+from fastopt.__main__ import main
+sys.argv = ["fastopt", "train", "--data", {str(tmp_path / "rows.csv")!r}, "--target", "y", "--epochs", "1",
+            "--threads", "1", "--out", {str(tmp_path / "run")!r}]
+sys.stdout, stdout = open(os.devnull, "w"), sys.stdout
+try:
+    main()
+except SystemExit as error:
+    assert not error.code, error.code
+finally:
+    sys.stdout = stdout
+"""
+    assert said("environment.chosen_threads()", "import os" + run) is None
+    assert (tmp_path / "run").exists()

@@ -277,3 +277,48 @@ def steps_of_a_worker(seed: int) -> bytes:
     for _ in range(3):
         opt.step(g)
     return bits([w])
+
+
+@can_fork
+@may_warn_of_threads
+@pytest.mark.parametrize("moment", ["in a schedule", "in the kernel"])
+def test_a_fork_while_another_thread_is_in_a_step(moment: str) -> None:
+    """In the child nobody is in a step: it steps, takes snapshots and loads them."""
+    size = 3 if moment == "in a schedule" else 2**20
+    entered, release = threading.Event(), threading.Event()
+
+    def schedule(step: int) -> float:
+        if threading.current_thread() is stepper and moment == "in a schedule":
+            entered.set()
+            release.wait(PATIENCE)
+        return 1.0
+
+    w, g = np.zeros(size), np.ones(size)
+    opt = fastopt.SGD([w])
+    opt.param_groups[0]["lr"] = schedule
+
+    def keep_stepping() -> None:
+        while not release.is_set():
+            opt.step([g])
+            entered.set()
+
+    def work() -> Any:
+        release.set()
+        before = opt.step_count
+        opt.step([g])
+        opt.param_groups[0]["lr"] = 1.0
+        copied = pickle.loads(pickle.dumps(opt))
+        opt.load_state_dict(opt.state_dict())
+        copied.step([g])
+        return opt.step_count - before, copied.step_count - before
+
+    stepper = threading.Thread(target=keep_stepping)
+    stepper.start()
+    try:
+        assert entered.wait(PATIENCE)
+        for _ in range(1 if moment == "in a schedule" else 5):
+            assert in_child(work) == (1, 2)
+    finally:
+        release.set()
+        stepper.join(PATIENCE)
+    assert w.tolist() == [-float(opt.step_count)] * size

@@ -276,3 +276,34 @@ def test_peak_memory_drops_by_almost_the_size_of_the_gradients(name: str, states
     gradients = 160 * 500 * 500 * 4
     assert peaks[0] - peaks[1] > 0.9 * gradients
     assert math.isclose(peaks[0], (1 + states) * gradients, rel_tol=0.2)
+
+
+def test_groups_that_change_places_keep_their_options() -> None:
+    params = [torch.zeros(1, requires_grad=True) for _ in range(2)]
+    opt = fastopt.torch.SGD([{"params": [param], "lr": rate} for param, rate in zip(params, (1.0, 10.0), strict=True)])
+    fastopt.torch.step_in_backward(opt)
+    for change in (lambda: None, opt.param_groups.reverse, lambda: opt.param_groups.insert(0, opt.param_groups.pop())):
+        change()
+        sum(params).backward()
+        opt.step()
+    assert [param.item() for param in params] == [-3.0, -30.0]
+
+
+@pytest.mark.parametrize("odd", ["strided", "expanded gradient", "plain"])
+def test_the_first_velocity_is_the_gradient_whatever_the_dampening(odd: str) -> None:
+    """Also where nothing can stay bound between making the states and the first step."""
+    found = []
+    for in_backward in (False, True):
+        tensor = torch.ones(4, dtype=torch.float64)
+        param = (tensor[::2] if odd == "strided" else tensor[:2].clone()).requires_grad_()
+        opt = fastopt.torch.SGD([param], lr=0.5, momentum=0.5, dampening=0.5)
+        if in_backward:
+            fastopt.torch.step_in_backward(opt)
+        for _ in range(3):
+            opt.zero_grad()
+            param.backward(
+                torch.ones(1, dtype=torch.float64).expand(2) if "expanded" in odd else torch.ones_like(param)
+            )
+            opt.step()
+        found.append(param.tolist())
+    assert found[0] == found[1]

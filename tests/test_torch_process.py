@@ -1,8 +1,11 @@
 """Threads, OpenMP, fork and torch.compile: fastopt.torch lives in torch's process as one of its own."""
 
 import json
+import os
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -145,3 +148,135 @@ def test_a_step_that_is_compiled_itself() -> None:
             step()
         assert opt.step_count == 3
     assert_equal(params[1], params[0])
+
+
+# ---- threads of Python ----
+
+
+def in_threads(workers: int, work: Any) -> None:
+    with ThreadPoolExecutor(workers) as pool:
+        for done in [pool.submit(work, worker) for worker in range(workers)]:
+            done.result()
+
+
+@pytest.mark.parametrize("size", [5, 300_000])
+def test_threads_that_step_one_optimizer_each_with_fresh_gradients(size: int) -> None:
+    """No step is lost or torn apart, whoever's gradient it takes."""
+    workers, steps = 3, 15
+    param = torch.zeros(size, requires_grad=True)
+    opt = fastopt.torch.SGD([param], lr=1.0)
+
+    def work(_: int) -> None:
+        for _ in range(steps):
+            param.grad = torch.ones(size)
+            opt.step()
+
+    in_threads(workers, work)
+    assert opt.step_count == workers * steps
+    assert (param == -float(workers * steps)).all()
+
+
+def test_what_a_step_reads_is_its_own_whatever_other_threads_do() -> None:
+    """With the same gradient of zeros nothing changes but the number of steps."""
+    size = 300_000
+    param = torch.full((size,), 1000.0, requires_grad=True)
+    param.grad = torch.zeros(size)
+    opt = fastopt.torch.AdamW([param], weight_decay=0.0)
+    in_threads(3, lambda _: [opt.step() for _ in range(15)])
+    assert (param == 1000).all()
+    assert opt.state[param]["step"].item() == opt.step_count == 45
+
+
+def test_gradients_that_another_thread_replaces_and_drops_between_steps() -> None:
+    size = 100_000
+    params = [torch.zeros(size, requires_grad=True) for _ in range(3)]
+    opt = fastopt.torch.SGD(params, lr=1.0, momentum=0.9)
+    stop = threading.Event()
+
+    def replace() -> None:
+        while not stop.is_set():
+            for param in params:
+                param.grad = None
+                param.grad = torch.zeros(size)  # soon to be freed
+
+    thread = threading.Thread(target=replace)
+    thread.start()
+    try:
+        for _ in range(100):
+            opt.step()
+    finally:
+        stop.set()
+        thread.join()
+    assert opt.step_count == 100
+    assert not any(param.detach().any() for param in params)
+
+
+def test_threads_with_an_optimizer_each() -> None:
+    def trained(seed: int) -> Any:
+        gen = torch.Generator().manual_seed(seed)
+        param = nonzero((100_000,), torch.float32, gen).requires_grad_()
+        opt = fastopt.torch.AdamW([param], lr=0.1 * (seed + 1), clip_norm=1.0)
+        for _ in range(5):
+            param.grad = nonzero((100_000,), torch.float32, gen)
+            opt.step()
+        return param
+
+    expected = [trained(seed) for seed in range(4)]
+    found: dict[int, Any] = {}
+    in_threads(4, lambda seed: found.update({seed: trained(seed)}))
+    assert_equal([found[seed] for seed in range(4)], expected)
+
+
+# ---- forked children ----
+
+FORK = """
+import os, pickle, signal, sys, threading, warnings
+warnings.simplefilter("ignore")
+import torch, fastopt.torch
+
+torch.set_num_threads(2)
+params = [torch.zeros(1000, requires_grad=True) for _ in range(400)]
+opt = fastopt.torch.SGD(params, lr=1.0)
+for param in params:
+    param.grad = torch.ones(1000)
+opt.step()
+entered, release = threading.Event(), threading.Event()
+
+def schedule(step):
+    if threading.current_thread() is not threading.main_thread():
+        entered.set()
+        release.wait()
+    return 1.0
+
+opt.param_groups[0]["lr"] = schedule
+stepper = threading.Thread(target=opt.step)
+stepper.start()
+entered.wait()
+child = os.fork()
+if not child:
+    status = 1
+    try:
+        signal.alarm(100)  # seconds until a child that hangs is killed
+        release.set()
+        opt.step()
+        opt.param_groups[0]["lr"] = 1.0
+        again = pickle.loads(pickle.dumps(opt))
+        assert (opt.step_count, again.step_count) == (2, 2)
+        assert torch.ones(4_000_000).add_(1).sum() == 8_000_000
+        assert all((param == -2).all() for param in params)
+        status = 0
+    finally:
+        os._exit(status)
+_, status = os.waitpid(child, 0)
+release.set()
+stepper.join()
+assert all((param == -2).all() for param in params)
+print(os.waitstatus_to_exitcode(status))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this platform has no fork")
+def test_a_fork_while_another_thread_is_in_a_step_that_had_been_parallel() -> None:
+    """The child steps, pickles, and runs a large operation of torch's own on the same OpenMP runtime."""
+    run = subprocess.run([sys.executable, "-c", FORK], capture_output=True, text=True, timeout=300, check=False)
+    assert (run.returncode, run.stdout) == (0, "0\n"), run.stderr

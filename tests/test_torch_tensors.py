@@ -1,8 +1,10 @@
 """Every kind of parameter and gradient that there is: stepped as torch does it, or refused by name."""
 
+import ctypes
 import math
 import re
 import weakref
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,6 +14,8 @@ torch = pytest.importorskip("torch")
 from torch_cases import assert_equal, every_optimizer, give_gradients, nonzero, ours, theirs  # noqa: E402
 
 import fastopt.torch  # noqa: E402
+from fastopt import _dlpack  # noqa: E402
+from fastopt.backends.torch import Tensors  # noqa: E402
 from fastopt.torch import get_total_norm  # noqa: E402
 
 
@@ -456,3 +460,102 @@ def test_gradients_are_not_kept_alive() -> None:
     opt.step()
     opt.zero_grad()
     assert [storage() for storage in storages] == [None, None]
+
+
+# ---- what is odd about one costs nothing to the others ----
+
+
+def odd_parameter(kind: str) -> Any:
+    if kind == "strided":
+        return torch.ones(6)[::2]
+    return torch.ones(3, dtype={"complex": torch.complex64, "of another dtype": torch.bfloat16}.get(kind))
+
+
+@pytest.mark.parametrize(
+    ("kind", "bound_anew"),
+    [
+        ("strided", True),
+        ("complex", True),
+        ("sparse gradient", True),
+        ("gradient in another order", True),
+        ("of another dtype", False),
+        ("moved", False),
+    ],
+)
+def test_one_odd_tensor_leaves_the_others_where_they_are(
+    kind: str, bound_anew: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    params = [torch.ones(3, requires_grad=True) for _ in range(200)]
+    odd = (torch.ones(2, 3) if "order" in kind else odd_parameter(kind)).requires_grad_()
+    params.insert(100, odd)
+    opt = fastopt.torch.SGD(params, lr=0.5, momentum=0.0 if "sparse" in kind else 0.9)
+    bound: list[int] = []
+    bind = Tensors.bind
+
+    def counted(self: Any, slot: int, *args: Any) -> Any:
+        bound.append(slot)
+        return bind(self, slot, *args)
+
+    monkeypatch.setattr(Tensors, "bind", counted)
+    for step in range(4):
+        for param in params:
+            if kind == "moved" and step:
+                param.data = param.detach().clone()
+            param.grad = torch.ones_like(param)
+        if "sparse" in kind:
+            odd.grad = torch.ones(3).to_sparse()
+        if "order" in kind:
+            odd.grad = torch.ones(3, 2).t()
+        opt.step()
+        assert bound == ([*range(201)] if step == 0 else [100] * bound_anew)
+        bound.clear()
+    assert all((param.detach() == params[0].detach()[0]).all() for param in params if param.dtype == torch.float32)
+
+
+TensorFrom = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.py_object, ctypes.c_void_p)
+
+
+class DLPackExchangeAPI(ctypes.Structure):
+    """As in csrc/dlpack.h."""
+
+    _fields_ = (
+        ("major", ctypes.c_uint32),
+        ("minor", ctypes.c_uint32),
+        ("previous", ctypes.c_void_p),
+        ("allocator", ctypes.c_void_p),
+        ("managed_tensor_from", ctypes.c_void_p),
+        ("managed_tensor_to", ctypes.c_void_p),
+        ("tensor_from", TensorFrom),
+    )
+
+
+def test_tensors_without_memory_of_their_own_are_never_described(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To describe one makes torch throw an exception, which takes longer than many steps."""
+    pointer = ctypes.pythonapi.PyCapsule_GetPointer
+    pointer.restype, pointer.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
+    capsule = ctypes.pythonapi.PyCapsule_New
+    capsule.restype, capsule.argtypes = ctypes.py_object, [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p]
+    name = b"dlpack_exchange_api"
+    api = DLPackExchangeAPI.from_address(pointer(torch.Tensor.__dlpack_c_exchange_api__, name))
+    described: list[bool] = []
+
+    @TensorFrom
+    def describe(tensor: Any, out: int) -> int:
+        described.append(tensor.is_sparse)
+        status: int = api.tensor_from(tensor, out)
+        return status
+
+    watched = DLPackExchangeAPI.from_buffer_copy(api)
+    watched.previous, watched.tensor_from = None, describe
+    watch = _dlpack.Watch
+    watching = SimpleNamespace(Watch=lambda _, *args: watch(capsule(ctypes.addressof(watched), name, None), *args))
+    monkeypatch.setattr("fastopt.backends.torch._dlpack", watching)
+    params = [torch.ones(6, 2, requires_grad=True) for _ in range(3)]
+    opt = fastopt.torch.Adagrad(params, lr=0.1)
+    for rows in ROWS:
+        for param in params[:2]:
+            param.grad = torch.ones(6, 2)
+        params[2].grad = sparse_gradient((6, 2), rows, generator(), torch.float32)
+        opt.step()
+    assert len(described) > 10
+    assert not any(described)
