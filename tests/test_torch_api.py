@@ -886,23 +886,26 @@ def test_betas_in_any_sequence(edited: bool) -> None:
     assert results == [results[0]] * 4
 
 
-def test_options_that_are_edited_in_place() -> None:
+@pytest.mark.parametrize("option", ["lr", "betas"])
+def test_options_that_are_edited_in_place(option: str) -> None:
     results = []
     for in_place in (False, True):
         param = torch.ones(2, dtype=torch.float64, requires_grad=True)
-        rate = torch.tensor(0.1, dtype=torch.float64)
-        opt = fastopt.torch.Adam([param], lr=rate, foreach=False)
+        opt = fastopt.torch.Adam([param])
         group = opt.param_groups[0]
-        group["betas"] = [0.9, 0.99]
-        param.grad = torch.ones(2, dtype=torch.float64)
-        opt.step()
-        if in_place:
-            rate.fill_(0.5)
-            group["betas"][0] = 0.5
+        if option == "lr":
+            group["lr"] = torch.tensor(0.1, dtype=torch.float64)
         else:
-            group.update(lr=0.5, betas=(0.5, 0.99))
-        param.grad = -torch.ones(2, dtype=torch.float64)
-        opt.step()
+            group["betas"] = [0.9, 0.99]
+        for sign in (1, -1):
+            param.grad = sign * torch.ones(2, dtype=torch.float64)
+            opt.step()
+            if not in_place:
+                group[option] = 0.5 if option == "lr" else (0.5, 0.99)
+            elif option == "lr":
+                group["lr"].fill_(0.5)
+            else:
+                group["betas"][0] = 0.5
         results.append(param.tolist())
     assert results[0] == results[1]
 

@@ -159,7 +159,7 @@ def in_threads(workers: int, work: Any) -> None:
             done.result()
 
 
-@pytest.mark.parametrize("size", [5, 300_000])
+@pytest.mark.parametrize("size", [5, 2_000_000])
 def test_threads_that_step_one_optimizer_each_with_fresh_gradients(size: int) -> None:
     """No step is lost or torn apart, whoever's gradient it takes."""
     workers, steps = 3, 15
@@ -178,7 +178,7 @@ def test_threads_that_step_one_optimizer_each_with_fresh_gradients(size: int) ->
 
 def test_what_a_step_reads_is_its_own_whatever_other_threads_do() -> None:
     """With the same gradient of zeros nothing changes but the number of steps."""
-    size = 300_000
+    size = 2_000_000
     param = torch.full((size,), 1000.0, requires_grad=True)
     param.grad = torch.zeros(size)
     opt = fastopt.torch.AdamW([param], weight_decay=0.0)
@@ -209,6 +209,41 @@ def test_gradients_that_another_thread_replaces_and_drops_between_steps() -> Non
         thread.join()
     assert opt.step_count == 100
     assert not any(param.detach().any() for param in params)
+
+
+def test_a_step_blocks_its_own_optimizer_and_no_other() -> None:
+    entered, release, done = threading.Event(), threading.Event(), threading.Event()
+
+    def waiting(step: int) -> float:
+        if threading.current_thread() is first:
+            entered.set()
+            release.wait(60)
+        return 1.0
+
+    params = [torch.zeros(3, requires_grad=True) for _ in range(2)]
+    slow, fast = fastopt.torch.SGD(params[:1]), fastopt.torch.SGD(params[1:], lr=1.0)
+    slow.param_groups[0]["lr"] = waiting
+    for param in params:
+        param.grad = torch.ones(3)
+
+    def step_and_say() -> None:
+        slow.step()
+        done.set()
+
+    first, second = threading.Thread(target=slow.step), threading.Thread(target=step_and_say)
+    try:
+        first.start()
+        assert entered.wait(60)
+        second.start()
+        fast.step()  # while `slow` is in the middle of a step
+        assert not done.wait(0.1)
+        assert slow.step_count == 0
+    finally:
+        release.set()
+        first.join(60)
+        second.join(60)
+    assert done.is_set()
+    assert [param.tolist() for param in params] == [[-2.0] * 3, [-1.0] * 3]
 
 
 def test_threads_with_an_optimizer_each() -> None:
