@@ -21,6 +21,9 @@ from fastopt.methods.base import WHOLE, Method, Option
 
 Group = dict[str, Any]
 
+RATES = {name: _core.OPTIONS[name] for name in ("lr", "weight_decay")}
+"""Numbers that are edited all the time, and that neither choose the rule nor exclude anything."""
+
 Call = tuple[Any, ...]
 """A function, which runs no code of Python's, and its arguments."""
 
@@ -284,13 +287,11 @@ class Engine(ABC):
 
     def options(self) -> Group:
         """Look at the groups; return the options of the whole optimizer as they are at this step."""
-        new = False
-        for owner, group in enumerate(self.groups):
-            given = list(group.values())
-            if not _core.same_objects(given, self.seen[owner]):
-                self.take_options(owner, group, given)
-                new = True
+        low = 0.0 if self.strict else -math.inf
+        new = self.plan.follow(self.groups, self.seen, self.values, RATES, low)
         if new:
+            for owner in new:
+                self.take_options(owner, self.groups[owner], list(self.groups[owner].values()))
             self.take_whole()
         if self.whole_is_fixed:
             return self.whole

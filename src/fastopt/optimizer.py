@@ -190,12 +190,14 @@ class Optimizer(Face):
 
     def _check_members(self) -> None:
         """Raise if arrays of a group were replaced."""
-        start = 0
-        for index, group in enumerate(self.param_groups):
-            arrays = list(group["params"])
-            if not _core.same_objects(arrays, self._params[start : start + len(arrays)]):
-                raise ValueError(f"param_groups[{index}]['params'] was replaced; make a new optimizer or add a group")
-            start += len(arrays)
+        if not _core.members_are(self.param_groups, self._params, self._engine.owners):
+            start = 0
+            for index, group in enumerate(self.param_groups):
+                arrays = list(group["params"])
+                if not _core.same_objects(arrays, self._params[start : start + len(arrays)]):
+                    break
+                start += len(arrays)
+            raise ValueError(f"param_groups[{index}]['params'] was replaced; make a new optimizer or add a group")
 
     def _gradients(self, grads: Any) -> list[Any]:
         """Return one gradient a parameter, in order."""

@@ -46,7 +46,6 @@ class Tensors(Engine):
 
     def __init__(self, face: Any, parts: list[tuple[Group, list[Any]]]) -> None:
         super().__init__(face, parts)
-        self.lengths = [len(params) for _, params in parts]
         self.watch = _dlpack.Watch(Tensor.__dlpack_c_exchange_api__, self.plan, self.params, self.method.takes_sparse)
         self.sharded = any(isinstance(param, DTensor) for param in self.params)
         self.serial = False
@@ -66,15 +65,9 @@ class Tensors(Engine):
         self.face._refuse(group)
         super().take_options(owner, group, given)
 
-    def is_current(self, parts: list[tuple[Group, list[Any]]]) -> bool:
+    def is_current(self, groups: list[Group]) -> bool:
         """Whether these are still the groups and parameters."""
-        if len(parts) == 1 == len(self.groups):
-            return parts[0][0] is self.groups[0] and _core.same_objects(parts[0][1], self.params)
-        return (
-            _core.same_objects([group for group, _ in parts], self.groups)
-            and [len(params) for _, params in parts] == self.lengths
-            and _core.same_objects([param for _, params in parts for param in params], self.params)
-        )
+        return _core.same_objects(groups, self.groups) and _core.members_are(groups, self.params, self.owners)
 
     def look(self, grads: list[Any], zero: bool) -> list[int]:
         """Put the gradients into the list, and point the plan at those that lie beside their parameters."""

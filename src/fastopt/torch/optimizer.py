@@ -292,9 +292,8 @@ class Optimizer(Face, torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         with self._turn.to_step:
-            parts = [(group, group["params"]) for group in self.param_groups]
-            if self._engine is None or not self._engine.is_current(parts):
-                self._engine = Tensors(self, parts)
+            if self._engine is None or not self._engine.is_current(self.param_groups):
+                self._engine = Tensors(self, [(group, group["params"]) for group in self.param_groups])
             self.last_step = self._stepped(self._engine, None if self._is_a_trial() else self)
         return loss
 
