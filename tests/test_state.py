@@ -508,7 +508,7 @@ def test_a_refused_step_names_the_gradients(case: Case, bad: float, dtype: str) 
 
 
 @pytest.mark.parametrize("nonfinite", ["skip", "raise"])
-def test_large_finite_gradients_are_finite(nonfinite: str) -> None:
+def test_large_finite_gradients_are_finite(nonfinite: Any) -> None:
     """Their norm is beyond the largest number."""
     w = np.zeros(4)
     info = fastopt.SGD(w, lr=1.0, nonfinite=nonfinite).step(np.full(4, 1.7e308))
