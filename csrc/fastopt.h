@@ -12,16 +12,12 @@ enum { FO_MAX_STATES = 6 };
  * passes, large enough to make the call free. A multiple of 64 keeps vectors and cache lines whole. */
 enum { FO_BLOCK = 8192 };
 
-/* Storage of a parameter and its gradient, and of its states. The half precisions compute in float32. */
+/* How numbers are stored. float64 is computed in float64, everything else in float32. */
 typedef enum {
-    FO_F32,
-    FO_F64,
-    FO_BF16,     /* states in bfloat16 too */
-    FO_BF16_F32, /* states in float32 */
-    FO_F16,
-    FO_F16_F32,
-    FO_DTYPES
-} fo_dtype;
+#define STORAGE(NAME, name, bytes) FO_##NAME,
+#include "codecs.def"
+    FO_STORAGES
+} fo_storage;
 
 typedef enum {
 #define RULE(name, states) FO_RULE_##name,
@@ -63,23 +59,40 @@ typedef struct {
     fo_hyper_f32 f32;
 } fo_hyper;
 
-/* What one kernel call works on. */
+/* An array of numbers. */
 typedef struct {
-    void *param;
-    const void *grad;
-    void *state[FO_MAX_STATES];
+    void *at;
+    fo_storage storage;
+} fo_stream;
+
+/* What one kernel call works on. Beside a float64 parameter everything else is float64 too; beside another, everything
+ * else may be stored in any way. The gradient is only read. */
+typedef struct {
+    fo_stream param, grad, state[FO_MAX_STATES];
     size_t n;
     const fo_hyper *hyper;
+    size_t first;     /* number of the block's first element in its tensor, */
+    uint64_t seed;    /* of the tensor in this step: stochastic rounding depends on these */
+    bool from_memory; /* the streams are not in the caches: fetching ahead pays */
 } fo_block;
+
+/* A number that looks random, of two: the finalizer of splitmix64 (Steele, Lea & Flood 2014). */
+static inline uint64_t fo_mix(uint64_t a, uint64_t b)
+{
+    uint64_t x = a + 0x9e3779b97f4a7c15u * (b + 1);
+    x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9u;
+    x = (x ^ (x >> 27)) * 0x94d049bb133111ebu;
+    return x ^ (x >> 31);
+}
 
 /* The kernels of one instruction set. */
 typedef struct {
     const char *isa;
-    void (*step[FO_RULES][FO_DTYPES])(const fo_block *);
-    double (*sum_of_squares[FO_DTYPES])(const void *x, size_t n, double scale);
-    double (*max_abs[FO_DTYPES])(const void *x, size_t n);
-    void (*scale[FO_DTYPES])(void *x, size_t n, double factor);
-    void (*clamp[FO_DTYPES])(void *x, size_t n, double limit);
+    void (*step[FO_RULES])(const fo_block *);
+    double (*sum_of_squares)(const fo_stream *, size_t n, double scale);
+    double (*max_abs)(const fo_stream *, size_t n);
+    void (*scale)(const fo_stream *, size_t n, double factor);
+    void (*clamp)(const fo_stream *, size_t n, double limit);
 } fo_kernels;
 
 /* ---- names.c: the lists above, for Python; a name is NULL past the end ---- */
@@ -87,8 +100,8 @@ const char *fo_rule_name(size_t rule);
 int fo_rule_states(size_t rule);
 const char *fo_option_name(size_t index); /* in the order of fo_options */
 const char *fo_scalar_name(size_t index); /* in the order of fo_hyper_f64 */
-size_t fo_dtype_size(fo_dtype dtype);     /* bytes of a parameter's element */
-size_t fo_state_size(fo_dtype dtype);     /* bytes of a state's element */
+const char *fo_storage_name(size_t storage);
+size_t fo_storage_size(fo_storage storage); /* bytes of an element */
 const char *fo_compiler(void);
 
 /* ---- dispatch.c: which kernels ---- */
@@ -100,15 +113,12 @@ const char *fo_available_isa(size_t index);         /* best first; NULL past the
 
 /* One parameter. A NULL gradient leaves it out of the pass. */
 typedef struct {
-    void *param;
-    void *grad;
-    void *state[FO_MAX_STATES];
+    fo_stream param, grad, state[FO_MAX_STATES];
     void *count; /* how many steps it has taken: a double, or a float; NULL counts as none */
     const fo_options *options;
     size_t n;
     size_t hyper; /* row of the plan's table of scalars, in a step */
     fo_rule rule;
-    fo_dtype dtype;
     bool float_count;
 } fo_tensor;
 
@@ -130,6 +140,7 @@ typedef struct {
     bool skip_nonfinite;
     bool zero_grad;
     bool zero_skipped; /* zero_grad also where the step is skipped */
+    uint64_t seed;     /* of stochastic rounding: another one each step */
     int threads;
 } fo_request;
 

@@ -1,9 +1,14 @@
-/* One storage's kernels. The includer says what differs: SUFFIX, P, S, T, HYPER_MEMBER, FROM_P, TO_P, FROM_S, TO_S. */
+/* The rules in one arithmetic. The includer says which: T is the type, SUFFIX its name, BITS the integer of its size,
+ * FMA(a, b, c) and SQRT(x) are its functions, and IS_BELOW(x, limit) says whether |x| < limit. */
+
+#if !defined(T) || !defined(SUFFIX) || !defined(BITS) || !defined(FMA) || !defined(SQRT) || !defined(IS_BELOW)
+#error "instantiate.h needs T, SUFFIX, BITS, FMA, SQRT and IS_BELOW"
+#endif
 
 #define JOIN_(a, b) a##_##b
 #define JOIN(a, b) JOIN_(a, b)
 #define NAMED(name) JOIN(name, SUFFIX)
-#define HYPER JOIN(fo_hyper, HYPER_MEMBER)
+#define HYPER JOIN(fo_hyper, SUFFIX)
 
 #include "rules.h"
 #include "loops.h"
@@ -14,10 +19,9 @@
 #undef JOIN
 #undef JOIN_
 
+#undef T
 #undef SUFFIX
-#undef P
-#undef S
-#undef FROM_P
-#undef TO_P
-#undef FROM_S
-#undef TO_S
+#undef BITS
+#undef FMA
+#undef SQRT
+#undef IS_BELOW

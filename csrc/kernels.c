@@ -3,12 +3,20 @@
 #include <string.h>
 
 #include "fastopt.h"
-#include "half.h"
+
+#if !defined(FASTOPT_ISA)
+#error "kernels.c needs FASTOPT_ISA, the name of the instruction set that it is compiled for"
+#endif
+
+/* A call inside a loop keeps it from being vectorised; compilers stop inlining in large functions. */
+#define FO_INLINE static inline __attribute__((always_inline))
 
 #if defined(__clang__)
 #define VECTORISE _Pragma("clang loop vectorize(assume_safety)")
+#define UNROLL _Pragma("clang loop unroll(full)")
 #else
 #define VECTORISE _Pragma("GCC ivdep")
+#define UNROLL _Pragma("GCC unroll 8")
 #endif
 
 /* Without the instruction, fma() is a slow library call: `portable` (FASTOPT_NO_FMA) computes a*b + c. */
@@ -20,99 +28,41 @@
 #define FMA_DOUBLE(a, b, c) ((a) * (b) + (c))
 #endif
 
-/* A loop's own loads keep too few cache lines on their way to use all of the memory's bandwidth, and the hardware does
- * not look far enough ahead: ask for the lines that it will need one kibibyte on, chunk by chunk. Measured: up to 1.2
- * times as fast from memory, no difference in the caches. */
-enum { FO_CHUNK = 64, FO_AHEAD = 1024, FO_CACHE_LINE = 64 };
+#include "codecs.h"
+
+/* Without the sign, IEEE's order is that of the bits; a NaN is above everything. (Comparing floats would compete
+ * with the multiplications for their units, and comparing unsigned takes an instruction more: docs/design.md.) */
+#define IS_BELOW_FLOAT(x, limit) ((int32_t)(fo_bits_of(x) & 0x7fffffffu) < (int32_t)fo_bits_of(limit))
+
+/* A loop's own loads keep too few cache lines on their way to use all of some processors' memory bandwidth: it asks for
+ * the lines that it will need one kibibyte on, piece by piece. (Measured: docs/design.md.) */
+enum { PIECE = 64, AHEAD = 1024, CACHE_LINE = 64 };
 
 FO_INLINE void fo_fetch(const void *x, size_t bytes)
 {
-    for (size_t k = 0; k < bytes; k += FO_CACHE_LINE) __builtin_prefetch((const char *)x + FO_AHEAD + k);
+    for (size_t k = 0; k < bytes; k += CACHE_LINE) __builtin_prefetch((const char *)x + AHEAD + k);
 }
 
-#define AS_IS(x) (x)
+/* Running sums of a reduction. */
+enum { LANES = 16 };
 
-/* States that have decayed into the subnormal range are zero for nearly every purpose, but cost some hundred cycles an
- * operation: they are stored as zero. (What float16 holds is never subnormal in float32.) */
-#define FLUSH(x) (ABS(x) < h.flush ? 0 : (x))
-#define FLUSH_TO_BF16(x) fo_to_bf16(FLUSH(x))
-
-/* ---- arithmetic in float32 ---- */
 #define T float
+#define SUFFIX f32
 #define BITS uint32_t
 #define FMA FMA_FLOAT
 #define SQRT __builtin_sqrtf
-#define ABS __builtin_fabsf
-#define HYPER_MEMBER f32
-
-#define SUFFIX f32
-#define P float
-#define S float
-#define FROM_P AS_IS
-#define TO_P AS_IS
-#define FROM_S AS_IS
-#define TO_S FLUSH
+#define IS_BELOW IS_BELOW_FLOAT
 #include "instantiate.h"
 
-#define SUFFIX bf16
-#define P fo_bf16
-#define S fo_bf16
-#define FROM_P fo_from_bf16
-#define TO_P fo_to_bf16
-#define FROM_S fo_from_bf16
-#define TO_S FLUSH_TO_BF16
-#include "instantiate.h"
-
-#define SUFFIX bf16_f32
-#define P fo_bf16
-#define S float
-#define FROM_P fo_from_bf16
-#define TO_P fo_to_bf16
-#define FROM_S AS_IS
-#define TO_S FLUSH
-#include "instantiate.h"
-
-#define SUFFIX f16
-#define P fo_f16
-#define S fo_f16
-#define FROM_P fo_from_f16
-#define TO_P fo_to_f16
-#define FROM_S fo_from_f16
-#define TO_S fo_to_f16
-#include "instantiate.h"
-
-#define SUFFIX f16_f32
-#define P fo_f16
-#define S float
-#define FROM_P fo_from_f16
-#define TO_P fo_to_f16
-#define FROM_S AS_IS
-#define TO_S FLUSH
-#include "instantiate.h"
-
-#undef HYPER_MEMBER
-#undef SQRT
-#undef ABS
-#undef FMA
-#undef BITS
-#undef T
-
-/* ---- arithmetic in float64 ---- */
 #define T double
+#define SUFFIX f64
 #define BITS uint64_t
 #define FMA FMA_DOUBLE
 #define SQRT __builtin_sqrt
-#define ABS __builtin_fabs
-#define HYPER_MEMBER f64
-
-#define SUFFIX f64
-#define P double
-#define S double
-#define FROM_P AS_IS
-#define TO_P AS_IS
-#define FROM_S AS_IS
-#define TO_S FLUSH
+#define IS_BELOW(x, limit) (__builtin_fabs(x) < (limit))
 #include "instantiate.h"
+
+#include "drivers.h"
 
 /* ---- the table ---- */
 #define PASTE_(a, b) a##b
@@ -120,17 +70,13 @@ FO_INLINE void fo_fetch(const void *x, size_t bytes)
 #define STRING_(x) #x
 #define STRING(x) STRING_(x)
 
-#define EACH_DTYPE(f)                                                                                                \
-    {[FO_F32] = f##_f32, [FO_F64] = f##_f64, [FO_BF16] = f##_bf16, [FO_BF16_F32] = f##_bf16_f32,                     \
-     [FO_F16] = f##_f16, [FO_F16_F32] = f##_f16_f32}
-
 const fo_kernels PASTE(fo_kernels_, FASTOPT_ISA);
 const fo_kernels PASTE(fo_kernels_, FASTOPT_ISA) = {
     .isa = STRING(FASTOPT_ISA),
-#define RULE(name, states) .step[FO_RULE_##name] = EACH_DTYPE(step_##name),
+#define RULE(name, states) .step[FO_RULE_##name] = step_##name,
 #include "rules.def"
-    .sum_of_squares = EACH_DTYPE(sum_of_squares),
-    .max_abs = EACH_DTYPE(max_abs),
-    .scale = EACH_DTYPE(scale),
-    .clamp = EACH_DTYPE(clamp),
+    .sum_of_squares = sum_of_squares,
+    .max_abs = max_abs,
+    .scale = scale,
+    .clamp = clamp,
 };

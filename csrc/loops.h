@@ -1,77 +1,79 @@
-/* A row of rules.def becomes a loop over a block, for the current storage (P, S) and arithmetic (T).
- * The loops are plain C: each compiles to full vectors for the instruction set of this translation unit. */
+/* A row of rules.def becomes a loop over plain arrays of the arithmetic's type T: the only place where a rule meets
+ * memory. The loops are plain C: each compiles to full vectors for the instruction set of this translation unit. */
 
-/* What every rule's gradient goes through first: unscale, sign and clipping by norm in one factor;
- * clipping by value (a NaN passes both comparisons); L2 decay (asked for, not multiplied by zero: 0*inf is NaN). */
-FO_INLINE T NAMED(prepare)(T p, T g, const HYPER *h)
+/* What every rule's gradient goes through first. Unscaling, sign and clipping by norm are one factor. Clipping by value
+ * (which a NaN passes) and L2 decay are done where they are asked for: 0*inf would be NaN. */
+FO_INLINE T NAMED(prepare)(T p, T g, bool l2, bool clip, const HYPER *h)
 {
     g *= h->scale;
-    g = -h->clip > g ? -h->clip : g;
-    g = h->clip < g ? h->clip : g;
-    T decayed = FMA(h->l2, p, g);
-    return h->l2 != 0 ? decayed : g;
+    if (clip) {
+        g = -h->clip > g ? -h->clip : g;
+        g = h->clip < g ? h->clip : g;
+    }
+    return l2 ? FMA(h->l2, p, g) : g;
 }
 
-#define LOAD_STATE(k, states) ((states) > (k) ? FROM_S(s##k[i]) : 0)
-#define STORE_STATE(k, states) if ((states) > (k)) s##k[i] = TO_S(s[k])
-
-#define ELEMENT(name, states)                                                                                        \
+/* States that have decayed into the subnormal range are zero for nearly every purpose, but cost some hundred cycles an
+ * operation: what is below h->flush is stored as zero. */
+#define ELEMENT(name, states, l2, clip)                                                                              \
     {                                                                                                                \
-        T s[FO_MAX_STATES] = {LOAD_STATE(0, states), LOAD_STATE(1, states), LOAD_STATE(2, states)};                  \
-        T x = FROM_P(p[i]), gradient = NAMED(prepare)(x, FROM_P(g[i]), &h);                                          \
-        p[i] = TO_P(NAMED(name)(x, gradient, s, &h));                                                                \
-        STORE_STATE(0, states); STORE_STATE(1, states); STORE_STATE(2, states);                                      \
+        T s[FO_MAX_STATES];                                                                                          \
+        UNROLL for (int k = 0; k < states; k++) s[k] = all[k][i];                                                    \
+        T u = NAMED(name)(p[i], NAMED(prepare)(p[i], g[i], l2, clip, &h), s, &h);                                    \
+        p[i] = FMA(h.a, u, h.decay * p[i]);                                                                          \
+        UNROLL for (int k = 0; k < states; k++) all[k][i] = IS_BELOW(s[k], h.flush) ? 0 : s[k];                      \
     }
 
-#define FETCH_STATE(k, states) if ((states) > (k)) fo_fetch(s##k + i, FO_CHUNK * sizeof(S))
-#define FETCH(states)                                                                                                \
-    fo_fetch(p + i, FO_CHUNK * sizeof(P)); fo_fetch(g + i, FO_CHUNK * sizeof(P));                                    \
-    FETCH_STATE(0, states); FETCH_STATE(1, states); FETCH_STATE(2, states)
+/* In one piece or, fetching ahead, in many. */
+#define LOOP(name, states, l2, clip)                                                                                 \
+    for (size_t i = 0, end; i < n;) {                                                                                \
+        end = n;                                                                                                     \
+        if (fetch && n - i > PIECE) {                                                                                \
+            end = i + PIECE;                                                                                         \
+            fo_fetch(p + i, PIECE * sizeof(T));                                                                      \
+            fo_fetch(g + i, PIECE * sizeof(T));                                                                      \
+            UNROLL for (int k = 0; k < states; k++) fo_fetch(all[k] + i, PIECE * sizeof(T));                         \
+        }                                                                                                            \
+        VECTORISE for (; i < end; i++) ELEMENT(name, states, l2, clip)                                               \
+    }
 
 #define RULE(name, states)                                                                                           \
-    static void NAMED(step_##name)(const fo_block *b)                                                                \
+    static void NAMED(loop_##name)(void *param, const void *grad, void *const *state, size_t n,                      \
+                                   const fo_hyper *hyper, bool fetch)                                                \
     {                                                                                                                \
-        STREAMS(b);                                                                                                  \
-        size_t i = 0;                                                                                                \
-        for (size_t end = FO_CHUNK; end <= n; end += FO_CHUNK) {                                                     \
-            FETCH(states);                                                                                           \
-            VECTORISE for (; i < end; i++) ELEMENT(name, states)                                                     \
-        }                                                                                                            \
-        VECTORISE for (; i < n; i++) ELEMENT(name, states)                                                           \
+        T *restrict p = param;                                                                                       \
+        const T *restrict g = grad;                                                                                  \
+        T *all[FO_MAX_STATES];                                                                                       \
+        const HYPER h = hyper->SUFFIX;                                                                               \
+        UNROLL for (int k = 0; k < states; k++) all[k] = state[k];                                                   \
+        if (!isinf(h.clip))                                                                                          \
+            LOOP(name, states, h.l2 != 0, true)                                                                      \
+        else if (h.l2 != 0)                                                                                          \
+            LOOP(name, states, true, false)                                                                          \
+        else                                                                                                         \
+            LOOP(name, states, false, false)                                                                         \
     }
-
-#define STREAMS(b)                                                                                                   \
-    P *restrict p = (b)->param;                                                                                      \
-    const P *restrict g = (b)->grad;                                                                                 \
-    S *restrict s0 = (b)->state[0], *restrict s1 = (b)->state[1], *restrict s2 = (b)->state[2];                      \
-    const HYPER h = (b)->hyper->HYPER_MEMBER;                                                                        \
-    const size_t n = (b)->n;                                                                                         \
-    (void)s0, (void)s1, (void)s2
+#define FLOOR(name, states)
 
 #include "rules.def"
 
-#undef STREAMS
-#undef FETCH
-#undef FETCH_STATE
+#undef LOOP
 #undef ELEMENT
-#undef STORE_STATE
-#undef LOAD_STATE
 
-/* The same two changes to a gradient on its own, for clipping outside a step. */
+/* Two changes to an array on its own, for clipping outside a step. */
 static void NAMED(scale)(void *x, size_t n, double factor)
 {
-    P *restrict g = x;
+    T *restrict g = x;
     const T f = (T)factor;
-    VECTORISE for (size_t i = 0; i < n; i++) g[i] = TO_P(FROM_P(g[i]) * f);
+    VECTORISE for (size_t i = 0; i < n; i++) g[i] *= f;
 }
 
 static void NAMED(clamp)(void *x, size_t n, double limit)
 {
-    P *restrict g = x;
+    T *restrict g = x;
     const T bound = (T)limit;
     VECTORISE for (size_t i = 0; i < n; i++) {
-        T v = FROM_P(g[i]);
-        v = -bound > v ? -bound : v;
-        g[i] = TO_P(bound < v ? bound : v);
+        T v = -bound > g[i] ? -bound : g[i];
+        g[i] = bound < v ? bound : v;
     }
 }

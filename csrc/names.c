@@ -20,10 +20,11 @@ static const char *const scalars[] = {
 };
 
 static const struct {
-    size_t param, state;
-} sizes[FO_DTYPES] = {
-    [FO_F32] = {4, 4},  [FO_F64] = {8, 8},     [FO_BF16] = {2, 2},
-    [FO_F16] = {2, 2},  [FO_BF16_F32] = {2, 4}, [FO_F16_F32] = {2, 4},
+    const char *name;
+    size_t bytes;
+} storages[] = {
+#define STORAGE(NAME, name, bytes) {#name, bytes},
+#include "codecs.def"
 };
 
 const char *fo_rule_name(size_t rule) { return rule < FO_RULES ? rules[rule].name : NULL; }
@@ -34,9 +35,9 @@ const char *fo_option_name(size_t index) { return index < FO_OPTIONS ? options[i
 
 const char *fo_scalar_name(size_t index) { return index < FO_SCALARS ? scalars[index] : NULL; }
 
-size_t fo_dtype_size(fo_dtype dtype) { return sizes[dtype].param; }
+const char *fo_storage_name(size_t storage) { return storage < FO_STORAGES ? storages[storage].name : NULL; }
 
-size_t fo_state_size(fo_dtype dtype) { return sizes[dtype].state; }
+size_t fo_storage_size(fo_storage storage) { return storages[storage].bytes; }
 
 const char *fo_compiler(void)
 {

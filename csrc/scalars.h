@@ -13,7 +13,6 @@
 static inline void sgd_scalars(const fo_options *o, double t, fo_hyper_f64 *h)
 {
     (void)t;
-    h->lr = o->lr;
     h->a = -o->lr;
 }
 
@@ -39,15 +38,13 @@ static inline void add_epsilons(const fo_options *o, double correction, fo_hyper
 
 static inline void adagrad_scalars(const fo_options *o, double t, fo_hyper_f64 *h)
 {
-    h->lr = o->lr / (1 + (t - 1) * o->lr_decay);
-    h->a = -h->lr;
+    h->a = -o->lr / (1 + (t - 1) * o->lr_decay);
     add_epsilons(o, 1, h);
 }
 
 static inline void rmsprop_scalars(const fo_options *o, double t, fo_hyper_f64 *h)
 {
     (void)t;
-    h->lr = o->lr;
     h->a = -o->lr;
     h->alpha = o->alpha;
     h->alphac = 1 - o->alpha;
@@ -63,8 +60,7 @@ static inline void rmsprop_scalars(const fo_options *o, double t, fo_hyper_f64 *
 static inline void adam_scalars(const fo_options *o, double t, fo_hyper_f64 *h)
 {
     double correction2 = 1 - pow(o->beta2, t);
-    h->lr = o->lr / (1 - pow(o->beta1, t));
-    h->a = -h->lr;
+    h->a = -o->lr / (1 - pow(o->beta1, t));
     h->beta1 = o->beta1;
     h->beta1c = 1 - o->beta1;
     h->beta2 = o->beta2;

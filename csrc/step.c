@@ -20,6 +20,9 @@
  * others compete for the cores, a woken thread can cost milliseconds (measured: docs/design.md). */
 enum { BYTES_A_THREAD = 128 * 1024 };
 
+/* With this many bytes of parameters, and states and gradients beside them, a step finds nothing in the caches. */
+enum { BYTES_FROM_MEMORY = 16 * 1024 * 1024 };
+
 /* ---- the plan ---- */
 
 static size_t divide_up(size_t a, size_t b) { return (a + b - 1) / b; }
@@ -68,8 +71,8 @@ bool fo_params_overlap(const fo_plan *plan)
     size_t used = 0;
     for (size_t i = 0; i < plan->count; i++) {
         const fo_tensor *t = &plan->tensors[i];
-        uintptr_t begin = (uintptr_t)t->param;
-        if (t->n && begin) ranges[used++] = (range){begin, begin + t->n * fo_dtype_size(t->dtype)};
+        uintptr_t begin = (uintptr_t)t->param.at;
+        if (t->n && begin) ranges[used++] = (range){begin, begin + t->n * fo_storage_size(t->param.storage)};
     }
     qsort(ranges, used, sizeof *ranges, by_begin);
     bool overlap = false;
@@ -94,14 +97,18 @@ static void lay_out(fo_plan *plan)
 {
     for (size_t i = 0; i < plan->count; i++) {
         const fo_tensor *t = &plan->tensors[i];
-        size_t bytes = t->grad ? t->n * fo_dtype_size(t->dtype) : 0;
+        size_t bytes = t->grad.at ? t->n * fo_storage_size(t->grad.storage) : 0;
         plan->first_byte[i + 1] = plan->first_byte[i] + bytes;
     }
 }
 
 /* ---- threads ---- */
 
-static bool forked, went_parallel;
+static bool forked;
+
+#ifdef _OPENMP
+static bool went_parallel;
+#endif
 
 /* A forked child has the parent's OpenMP state but none of its threads: a parallel region there would wait for ever,
  * ours or that of another library on the same runtime. These are the two globals that change after start-up. */
@@ -146,6 +153,7 @@ struct fo_pass {
     fo_plan *plan;
     double factor; /* of the reductions and of scale; the limit of clamp */
     bool zero_grad;
+    uint64_t seed;
 };
 
 static void run_blocks(const fo_pass *pass, size_t tensor, size_t from, size_t to)
@@ -166,7 +174,7 @@ static void run_share(const fo_pass *pass, size_t from, size_t to)
     const size_t *first_byte = plan->first_byte;
     for (size_t i = 0; i < plan->count; i++) {
         if (first_byte[i + 1] <= from || first_byte[i] >= to) continue;
-        size_t block_bytes = FO_BLOCK * fo_dtype_size(plan->tensors[i].dtype);
+        size_t block_bytes = FO_BLOCK * fo_storage_size(plan->tensors[i].grad.storage);
         size_t blocks = divide_up(first_byte[i + 1] - first_byte[i], block_bytes);
         size_t begin = from > first_byte[i] ? divide_up(from - first_byte[i], block_bytes) : 0;
         size_t end = divide_up(to - first_byte[i], block_bytes);
@@ -196,46 +204,54 @@ static void run(const fo_pass *pass, int threads)
 
 /* ---- the work on one block ---- */
 
-static void *at(void *base, size_t offset, size_t size) { return base ? (char *)base + offset * size : NULL; }
+static fo_stream from(fo_stream s, size_t offset)
+{
+    return (fo_stream){s.at ? (char *)s.at + offset * fo_storage_size(s.storage) : NULL, s.storage};
+}
 
 static void step_block(const fo_pass *pass, const fo_tensor *t, size_t block, size_t offset, size_t n)
 {
     (void)block;
-    size_t size = fo_dtype_size(t->dtype);
-    void *grad = at(t->grad, offset, size);
-    fo_block b = {.param = at(t->param, offset, size), .grad = grad, .n = n, .hyper = &pass->plan->hypers[t->hyper]};
-    for (int k = 0; k < FO_MAX_STATES; k++) b.state[k] = at(t->state[k], offset, fo_state_size(t->dtype));
-    pass->kernels->step[t->rule][t->dtype](&b);
-    if (pass->zero_grad) memset(grad, 0, n * size);
+    const fo_plan *plan = pass->plan;
+    fo_block b = {.param = from(t->param, offset), .grad = from(t->grad, offset), .n = n,
+                  .hyper = &plan->hypers[t->hyper], .first = offset,
+                  .seed = fo_mix(pass->seed, (uint64_t)(t - plan->tensors)),
+                  .from_memory = plan->first_byte[plan->count] >= BYTES_FROM_MEMORY};
+    for (int k = 0; k < fo_rule_states(t->rule); k++) b.state[k] = from(t->state[k], offset);
+    pass->kernels->step[t->rule](&b);
+    if (pass->zero_grad) memset(b.grad.at, 0, n * fo_storage_size(b.grad.storage));
 }
 
 static void sum_block(const fo_pass *pass, const fo_tensor *t, size_t block, size_t offset, size_t n)
 {
-    const void *grad = at(t->grad, offset, fo_dtype_size(t->dtype));
-    pass->plan->partial[block] = pass->kernels->sum_of_squares[t->dtype](grad, n, pass->factor);
+    fo_stream grad = from(t->grad, offset);
+    pass->plan->partial[block] = pass->kernels->sum_of_squares(&grad, n, pass->factor);
 }
 
 static void max_block(const fo_pass *pass, const fo_tensor *t, size_t block, size_t offset, size_t n)
 {
-    pass->plan->partial[block] = pass->kernels->max_abs[t->dtype](at(t->grad, offset, fo_dtype_size(t->dtype)), n);
+    fo_stream grad = from(t->grad, offset);
+    pass->plan->partial[block] = pass->kernels->max_abs(&grad, n);
 }
 
 static void scale_block(const fo_pass *pass, const fo_tensor *t, size_t block, size_t offset, size_t n)
 {
     (void)block;
-    pass->kernels->scale[t->dtype](at(t->grad, offset, fo_dtype_size(t->dtype)), n, pass->factor);
+    fo_stream grad = from(t->grad, offset);
+    pass->kernels->scale(&grad, n, pass->factor);
 }
 
 static void zero_block(const fo_pass *pass, const fo_tensor *t, size_t block, size_t offset, size_t n)
 {
     (void)pass, (void)block;
-    memset(at(t->grad, offset, fo_dtype_size(t->dtype)), 0, n * fo_dtype_size(t->dtype));
+    memset(from(t->grad, offset).at, 0, n * fo_storage_size(t->grad.storage));
 }
 
 static void clamp_block(const fo_pass *pass, const fo_tensor *t, size_t block, size_t offset, size_t n)
 {
     (void)block;
-    pass->kernels->clamp[t->dtype](at(t->grad, offset, fo_dtype_size(t->dtype)), n, pass->factor);
+    fo_stream grad = from(t->grad, offset);
+    pass->kernels->clamp(&grad, n, pass->factor);
 }
 
 /* ---- norms ---- */
@@ -253,7 +269,7 @@ static double reduce(const fo_kernels *kernels, fo_plan *plan, fo_work *work, do
     lay_out(plan);
     run(&pass, threads);
     for (size_t i = 0; i < plan->count; i++)
-        if (plan->tensors[i].grad)
+        if (plan->tensors[i].grad.at)
             for (size_t b = plan->first_block[i]; b < plan->first_block[i + 1]; b++)
                 result = combine(result, plan->partial[b]);
     return result;
@@ -309,14 +325,14 @@ static double flush_below(double least, double smallest_normal, double epsilon)
 static float narrowed(double x) { return x != 0 && (float)x == 0 ? copysignf(FLT_TRUE_MIN, (float)x) : (float)x; }
 
 /* Narrow the scalars; return the number of the first that its precision does not hold, plus one, or 0. */
-static int narrow(fo_hyper *hyper, fo_dtype dtype, bool any_scale)
+static int narrow(fo_hyper *hyper, fo_storage storage, bool any_scale)
 {
     const double *wide = (const double *)&hyper->f64;
     float *narrow_ones = (float *)&hyper->f32;
     for (int k = 0; k < FO_SCALARS; k++) {
         narrow_ones[k] = narrowed(wide[k]);
         bool free_one = k == FO_SCALAR_clip || k == FO_SCALAR_flush || (k == FO_SCALAR_scale && any_scale);
-        if (!free_one && !isfinite(dtype == FO_F64 ? wide[k] : (double)narrow_ones[k])) return 1 + k;
+        if (!free_one && !isfinite(storage == FO_F64 ? wide[k] : (double)narrow_ones[k])) return 1 + k;
     }
     hyper->f32.flush = (float)flush_below(hyper->f64.flush, FLT_MIN, FLT_EPSILON);
     hyper->f64.flush = flush_below(hyper->f64.flush, DBL_MIN, DBL_EPSILON);
@@ -341,21 +357,21 @@ static void settle(fo_plan *plan, const fo_request *request, fo_result *result)
     size_t used = 0;
     for (size_t i = 0; i < plan->count && !result->unfit; i++) {
         fo_tensor *t = &plan->tensors[i];
-        if (!t->grad) continue;
+        if (!t->grad.at) continue;
         double step = count(t, 1);
-        if (!last || last->options != t->options || last->rule != t->rule || last->dtype != t->dtype ||
-            last_step != step) {
+        if (!last || last->options != t->options || last->rule != t->rule ||
+            last->param.storage != t->param.storage || last_step != step) {
             fo_hyper *hyper = &plan->hypers[used++];
             common_scalars(t->options, scale, request->clip_value, &hyper->f64);
             scalars_of[t->rule](t->options, step, &hyper->f64);
-            result->unfit = narrow(hyper, t->dtype, !isfinite(scale));
+            result->unfit = narrow(hyper, t->param.storage, !isfinite(scale));
             result->tensor = i;
             last = t, last_step = step;
         }
         t->hyper = used - 1;
     }
     for (size_t i = 0; result->unfit && i <= result->tensor; i++)
-        if (plan->tensors[i].grad) count(&plan->tensors[i], -1);
+        if (plan->tensors[i].grad.at) count(&plan->tensors[i], -1);
 }
 
 /* ---- what Cython calls ---- */
@@ -404,7 +420,8 @@ fo_result fo_step(const fo_kernels *kernels, fo_plan *plan, const fo_request *re
     }
     settle(plan, request, &result);
     if (result.unfit) return result;
-    fo_pass pass = {.work = step_block, .kernels = kernels, .plan = plan, .zero_grad = request->zero_grad};
+    fo_pass pass = {.work = step_block, .kernels = kernels, .plan = plan, .zero_grad = request->zero_grad,
+                    .seed = request->seed};
     run(&pass, request->threads);
     return result;
 }

@@ -1,8 +1,7 @@
-"""How many instructions the kernels execute: counted by valgrind, so that no clock and no neighbour can disturb it.
+"""How many instructions some kernels execute: counted by valgrind, so that no clock and no neighbour can disturb it.
 
 `python tests/instructions.py` records the counts of this compiler, for `test_instructions.py` to compare with. They are
-of the kernels themselves, chosen by name and compiled for the purpose: neither the processor (as long as it runs them),
-nor the C library, nor what `dispatch.c` would choose has a part in them.
+of a few kernels that stand for all: a new rule or storage changes none of them, and another compiler has no record.
 """
 
 import json
@@ -15,16 +14,20 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import native
-from arrays import CSRC
 
 import fastopt
 
-SOURCES = [Path(__file__).with_suffix(".c"), CSRC / "names.c", CSRC / "step.c"]
+KERNELS = (
+    *(f"loop_{rule}_{arithmetic}" for rule in ("sgd", "momentum", "adam") for arithmetic in ("f32", "f64")),
+    *(f"{way}_{storage}" for way in ("decode", "encode") for storage in ("BF16", "F16")),
+    "add_squares_f32",
+    "max_abs_f32",
+)
 
 RECORD = Path(__file__).with_suffix(".json")
 
 Counts = dict[str, dict[str, int]]
-"""By instruction set and function."""
+"""By instruction set and kernel."""
 
 
 def counted() -> list[str]:
@@ -38,19 +41,14 @@ def compiler() -> str:
 
 
 def count(isa: str, folder: Path) -> dict[str, int]:
-    """Return the instructions in each kernel, and in step.c as a whole."""
-    # Without OpenMP; and kernels that come out alike are kept apart, so that each has its own count.
-    options = ["-g", "-fno-ipa-icf", f"-DKERNELS=fo_kernels_{isa}"]
-    program = native.build(folder / isa, SOURCES, [isa], options)
+    """Return the instructions of each of the kernels in a fixed work, see harness.c."""
+    program = native.harness(folder / isa, native.isas(), ["-g"])
     profile = folder / f"{isa}.profile"
-    native.run("valgrind", "--tool=callgrind", f"--callgrind-out-file={profile}", program)
+    native.run("valgrind", "--tool=callgrind", f"--callgrind-out-file={profile}", program, "count", isa)
     found: Counter[str] = Counter()
-    for (file, function), instructions in own_costs(profile.read_text()).items():
-        if Path(file).name == "step.c":
-            found["step.c"] += instructions
-        elif Path(file).parent.name == "csrc" and Path(file).name != "names.c":
-            found[function.partition(".")[0]] += instructions
-    return dict(sorted(found.items()))
+    for (_, function), instructions in own_costs(profile.read_text()).items():
+        found[function.partition(".")[0]] += instructions
+    return {kernel: found[kernel] for kernel in KERNELS}
 
 
 def own_costs(profile: str) -> Counter[tuple[str, str]]:

@@ -1,8 +1,13 @@
-"""C programs on csrc/, compiled as CMake compiles the library: its flags, kernels.c once for each instruction set."""
+"""harness.c, compiled with csrc/ as CMake compiles the library: its flags, kernels.c once for each instruction set.
+
+`python tests/native.py time adam` builds it and runs it; `python tests/native.py` says what else there is.
+"""
 
 import platform
 import re
 import subprocess
+import sys
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -14,9 +19,6 @@ FLAGS = ["-std=gnu11", "-fPIC", *re.search(r"set\(fastopt_flags ([^)]*)\)", CMAK
 
 ISAS = {name: flags.split() for name, flags in re.findall(r"^\s*fastopt_isa\((\w+) ?(.*)\)$", CMAKE, re.M)}
 """What CMake builds, on one kind of machine or another, with the flags of each."""
-
-SUFFIXES = re.findall(r"^#define SUFFIX (\w+)", (CSRC / "kernels.c").read_text(), re.M)
-"""Of the functions in kernels.c, one for each kind of storage."""
 
 FAMILIES = {"x86_64": "x86_", "amd64": "x86_", "aarch64": "arm_", "arm64": "arm_"}
 
@@ -34,13 +36,20 @@ def run(*command: str | Path) -> str:
     return done.stdout
 
 
-def build(
-    program: Path, sources: Iterable[Path], kernels: Iterable[str], options: Iterable[str] = (), compiler: str = "gcc"
-) -> Path:
-    """Compile the sources, link them with the kernels of these instruction sets, and return the program."""
+def harness(folder: Path, kernels: Iterable[str], options: Iterable[str] = (), compiler: str = "gcc") -> Path:
+    """Compile harness.c and csrc/ with the kernels of these instruction sets, and return the program."""
+    folder.mkdir(exist_ok=True)
     command = [compiler, *FLAGS, "-Werror", f"-I{CSRC}", *options]
-    objects = {isa: program.with_name(f"{program.name}-{isa}.o") for isa in kernels}
+    objects = {isa: folder / f"{isa}.o" for isa in kernels}
     for isa, path in objects.items():
         run(*command, f"-DFASTOPT_ISA={isa}", *ISAS[isa], "-c", CSRC / "kernels.c", "-o", path)
-    run(*command, "-pthread", *sources, *objects.values(), "-lm", "-o", program)
+    engine = [CSRC / name for name in ("names.c", "dispatch.c", "step.c")]
+    source, program = Path(__file__).with_name("harness.c"), folder / "harness"
+    run(*command, "-pthread", source, *engine, *objects.values(), "-lm", "-o", program)
     return program
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as place:
+        done = subprocess.run([harness(Path(place), isas(), ["-fopenmp"]), *sys.argv[1:]], check=False)
+    sys.exit(done.returncode)

@@ -6,18 +6,15 @@ from pathlib import Path
 
 import native
 import pytest
-from arrays import CSRC
-
-SOURCES = [Path(__file__).with_name("fingerprint.c"), *(CSRC / f for f in ("names.c", "dispatch.c", "step.c"))]
 
 Fingerprints = dict[str, list[str]]
 
 
 def fingerprints(machine: str, compiler: str, folder: Path, emulator: str = "", level: str = "-O3") -> Fingerprints:
-    """Return the lines of fingerprint.c by instruction set, without its name."""
-    program = native.build(folder / machine, SOURCES, native.isas(machine), [level, "-static"], compiler)
+    """Return the harness's fingerprints by instruction set, without its name."""
+    program = native.harness(folder / machine, native.isas(machine), [level, "-static"], compiler)
     found: Fingerprints = {}
-    for line in native.run(*emulator.split(), program).splitlines():
+    for line in native.run(*emulator.split(), program, "fingerprint").splitlines():
         isa, rest = line.split(maxsplit=1)
         found.setdefault(isa, []).append(rest)
     return found

@@ -14,8 +14,8 @@ from fastopt import Optimizer, _core, optimizers
 from fastopt.methods.base import Flag
 
 LISTS = (CSRC / "rules.def").read_text()
-RULES = {name: int(states) for name, states in re.findall(r"^RULE\((\w+), (\d)\)$", LISTS, re.M)}
-FLOORS = [name for name in RULES if name.startswith("floor")]
+RULES = {name: int(states) for name, states in re.findall(r"^(?:RULE|FLOOR)\((\w+), (\d)\)$", LISTS, re.M)}
+FLOORS = re.findall(r"^FLOOR\((\w+), \d\)$", LISTS, re.M)
 
 every_name = pytest.mark.parametrize("name", optimizers.registry())
 

@@ -180,17 +180,17 @@ cdef class Watch:
             tensor = &self.plan.plan.tensors[i]
             grad = grads[i]
             if grad is None:
-                tensor.grad = NULL
+                tensor.grad.at = NULL
             elif type(grad) is np.ndarray and self.is_as_it_was(i):
                 gradient = <cnp.ndarray>grad
                 if (is_sound(gradient, writeable) and lies_beside(gradient, <cnp.ndarray>(<list>self.held[i])[0])
-                        and (cnp.PyArray_DATA(gradient) == tensor.grad or self.memory.hit(gradient) < 0)):
-                    tensor.grad = cnp.PyArray_DATA(gradient)
+                        and (cnp.PyArray_DATA(gradient) == tensor.grad.at or self.memory.hit(gradient) < 0)):
+                    tensor.grad.at = cnp.PyArray_DATA(gradient)
                 else:
-                    tensor.grad = NULL
+                    tensor.grad.at = NULL
                     new.append(i)
             else:
-                tensor.grad = NULL
+                tensor.grad.at = NULL
                 new.append(i)
         return new
 
@@ -203,7 +203,7 @@ cdef class Watch:
             return False
         for k in range(len(arrays)):
             array = <cnp.ndarray>arrays[k]
-            if (cnp.PyArray_DATA(array) != (tensor.state[k - 1] if k else tensor.param)
+            if (cnp.PyArray_DATA(array) != (tensor.state[k - 1].at if k else tensor.param.at)
                     or <size_t>cnp.PyArray_SIZE(array) != tensor.n or not is_sound(array, True)):
                 return False
         return True

@@ -1,10 +1,15 @@
 """The C surface of csrc/, and the plan, for the other modules that bind memory to it."""
 
+from libc.stdint cimport uint64_t
+
 cdef extern from "fastopt.h" nogil:
     enum:
         FO_MAX_STATES
-    ctypedef enum fo_dtype:
-        FO_F32, FO_F64, FO_BF16, FO_BF16_F32, FO_F16, FO_F16_F32
+    ctypedef enum fo_storage:
+        pass
+    ctypedef struct fo_stream:
+        void *at
+        fo_storage storage
     ctypedef enum fo_rule:
         pass
     ctypedef struct fo_options:
@@ -12,14 +17,13 @@ cdef extern from "fastopt.h" nogil:
     ctypedef struct fo_kernels:
         const char *isa
     ctypedef struct fo_tensor:
-        void *param
-        void *grad
-        void *state[6]
+        fo_stream param
+        fo_stream grad
+        fo_stream state[6]
         void *count
         const fo_options *options
         size_t n
         fo_rule rule
-        fo_dtype dtype
         bint float_count
     ctypedef struct fo_plan:
         fo_tensor *tensors
@@ -32,6 +36,7 @@ cdef extern from "fastopt.h" nogil:
         bint skip_nonfinite
         bint zero_grad
         bint zero_skipped
+        uint64_t seed
         int threads
     ctypedef struct fo_result:
         double norm
@@ -44,6 +49,7 @@ cdef extern from "fastopt.h" nogil:
     int fo_rule_states(size_t)
     const char *fo_option_name(size_t)
     const char *fo_scalar_name(size_t)
+    const char *fo_storage_name(size_t)
     const char *fo_compiler()
     const fo_kernels *fo_best_kernels()
     const fo_kernels *fo_find_kernels(const char *)

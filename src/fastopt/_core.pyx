@@ -22,11 +22,8 @@ OPTIONS = {name: i for i, name in enumerate(names(fo_option_name))}
 
 SCALARS = tuple(names(fo_scalar_name))
 
-STORAGES = {"float32": 0, "float64": 1, "bfloat16": 2, "float16": 3}
+STORAGES = {name: i for i, name in enumerate(names(fo_storage_name))}
 """How a stream is stored -> index."""
-
-cdef dict dtype_of = {(0, 0): FO_F32, (1, 1): FO_F64, (2, 2): FO_BF16, (2, 0): FO_BF16_F32, (3, 3): FO_F16,
-                      (3, 0): FO_F16_F32}
 
 
 def isa() -> str:
@@ -107,10 +104,10 @@ cdef class Plan:
         if len(states) != RULES[rule][1]:
             raise ValueError(f"{rule}: expected {RULES[rule][1]} states, got {len(states)}")
         t.rule = <fo_rule><int>RULES[rule][0]
-        t.dtype = <fo_dtype><int>dtype_of[param[1], states[0][1] if states else param[1]]
-        t.param, t.grad = <void *><uintptr_t>param[0], NULL
-        for k, (address, _) in enumerate(states):
-            t.state[k] = <void *><uintptr_t>address
+        t.param.at, t.param.storage = <void *><uintptr_t>param[0], <fo_storage><int>param[1]
+        t.grad.at, t.grad.storage = NULL, t.param.storage
+        for k, (address, storage) in enumerate(states):
+            t.state[k].at, t.state[k].storage = <void *><uintptr_t>address, <fo_storage><int>storage
         t.count, t.float_count = <void *><uintptr_t>count[0], count[1]
         self.cut = self.cut and t.n == length
         t.n = length
@@ -118,15 +115,15 @@ cdef class Plan:
     def set_gradient(self, size_t tensor, address) -> None:
         """Say where a tensor's gradient is; None leaves the tensor out. (An empty one may be at 0.)"""
         cdef fo_tensor *t = &self.plan.tensors[tensor]
-        t.grad = NULL if address is None else <void *><uintptr_t>address
+        t.grad.at = NULL if address is None else <void *><uintptr_t>address
         if address is not None and not t.n:
-            t.grad = t  # it is never read
+            t.grad.at = t  # it is never read
 
     def gradients_are_apart(self) -> bool:
         """Whether no two tensors have one gradient."""
         cdef size_t i
-        cdef list found = [<uintptr_t>self.plan.tensors[i].grad for i in range(self.plan.count)
-                           if self.plan.tensors[i].grad != NULL and self.plan.tensors[i].n]
+        cdef list found = [<uintptr_t>self.plan.tensors[i].grad.at for i in range(self.plan.count)
+                           if self.plan.tensors[i].grad.at != NULL and self.plan.tensors[i].n]
         return len(set(found)) == len(found)
 
     def params_overlap(self) -> bool:
@@ -163,6 +160,7 @@ cdef class Plan:
         request.unscale, request.clip_norm, request.clip_value = unscale, clip_norm, clip_value
         request.want_norm, request.skip_nonfinite = want_norm, nonfinite != "propagate"
         request.zero_grad, request.zero_skipped, request.threads = zero_grad, nonfinite == "skip", threads
+        request.seed = 0
         with nogil:
             result = fo_step(kernels, self.plan, &request)
         if result.unfit:

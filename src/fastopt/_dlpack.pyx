@@ -93,6 +93,7 @@ cdef class Watch:
     cdef Known *known
     cdef size_t count
     cdef list params
+    cdef readonly size_t missing  # how many parameters had no gradient at the last look
     cdef public bint moved  # whether the plan has been pointed elsewhere; for whoever wants to know to reset
     cdef bint sparse  # whether gradients may be so: what has no memory of its own is not to be described
     cdef object state  # parameter -> its entry
@@ -197,9 +198,9 @@ cdef class Watch:
             return False
         if not self.look_at(self.params[i], &now) or not self.alike(known, known.dtype, &now):
             return False
-        if now.data != tensor.param:
+        if now.data != tensor.param.at:
             self.views[i] = self.params[i].detach()
-            tensor.param = now.data
+            tensor.param.at = now.data
             self.moved = True
         entry = self.entries[i]
         if entry is None:
@@ -212,7 +213,7 @@ cdef class Watch:
                     return False
             known.version = fo_dict_version(entry)
         for k in range(known.tensors - 1):
-            if (not self.look_at(states[k], &now) or now.data != tensor.state[k]
+            if (not self.look_at(states[k], &now) or now.data != tensor.state[k].at
                     or not self.alike(known, known.state_dtype[k], &now)):
                 return False
         return True
@@ -247,21 +248,23 @@ cdef class Watch:
         cdef Known *known
         cdef size_t i, count = self.count
         cdef list new = []
+        self.missing = 0
         self.look_at_entries(state)
         for i in range(count):
             tensor, known = &self.plan.plan.tensors[i], &self.known[i]
-            tensor.grad = NULL
+            tensor.grad.at = NULL
             if i + AHEAD < count:
                 fo_dl_prefetch(<void *>self.params[i + AHEAD], self.known[i + AHEAD].shape)
             grad = self.params[i].grad
             grads[i] = grad
             if grad is None:
+                self.missing += 1
                 continue
             if (self.is_as_it_was(i) and not (self.sparse and grad.is_sparse) and self.look_at(grad, &now) and self.alike(known, known.dtype, &now)
                     and (now.data != NULL or not tensor.n)
                     # (A lazy sign comes with gaps between the elements, unless there is only one.)
                     and not (tensor.n == 1 and grad.is_neg())):
-                tensor.grad = now.data if tensor.n else tensor  # (of an empty one only that it is there)
+                tensor.grad.at = now.data if tensor.n else tensor  # (of an empty one only that it is there)
             else:
                 new.append(i)
         return new

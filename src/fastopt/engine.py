@@ -12,8 +12,7 @@ import os
 import threading
 import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 from fastopt import _core
@@ -135,40 +134,45 @@ os.register_at_fork(after_in_child=_count_fork)
 class Turn:
     """One thread at a time.
 
-    The same one may come again (a schedule or a signal handler that reads the state), but not for a step within a step.
-    In a forked child nobody has the turn, whoever had it in the parent.
+    The same one may come again (a schedule or a signal handler that reads the state), but not for a step within a step:
+    that is `with turn.to_step`. In a forked child nobody has the turn, whoever had it in the parent.
     """
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
-        self._stepping = False
         self._born = _forks
+        self.to_step = StepTurn(self)
 
     def __enter__(self) -> None:
         if self._born != _forks:
-            self.__init__()  # type: ignore[misc]
+            self._lock, self._born, self.to_step.taken = threading.RLock(), _forks, False
         self._lock.acquire()
 
     def __exit__(self, *exception: object) -> None:
         self._lock.release()
 
-    @contextmanager
-    def to_step(self) -> Iterator[None]:
-        """Have the turn for a step."""
-        with self:
-            if self._stepping:
-                raise RuntimeError(
-                    "a step within a step of the same optimizer (from a schedule, a hook or a signal handler)"
-                )
-            self._stepping = True
-            try:
-                yield
-            finally:
-                self._stepping = False
-
     def __reduce__(self) -> tuple[type[Turn], tuple[()]]:
         """Give a copy a turn of its own."""
         return Turn, ()
+
+
+class StepTurn:
+    """The turn to step."""
+
+    def __init__(self, turn: Turn) -> None:
+        self._turn = weakref.proxy(turn)
+        self.taken = False
+
+    def __enter__(self) -> None:
+        self._turn.__enter__()
+        if self.taken:
+            self._turn.__exit__()
+            raise RuntimeError("a step within a step of the same optimizer (by a schedule, a hook or a signal handler)")
+        self.taken = True
+
+    def __exit__(self, *exception: object) -> None:
+        self.taken = False
+        self._turn.__exit__()
 
 
 # ---- the engine ----

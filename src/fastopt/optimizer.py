@@ -184,7 +184,7 @@ class Optimizer(Face):
         FloatingPointError
             If a gradient is not finite and `nonfinite="raise"`. Nothing has been changed then.
         """
-        with self._turn.to_step():
+        with self._turn.to_step:
             self._check_members()
             return self._engine.step(self._gradients(grads), zero=zero_grad, counter=self)
 

@@ -229,9 +229,9 @@ class Tensors(Engine):
     def calls(self, grads: list[Any], bound: dict[int, Buffers], zero: bool) -> tuple[bool, list[Any], list[Any]]:
         """Return the copies back and the version counters, and what zeroes gradients that the pass does not."""
         increment = torch._C._increment_version
-        stepped = (
-            self.params if None not in grads else [p for p, g in zip(self.params, grads, strict=True) if g is not None]
-        )
+        stepped = self.params
+        if self.watch.missing:
+            stepped = [param for param, grad in zip(self.params, grads, strict=True) if grad is not None]
         after = [call for buffers in bound.values() for call in buffers.write_back]
         after.append((increment, stepped))
         if not zero:

@@ -77,7 +77,7 @@ class OnArrays(Contestant):
 
 
 class Floor(OnArrays):
-    """What a step costs at least: the same streams of reads and writes, in the same blocks, with one addition each."""
+    """What a step costs at least: the same streams are read and written, in the same blocks, and nothing else."""
 
     name = "floor"
     answers = False

@@ -96,7 +96,7 @@ class StepOfOne:
     def __call__(self, param: Tensor) -> None:
         """Step, and free the gradient."""
         optimizer = self.optimizer
-        with optimizer._turn.to_step():
+        with optimizer._turn.to_step:
             self.follow()
             check_needs_no_norm(self.engine.options())
             optimizer.last_step = optimizer._stepped(self.engine, None)

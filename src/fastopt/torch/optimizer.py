@@ -275,7 +275,7 @@ class Optimizer(Face, torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        with self._turn.to_step():
+        with self._turn.to_step:
             parts = [(group, group["params"]) for group in self.param_groups]
             if self._engine is None or not self._engine.is_current(parts):
                 self._engine = Tensors(self, parts)

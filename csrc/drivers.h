@@ -1,0 +1,169 @@
+/* From streams to loops: a stream that is stored as the arithmetic computes is used in place, any other goes through a
+ * buffer, chunk by chunk. Nothing here knows a rule or a storage. */
+
+/* Elements of a chunk: few enough for its buffers to stay in the first-level cache. */
+enum { CHUNK = 1024 };
+
+/* Buffers are not a power of two apart: addresses whose last 12 bits agree get in each other's way. */
+typedef float fo_buffer[CHUNK + 32];
+
+typedef void fo_loop(void *param, const void *grad, void *const *state, size_t n, const fo_hyper *hyper, bool fetch);
+
+static fo_storage arithmetic_of(const fo_stream *s) { return s->storage == FO_F64 ? FO_F64 : FO_F32; }
+
+static void *place(const fo_stream *s, size_t element) { return (char *)s->at + element * fo_storage_size(s->storage); }
+
+/* Elements from here to the end of the chunk; chunks are counted from the beginning of the tensor. */
+static size_t chunk_at(size_t element, size_t rest)
+{
+    size_t n = CHUNK - element % CHUNK;
+    return n < rest ? n : rest;
+}
+
+/* A chunk of a stream as the arithmetic wants it. */
+static void *opened(const fo_stream *s, fo_storage arithmetic, size_t from, size_t n, float *buffer)
+{
+    void *stored = place(s, from);
+    if (s->storage == arithmetic) return stored;
+    fo_codecs[s->storage].decode(buffer, stored, n);
+    return buffer;
+}
+
+/* Back to where it is stored, if it was not changed there. */
+static void closed(const fo_stream *s, fo_storage arithmetic, size_t from, size_t n, const float *buffer,
+                   const fo_context *context)
+{
+    if (s->storage != arithmetic) fo_codecs[s->storage].encode(place(s, from), buffer, n, context);
+}
+
+/* ---- a step ---- */
+
+static bool is_direct(const fo_block *b, int states, fo_storage arithmetic)
+{
+    bool direct = b->param.storage == arithmetic && b->grad.storage == arithmetic;
+    for (int k = 0; k < states; k++) direct = direct && b->state[k].storage == arithmetic;
+    return direct;
+}
+
+static void drive(const fo_block *b, int states, fo_loop *loop_f32, fo_loop *loop_f64)
+{
+    const fo_storage arithmetic = arithmetic_of(&b->param);
+    fo_loop *const loop = arithmetic == FO_F64 ? loop_f64 : loop_f32;
+    fo_buffer param_buffer, grad_buffer, state_buffer[FO_MAX_STATES];
+    void *state[FO_MAX_STATES];
+    const bool direct = is_direct(b, states, arithmetic);
+    for (size_t from = 0, n; from < b->n; from += n) {
+        n = direct ? b->n : chunk_at(b->first + from, b->n - from);
+        void *param = opened(&b->param, arithmetic, from, n, param_buffer);
+        const void *grad = opened(&b->grad, arithmetic, from, n, grad_buffer);
+        for (int k = 0; k < states; k++) state[k] = opened(&b->state[k], arithmetic, from, n, state_buffer[k]);
+        loop(param, grad, state, n, b->hyper, b->from_memory && direct);
+        fo_context context = {.seed = b->seed, .first = b->first + from};
+        closed(&b->param, arithmetic, from, n, param_buffer, &context);
+        for (int k = 0; k < states; k++) {
+            context.stream = 1 + (uint32_t)k;
+            closed(&b->state[k], arithmetic, from, n, state_buffer[k], &context);
+        }
+    }
+}
+
+#define RULE(name, states)                                                                                           \
+    static void step_##name(const fo_block *b) { drive(b, states, loop_##name##_f32, loop_##name##_f64); }
+#define FLOOR(name, states)
+#include "rules.def"
+
+/* ---- the floors: read the gradient, read and write the parameter and the states, as words of memory ---- */
+
+typedef uint64_t fo_word __attribute__((aligned(1), may_alias));
+
+static size_t words_of(const fo_stream *s, size_t n) { return n * fo_storage_size(s->storage) / sizeof(fo_word); }
+
+static uint64_t read_from(const fo_stream *s, size_t from, size_t n)
+{
+    const fo_word *restrict w = s->at;
+    const size_t words = words_of(s, n);
+    uint64_t found = 0;
+    VECTORISE for (size_t i = from; i < words; i++) found |= w[i];
+    return found;
+}
+
+static void write_from(const fo_stream *s, size_t from, size_t n, uint64_t change)
+{
+    fo_word *restrict w = s->at;
+    const size_t words = words_of(s, n);
+    VECTORISE for (size_t i = from; i < words; i++) w[i] ^= change;
+}
+
+/* All streams together as far as the shortest goes, then the rest of each. What is written is what was read, but no
+ * compiler knows: n has no 64th bit. (Less than a word at the end is left out.) */
+#define RULE(name, states)
+#define FLOOR(name, states)                                                                                          \
+    static void step_##name(const fo_block *b)                                                                       \
+    {                                                                                                                \
+        const fo_word *restrict g = b->grad.at;                                                                      \
+        uint64_t none = b->n >> 63;                                                                                  \
+        const fo_stream *written[] = {&b->param, &b->state[0], &b->state[1], &b->state[2]};                          \
+        fo_word *w[1 + states];                                                                                      \
+        size_t common = words_of(&b->grad, b->n);                                                                    \
+        UNROLL for (int k = 0; k <= states; k++) {                                                                   \
+            size_t words = words_of(written[k], b->n);                                                               \
+            w[k] = written[k]->at;                                                                                   \
+            common = words < common ? words : common;                                                                \
+        }                                                                                                            \
+        VECTORISE for (size_t i = 0; i < common; i++) {                                                              \
+            UNROLL for (int k = 0; k <= states; k++) w[k][i] ^= g[i] & none;                                         \
+        }                                                                                                            \
+        none &= read_from(&b->grad, common, b->n);                                                                   \
+        UNROLL for (int k = 0; k <= states; k++) write_from(written[k], common, b->n, none);                         \
+    }
+#include "rules.def"
+
+/* ---- a stream on its own ---- */
+
+static double sum_of_squares(const fo_stream *x, size_t n, double factor)
+{
+    const fo_storage arithmetic = arithmetic_of(x);
+    fo_buffer buffer;
+    double lane[LANES] = {0};
+    for (size_t from = 0, m; from < n; from += m) {
+        m = chunk_at(from, n - from);
+        const void *v = opened(x, arithmetic, from, m, buffer);
+        (arithmetic == FO_F64 ? add_squares_f64 : add_squares_f32)(v, m, factor, lane);
+    }
+    for (size_t width = LANES / 2; width > 0; width /= 2)
+        for (size_t l = 0; l < width; l++) lane[l] += lane[l + width];
+    return lane[0];
+}
+
+/* Largest |x|, NaN if there is one. */
+static double max_abs(const fo_stream *x, size_t n)
+{
+    const fo_storage arithmetic = arithmetic_of(x);
+    fo_buffer buffer;
+    double largest = 0;
+    for (size_t from = 0, m; from < n; from += m) {
+        m = chunk_at(from, n - from);
+        const void *v = opened(x, arithmetic, from, m, buffer);
+        double found = (arithmetic == FO_F64 ? max_abs_f64 : max_abs_f32)(v, m);
+        largest = found > largest || isnan(found) ? found : largest;
+    }
+    return largest;
+}
+
+typedef void fo_change(void *x, size_t n, double value);
+
+static void change(const fo_stream *x, size_t n, double value, fo_change *change_f32, fo_change *change_f64)
+{
+    const fo_storage arithmetic = arithmetic_of(x);
+    fo_buffer buffer;
+    for (size_t from = 0, m; from < n; from += m) {
+        m = chunk_at(from, n - from);
+        void *v = opened(x, arithmetic, from, m, buffer);
+        (arithmetic == FO_F64 ? change_f64 : change_f32)(v, m, value);
+        closed(x, arithmetic, from, m, buffer, &(fo_context){.first = from});
+    }
+}
+
+static void scale(const fo_stream *x, size_t n, double factor) { change(x, n, factor, scale_f32, scale_f64); }
+
+static void clamp(const fo_stream *x, size_t n, double limit) { change(x, n, limit, clamp_f32, clamp_f64); }
