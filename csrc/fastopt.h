@@ -104,6 +104,14 @@ const char *fo_storage_name(size_t storage);
 size_t fo_storage_size(fo_storage storage); /* bytes of an element */
 const char *fo_compiler(void);
 
+/* ---- scalars.c ---- */
+
+/* Form the scalars of a rule's step (the first is 1) in double and in float; scale multiplies the gradients. Returns 0,
+ * or 1 + the number of a scalar that is not finite in the arithmetic's precision (double if `wide`); a clip_value of
+ * infinity is none, and a scale may be NaN or infinite, as the norm that it comes from. */
+int fo_form_scalars(fo_rule rule, const fo_options *options, double step, double scale, double clip_value, bool wide,
+                    fo_hyper *hyper);
+
 /* ---- dispatch.c: which kernels ---- */
 const fo_kernels *fo_best_kernels(void);
 const fo_kernels *fo_find_kernels(const char *isa); /* NULL if unknown here or not supported by this CPU */

@@ -3,7 +3,6 @@
  * All parameters lie end to end on one axis of bytes, cut into blocks. A thread takes one contiguous share of
  * the axis: every block that begins in it. No block depends on another, and what reductions find is stored by
  * block number and combined in that order, so no result depends on the number of threads. */
-#include <float.h>
 #include <math.h>
 #include <pthread.h>
 #include <stdlib.h>
@@ -14,7 +13,6 @@
 #endif
 
 #include "fastopt.h"
-#include "scalars.h"
 
 /* A thread is worth waking for this many bytes of parameters. Alone on the machine, half of that would do; but where
  * others compete for the cores, a woken thread can cost milliseconds (measured: docs/design.md). */
@@ -296,49 +294,6 @@ double fo_global_norm(const fo_kernels *kernels, fo_plan *plan, int threads)
 
 /* ---- scalars ---- */
 
-typedef void form_scalars(const fo_options *, double, fo_hyper_f64 *);
-
-static form_scalars *const scalars_of[FO_RULES] = {
-#define RULE(name, states) [FO_RULE_##name] = name##_scalars,
-#include "rules.def"
-};
-
-/* What does not depend on the rule. A flush of infinity says that states may count as zero however small the others are;
- * a rule that divides by the root of one names the least that the root is added to. */
-static void common_scalars(const fo_options *o, double scale, double clip_value, fo_hyper_f64 *h)
-{
-    *h = (fo_hyper_f64){.scale = o->maximize != 0 ? -scale : scale, .clip = clip_value, .decay = 1, .flush = INFINITY};
-    if (o->decoupled_weight_decay != 0)
-        h->decay = 1 - o->lr * o->weight_decay;
-    else
-        h->l2 = o->weight_decay;
-}
-
-/* A state is stored as zero below twice the smallest normal number: one that the next decay (by half at the most, say)
- * would bring among the subnormal ones is slow already. But not if the root of that shows beside `least`. */
-static double flush_below(double least, double smallest_normal, double epsilon)
-{
-    return least * epsilon / 4 >= sqrt(2 * smallest_normal) ? 2 * smallest_normal : 0;
-}
-
-/* What is not zero stays so: an epsilon is there to keep 0/0 away. */
-static float narrowed(double x) { return x != 0 && (float)x == 0 ? copysignf(FLT_TRUE_MIN, (float)x) : (float)x; }
-
-/* Narrow the scalars; return the number of the first that its precision does not hold, plus one, or 0. */
-static int narrow(fo_hyper *hyper, fo_storage storage, bool any_scale)
-{
-    const double *wide = (const double *)&hyper->f64;
-    float *narrow_ones = (float *)&hyper->f32;
-    for (int k = 0; k < FO_SCALARS; k++) {
-        narrow_ones[k] = narrowed(wide[k]);
-        bool free_one = k == FO_SCALAR_clip || k == FO_SCALAR_flush || (k == FO_SCALAR_scale && any_scale);
-        if (!free_one && !isfinite(storage == FO_F64 ? wide[k] : (double)narrow_ones[k])) return 1 + k;
-    }
-    hyper->f32.flush = (float)flush_below(hyper->f64.flush, FLT_MIN, FLT_EPSILON);
-    hyper->f64.flush = flush_below(hyper->f64.flush, DBL_MIN, DBL_EPSILON);
-    return 0;
-}
-
 /* Add to a tensor's number of steps; return it. */
 static double count(const fo_tensor *t, int steps)
 {
@@ -362,9 +317,8 @@ static void settle(fo_plan *plan, const fo_request *request, fo_result *result)
         if (!last || last->options != t->options || last->rule != t->rule ||
             last->param.storage != t->param.storage || last_step != step) {
             fo_hyper *hyper = &plan->hypers[used++];
-            common_scalars(t->options, scale, request->clip_value, &hyper->f64);
-            scalars_of[t->rule](t->options, step, &hyper->f64);
-            result->unfit = narrow(hyper, t->param.storage, !isfinite(scale));
+            result->unfit = fo_form_scalars(t->rule, t->options, step, scale, request->clip_value,
+                                            t->param.storage == FO_F64, hyper);
             result->tensor = i;
             last = t, last_step = step;
         }

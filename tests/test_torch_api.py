@@ -24,11 +24,12 @@ from fastopt import schedules  # noqa: E402
 
 BEYOND_TORCH = ["clip_norm", "clip_value", "nonfinite", "zero_grad_in_step", "state_dtype"]
 EXTRAS = {
-    "SGD": ["velocity", "decoupled_weight_decay"],
-    "Adagrad": ["eps_root", "decoupled_weight_decay"],
-    "RMSprop": ["eps_root", "decoupled_weight_decay"],
-    "Adam": ["eps_root"],
-    "AdamW": ["eps_root"],
+    name: [
+        option
+        for option, described in ours(name).method.options.items()
+        if option not in inspect.signature(theirs(name)).parameters and not described.fixed
+    ]
+    for name in NAMES
 }
 
 

@@ -6,7 +6,7 @@ cdef extern from "fastopt.h" nogil:
     enum:
         FO_MAX_STATES
     ctypedef enum fo_storage:
-        pass
+        FO_F32, FO_F64, FO_BF16, FO_F16
     ctypedef struct fo_stream:
         void *at
         fo_storage storage

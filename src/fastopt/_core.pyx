@@ -112,12 +112,14 @@ cdef class Plan:
         self.cut = self.cut and t.n == length
         t.n = length
 
-    def set_gradient(self, size_t tensor, address) -> None:
-        """Say where a tensor's gradient is; None leaves the tensor out. (An empty one may be at 0.)"""
+    def set_gradient(self, size_t tensor, tuple place) -> None:
+        """Say where a tensor's gradient is, (address, storage); None leaves the tensor out."""
         cdef fo_tensor *t = &self.plan.tensors[tensor]
-        t.grad.at = NULL if address is None else <void *><uintptr_t>address
-        if address is not None and not t.n:
-            t.grad.at = t  # it is never read
+        if place is None:
+            t.grad.at = NULL
+            return
+        t.grad.storage = <fo_storage><int>place[1]
+        t.grad.at = <void *><uintptr_t>place[0] if t.n else t  # (of an empty one only that it is there)
 
     def gradients_are_apart(self) -> bool:
         """Whether no two tensors have one gradient."""
@@ -137,7 +139,7 @@ cdef class Plan:
         plan.kept = kept
         for i, (address, storage, length) in enumerate(gradients):
             plan.bind(i, "sgd", length, (address, storage), [])
-            plan.set_gradient(i, address)
+            plan.set_gradient(i, (address, storage))
         return plan
 
     cdef int cut_blocks(self) except -1:

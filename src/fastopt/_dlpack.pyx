@@ -7,7 +7,7 @@ from libc.stdint cimport int32_t, int64_t, uint8_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 
 from fastopt._core import same_objects
-from fastopt._core cimport Plan, fo_tensor
+from fastopt._core cimport FO_BF16, FO_F16, FO_F32, FO_F64, Plan, fo_storage, fo_tensor
 
 cdef extern from "dlpack.h" nogil:
     ctypedef struct DLDataType:
@@ -69,17 +69,28 @@ cdef extern from *:
 cdef enum:
     AHEAD = 8  # tensors that are being fetched from memory while one is looked at
 
+cdef struct Seen:  # where the framework keeps a tensor, to be fetched ahead
+    const void *object
+    const void *shape
+
 cdef struct Known:
     int32_t ndim
     DLDataType dtype
     int64_t *extents  # the shape, then the strides; both as the framework had them
-    const void *shape  # where the framework keeps it
     uint64_t version  # of the parameter's dict of states
     int32_t tensors  # a parameter and its states, all alike in memory but for the dtype
     DLDataType state_dtype[6]
+    Seen seen[8]  # of the parameter, its states and, last, the gradient
     # torch describes a tensor in half the time if another than its Python object holds it too. The parameters are not
     # held: torch.utils.swap_tensors, with which a model may be converted, refuses such.
     DLManagedTensorVersioned *held[6]
+
+
+cdef int storage_of(DLDataType dtype) noexcept:
+    """The storage of a dtype, or -1."""
+    if dtype.code == 2:  # IEEE's floats
+        return FO_F32 if dtype.bits == 32 else FO_F64 if dtype.bits == 64 else FO_F16 if dtype.bits == 16 else -1
+    return FO_BF16 if dtype.code == 4 and dtype.bits == 16 else -1
 
 
 cdef class Watch:
@@ -151,7 +162,8 @@ cdef class Watch:
         known.extents = <int64_t *>malloc((2 * now.ndim + 1) * sizeof(int64_t))
         if known.extents == NULL:
             raise MemoryError
-        known.ndim, known.dtype, known.shape = now.ndim, now.dtype, now.shape
+        known.ndim, known.dtype = now.ndim, now.dtype
+        known.seen[0].object, known.seen[0].shape = <void *>param, now.shape
         for k in range(now.ndim):
             known.extents[k], known.extents[now.ndim + k] = now.shape[k], now.strides[k]
         known.tensors = 1
@@ -160,6 +172,7 @@ cdef class Watch:
                 raise RuntimeError(f"a state of tensor {tensor} has no memory to look at")
             known.state_dtype[known.tensors - 1] = now.dtype
             self.api.managed_tensor_from_py_object_no_sync(<void *>state, &known.held[known.tensors - 1])
+            known.seen[known.tensors].object, known.seen[known.tensors].shape = <void *>state, now.shape
             known.tensors += 1
         self.entries[tensor], self.names[tensor], self.views[tensor] = entry, names, param.detach()
         self.states[tensor] = None
@@ -175,16 +188,26 @@ cdef class Watch:
         PyErr_Clear()
         return False
 
-    cdef inline bint alike(self, const Known *known, DLDataType dtype, const DLTensor *now) noexcept:
-        """Whether a tensor lies in the memory of the processor as a parameter did."""
+    cdef inline bint alike(self, const Known *known, const DLTensor *now) noexcept:
+        """Whether a tensor lies in the memory of the processor as a parameter did, whatever its dtype."""
         cdef int32_t k
-        if now.ndim != known.ndim or now.dtype.code != dtype.code or now.dtype.bits != dtype.bits or now.device.type != 1:
+        if now.ndim != known.ndim or now.device.type != 1:
             return False
         for k in range(now.ndim):
             # (The stride of a single element means nothing.)
             if now.shape[k] != known.extents[k] or (now.strides[k] != known.extents[known.ndim + k] and now.shape[k] != 1):
                 return False
         return True
+
+    cdef inline bint same_dtype(self, DLDataType a, DLDataType b) noexcept:
+        return a.code == b.code and a.bits == b.bits
+
+    cdef inline void fetch(self, size_t i) noexcept:
+        """Start to fetch what will be looked at of a parameter."""
+        cdef const Known *known = &self.known[i]
+        cdef int32_t k
+        for k in range(known.tensors + 1):
+            fo_dl_prefetch(known.seen[k].object, known.seen[k].shape)
 
     cdef bint is_as_it_was(self, size_t i):
         """Whether a parameter and its states are those that the plan points into; new addresses it is told."""
@@ -196,7 +219,7 @@ cdef class Watch:
         cdef int32_t k
         if not known.tensors:
             return False
-        if not self.look_at(self.params[i], &now) or not self.alike(known, known.dtype, &now):
+        if not (self.look_at(self.params[i], &now) and self.same_dtype(now.dtype, known.dtype) and self.alike(known, &now)):
             return False
         if now.data != tensor.param.at:
             self.views[i] = self.params[i].detach()
@@ -214,7 +237,7 @@ cdef class Watch:
             known.version = fo_dict_version(entry)
         for k in range(known.tensors - 1):
             if (not self.look_at(states[k], &now) or now.data != tensor.state[k].at
-                    or not self.alike(known, known.state_dtype[k], &now)):
+                    or not self.same_dtype(now.dtype, known.state_dtype[k]) or not self.alike(known, &now)):
                 return False
         return True
 
@@ -254,17 +277,28 @@ cdef class Watch:
             tensor, known = &self.plan.plan.tensors[i], &self.known[i]
             tensor.grad.at = NULL
             if i + AHEAD < count:
-                fo_dl_prefetch(<void *>self.params[i + AHEAD], self.known[i + AHEAD].shape)
+                self.fetch(i + AHEAD)
             grad = self.params[i].grad
             grads[i] = grad
             if grad is None:
                 self.missing += 1
-                continue
-            if (self.is_as_it_was(i) and not (self.sparse and grad.is_sparse) and self.look_at(grad, &now) and self.alike(known, known.dtype, &now)
-                    and (now.data != NULL or not tensor.n)
-                    # (A lazy sign comes with gaps between the elements, unless there is only one.)
-                    and not (tensor.n == 1 and grad.is_neg())):
-                tensor.grad.at = now.data if tensor.n else tensor  # (of an empty one only that it is there)
-            else:
+            elif not self.is_as_it_was(i) or not self.point_at(tensor, known, grad):
                 new.append(i)
         return new
+
+    cdef bint point_at(self, fo_tensor *tensor, Known *known, grad):
+        """Make the plan read a gradient; return whether it can be read beside the parameter."""
+        cdef DLTensor now
+        cdef int storage
+        # (What is sparse has no memory to describe: torch would throw. A lazy sign comes with gaps between the elements,
+        # unless there is only one.)
+        if (self.sparse and grad.is_sparse) or not self.look_at(grad, &now) or (tensor.n == 1 and grad.is_neg()):
+            return False
+        storage = storage_of(now.dtype)
+        if (not self.alike(known, &now) or storage < 0 or (storage == FO_F64) != (tensor.param.storage == FO_F64)
+                or (now.data == NULL and tensor.n)):
+            return False
+        tensor.grad.storage = <fo_storage>storage
+        tensor.grad.at = now.data if tensor.n else tensor  # (of an empty one only that it is there)
+        known.seen[known.tensors].object, known.seen[known.tensors].shape = <void *>grad, now.shape
+        return True

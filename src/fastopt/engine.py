@@ -417,7 +417,7 @@ class Engine(ABC):
         states = [entry[name] for name in names]
         buffers = self.buffers(slot, grad, states, zero)
         self.plan.bind(slot, rule, buffers.length, buffers.param, buffers.states, count)
-        self.plan.set_gradient(slot, None if buffers.grad is None else buffers.grad[0])
+        self.plan.set_gradient(slot, buffers.grad)
         if buffers.stay:
             counted = ("step",) if "step" in entry else ()
             self.watch.hold(slot, self.params[slot], entry or None, (*names, *counted), states)

@@ -354,10 +354,11 @@ def plain_gradient(grad: Tensor, param: Tensor) -> Tensor:
 
 
 def brought(grad: Tensor, like: Tensor) -> Tensor:
-    """Return a gradient in the dtype and memory order of `like`; a copy unless it is that already."""
-    if grad.dtype == like.dtype and not grad.is_neg() and same_order(grad, like):
+    """Return a gradient in the memory order of `like`, and in a dtype that goes with it; a copy unless it is that."""
+    fits = grad.dtype == like.dtype or torch.float64 not in (grad.dtype, like.dtype)
+    if fits and not grad.is_neg() and same_order(grad, like):
         return grad
-    return torch.empty_like(like).copy_(grad)
+    return torch.empty_like(like, dtype=grad.dtype if fits else like.dtype).copy_(grad)
 
 
 def ordered(tensor: Tensor, like: Tensor | None, write_back: list[Call]) -> Tensor:

@@ -93,7 +93,7 @@ class Floor(OnArrays):
         for index, (param, several) in enumerate(zip(self.params, self.states, strict=True)):
             places = [(array.ctypes.data, storage) for array in (param, *several)]
             plan.bind(index, f"floor{states}", param.size, places[0], places[1:])
-            plan.set_gradient(index, self.grads[index].ctypes.data)
+            plan.set_gradient(index, (self.grads[index].ctypes.data, storage))
         self.step = partial(
             plan.step, 1.0, math.inf, math.inf, False, "propagate", False, task.threads, [], [], [], None
         )
