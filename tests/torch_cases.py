@@ -29,6 +29,8 @@ def theirs(name: str) -> Any:
 
 def torch_has(case: Case) -> bool:
     """Whether torch has all options of a case; gradients can be clipped before its step."""
+    if case.optimizer not in NAMES:
+        return False
     return case.options.keys() <= {*inspect.signature(theirs(case.optimizer)).parameters, "clip_norm", "clip_value"}
 
 
