@@ -42,6 +42,7 @@ EXACT = 2**24
 class Tensors(Engine):
     """The step of parameters that are tensors. `look` finds the gradients by itself."""
 
+    watch: _dlpack.Watch
     strict = False  # as in torch
 
     def __init__(self, face: Any, parts: list[tuple[Group, list[Any]]]) -> None:
@@ -80,7 +81,7 @@ class Tensors(Engine):
 
     def label(self, slot: int) -> str:
         """Return a parameter's name, if it has one, or its place in the groups."""
-        return self.face._label(self.params[slot])
+        return str(self.face._label(self.params[slot]))
 
     def refuse(self, slot: int, why: str, whose: str = "") -> NoReturn:
         """Raise `RuntimeError`."""
@@ -103,7 +104,8 @@ class Tensors(Engine):
 
     def entry(self, slot: int) -> dict[str, Any]:
         """Return the optimizer's entry for a parameter, made now if need be."""
-        return self.face.state[self.params[slot]]
+        entry: dict[str, Any] = self.face.state[self.params[slot]]
+        return entry
 
     def forget(self, slot: int, name: str, made: Any) -> None:
         """Take back an entry that was made for a step that was not taken, and the dict if nothing else is in it."""
@@ -152,7 +154,7 @@ class Tensors(Engine):
         if not self.method.counts_steps:
             self.updates[slot] = 0 if fresh else 1
             return self.updates.ctypes.data + slot * self.updates.itemsize, False
-        step = entry.get("step")
+        step: Any = entry.get("step")
         if not counts(step):
             value = 0.0 if step is None else float(step)
             with torch.inference_mode(False), torch.no_grad():
