@@ -529,3 +529,123 @@ def test_the_same_gradient_for_two_parameters() -> None:
     fastopt.SGD([v, w], lr=1.0).step([g, g])
     assert not v.any()
     assert not w.any()
+
+
+@pytest.mark.parametrize("of", ["params", "grads", "norm", "clip_grad_norm", "clip_grad_value"])
+def test_masked_arrays(of: str) -> None:
+    """What is masked is not to be read."""
+    masked = np.ma.MaskedArray([1.0, 2.0, 1e9], mask=[0, 0, 1])
+    w = np.zeros(3)
+    acts: dict[str, Callable[[], Any]] = {
+        "params": lambda: fastopt.SGD([masked]),
+        "grads": lambda: fastopt.SGD([w], lr=1.0).step([masked]),
+        "norm": lambda: fastopt.global_norm([masked]),
+        "clip_grad_norm": lambda: fastopt.clip_grad_norm([masked], 1.0),
+        "clip_grad_value": lambda: fastopt.clip_grad_value([masked], 1.0),
+    }
+    with (
+        unchanged(w, masked.data),
+        pytest.raises(TypeError, match=r"expected a NumPy array without a mask"),
+    ):
+        acts[of]()
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("SGD", {"lr": 1e39}),
+        ("SGD", {"lr": 1e30, "weight_decay": 1e30, "decoupled_weight_decay": True}),
+        ("SGD", {"weight_decay": 1e39}),
+        ("Adam", {"lr": 1e38}),
+        ("RMSprop", {"eps": 1e39}),
+        ("Adagrad", {"lr": 1e39}),
+    ],
+)
+def test_numbers_beyond_the_parameters_dtype(name: str, options: dict[str, Any]) -> None:
+    """An error, before anything is written; in double precision they are numbers like any other."""
+    w = np.ones(2, np.float32)
+    opt = getattr(fastopt, name)([w], **options)
+    with unchanged(w, opt.state_dict()["state"]):
+        for _ in range(2):
+            with pytest.raises(ValueError, match=r"^param_groups\[0\]: the scalar '\w+', .* is out of the range"):
+                opt.step([np.array([0.0, 1e-39], np.float32)])
+    assert opt.step_count == 0
+    wide = np.ones(2)
+    getattr(fastopt, name)([wide], **options).step([np.array([0.0, 1e-39])])
+    assert np.isfinite(wide).all()
+
+
+def test_arrays_whose_class_lies() -> None:
+    class Liar(np.ndarray[Any, Any]):
+        size = property(lambda self: 10**9)  # type: ignore[assignment]
+        shape = property(lambda self: (10**9,))  # type: ignore[assignment]
+        flags = property(lambda self: np.ones(1).flags)  # type: ignore[assignment]
+
+        def __array_function__(self, *args: Any, **kwargs: Any) -> Any:
+            return np.ones(1)
+
+    honest, w = np.ones(3), np.ones(3)
+    fastopt.Adam([honest]).step([np.ones(3)])
+    opt = fastopt.Adam([w.view(Liar)])
+    opt.step([np.ones(3).view(Liar)])
+    assert w.tolist() == honest.tolist()
+    assert [state["exp_avg"].shape for state in opt.state] == [(3,)]
+
+
+@pytest.mark.parametrize(
+    "change", [lambda state: state.resize((10,), refcheck=False), lambda state: setattr(state, "dtype", np.float32)]
+)
+# (NumPy deprecates some of these ways.)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_states_are_looked_at_before_they_are_used(change: Callable[[Any], Any]) -> None:
+    w = np.ones(3)
+    opt = fastopt.Adam([w])
+    opt.step([np.ones(3)])
+    change(opt.state[0]["exp_avg"])
+    with unchanged(w):
+        for _ in range(2):
+            with pytest.raises((TypeError, ValueError), match=r"^exp_avg of params\[0\]: expected the parameter's"):
+                opt.step([np.ones(3)])
+    assert opt.step_count == 1
+
+
+def test_a_gradient_that_a_schedule_takes_away() -> None:
+    w, g = np.ones(3), np.ones(3)
+
+    def schedule(step: int) -> float:
+        if resize:
+            g.resize((10**6,), refcheck=False)
+        return 0.1
+
+    resize = False
+    opt = fastopt.SGD([w])
+    opt.param_groups[0]["lr"] = schedule
+    opt.step([g])
+    resize = True
+    with unchanged(w), pytest.raises(ValueError, match=r"^gradient of params\[0\]: expected the parameter's shape"):
+        opt.step([g])
+
+
+def test_a_schedule_may_look_at_its_optimizer_but_not_step_it() -> None:
+    seen = []
+
+    def looking(step: int) -> float:
+        seen.append(opt.state_dict()["step_count"])
+        return 1.0
+
+    def stepping(step: int) -> float:
+        opt.step([np.ones(2)])
+        return 1.0
+
+    w = np.zeros(2)
+    opt = fastopt.SGD([w])
+    opt.param_groups[0]["lr"] = looking
+    opt.step([np.ones(2)])
+    assert seen == [0]
+    opt.param_groups[0]["lr"] = stepping
+    with pytest.raises(RuntimeError, match=r"^a step within a step of the same optimizer"):
+        opt.step([np.ones(2)])
+    opt.param_groups[0]["lr"] = 1.0
+    opt.step([np.ones(2)])
+    assert opt.step_count == 2
+    assert w.tolist() == [-2.0] * 2

@@ -1,7 +1,9 @@
 """State: snapshots, resuming, groups, gradients that are missing, and options that are edited between steps."""
 
 import copy
+import math
 import pickle
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -579,3 +581,225 @@ def test_zeroed_gradients(case: Case, dtype: str) -> None:
     grads = [np.ones(3, dtype), np.ones((2, 2), dtype), None]
     opt.step(grads, zero_grad=True)
     assert not any(grad.any() for grad in grads if grad is not None)
+
+
+# ---- options whose truth is in the groups, whatever object it is ----
+
+
+class Entries:
+    """A sequence that is neither list nor tuple, as a configuration's."""
+
+    def __init__(self, *entries: float) -> None:
+        self.entries = entries
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def __getitem__(self, index: int) -> float:
+        return self.entries[index]
+
+    def __iter__(self) -> Any:
+        return iter(self.entries)
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["given", "edited"])
+@pytest.mark.parametrize(
+    "betas", [[0.5, 0.75], np.array([0.5, 0.75]), Entries(0.5, 0.75)], ids=lambda b: type(b).__name__
+)
+def test_betas_in_any_sequence(betas: Any, late: bool) -> None:
+    expected, w = np.ones(2), np.ones(2)
+    fastopt.Adam([expected], betas=(0.5, 0.75)).step([np.array([1.0, -2.0])])
+    opt = fastopt.Adam([w]) if late else fastopt.Adam([w], betas=betas)
+    opt.param_groups[0]["betas"] = betas
+    opt.step([np.array([1.0, -2.0])])
+    assert w.tolist() == expected.tolist()
+    opt.load_state_dict(opt.state_dict())
+
+
+def test_options_that_are_edited_in_place() -> None:
+    w, lr = np.zeros(1), np.array(1.0)
+    opt = fastopt.SGD([w], lr=lr)
+    opt.step([np.ones(1)])
+    lr[...] = 0.5
+    opt.step([np.ones(1)])
+    assert w.tolist() == [-1.5]
+    results = []
+    for in_place in (False, True):
+        w = np.zeros(1)
+        adam = fastopt.Adam([w])
+        adam.param_groups[0]["betas"] = [0.9, 0.99]
+        adam.step([np.ones(1)])
+        if in_place:
+            adam.param_groups[0]["betas"][0] = 0.1
+        else:
+            adam.param_groups[0]["betas"] = (0.1, 0.99)
+        adam.step([-np.ones(1)])
+        results.append(w.tolist())
+    assert results[0] == results[1]
+
+
+def test_a_limit_that_is_edited_in_place() -> None:
+    limit = np.array(1.0)
+    w = np.zeros(1)
+    opt = fastopt.SGD([w], lr=1.0, clip_value=limit)
+    opt.step([np.full(1, 9.0)])
+    limit[...] = 2.0
+    opt.step([np.full(1, 9.0)])
+    assert w.tolist() == [-3.0]
+
+
+@pytest.mark.parametrize(("option", "bad"), [("clip_norm", -1.0), ("nonfinite", "perhaps"), ("lr", math.nan)])
+def test_an_edited_option_is_refused_at_every_step_not_only_at_the_first(option: str, bad: Any) -> None:
+    w = np.ones(2)
+    opt = fastopt.SGD([w], lr=1.0)
+    opt.step([np.ones(2)])
+    good = opt.param_groups[0].get(option)
+    opt.param_groups[0][option] = bad
+    with unchanged(w):
+        for _ in range(3):
+            with pytest.raises(ValueError, match=f"^Invalid .*: .*{bad}"):
+                opt.step([np.ones(2)])
+    if good is None:
+        del opt.param_groups[0][option]
+    else:
+        opt.param_groups[0][option] = good
+    opt.step([np.ones(2)])
+    assert w.tolist() == [-1.0] * 2
+
+
+def test_groups_that_are_taken_away() -> None:
+    opt = fastopt.SGD([{"params": [np.ones(1)]}, {"params": [np.ones(1)]}])
+    opt.param_groups.pop()
+    with pytest.raises(ValueError, match=r"^param_groups: groups were taken away"):
+        opt.step([np.ones(1), np.ones(1)])
+
+
+def test_a_step_takes_work_in_proportion_to_the_groups() -> None:
+    """Where every rate is edited between the steps. What is counted is calls, not seconds."""
+
+    def calls(groups: int, edit: Callable[[Any, int], None]) -> int:
+        found = 0
+
+        def count(*_: Any) -> None:
+            nonlocal found
+            found += 1
+
+        opt = fastopt.SGD([{"params": [np.ones(1)]} for _ in range(groups)], momentum=0.5)
+        grads = [[np.ones(1)] for _ in range(groups)]
+        opt.step(grads)
+        for number, group in enumerate(opt.param_groups):
+            edit(group, number)
+        sys.setprofile(count)
+        try:
+            opt.step(grads)
+        finally:
+            sys.setprofile(None)
+        return found
+
+    edits: list[Callable[[Any, int], None]] = [
+        lambda group, number: group.update(lr=0.1 + number),
+        lambda group, number: group.update(momentum=0.0),  # which is another rule
+        lambda group, number: group.update(clip_norm=1.0),
+    ]
+    for edit in edits:
+        few, many = calls(20, edit), calls(80, edit)
+        assert many < 5 * few
+
+
+# ---- gradients so small that their squares are none ----
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(
+    ("name", "scales", "moved"),
+    [
+        ("Adam", [1.0] * 200, -2.0),
+        ("Adam", [10.0, 0.0, 0.0, 0.0], -0.026),
+        ("RMSprop", [10.0, 0.0, 0.0, 0.0], -0.1),
+        ("Adagrad", [1.0] * 100, -0.186),
+    ],
+)
+def test_tiny_gradients_without_epsilon(name: str, scales: list[float], moved: float, dtype: str) -> None:
+    """What has no scale of its own moves as with gradients of 1."""
+    results = []
+    for unit in (1.0, 1e-20 if dtype == "float32" else 1e-155):
+        w = np.zeros(3, dtype)
+        opt = getattr(fastopt, name)([w], lr=0.01, eps=0.0)
+        for scale in scales:
+            opt.step([np.full(3, scale * unit, dtype)])
+        results.append(w)
+    assert results[0] == pytest.approx(np.full(3, moved), rel=0.01)
+    # (The square of such a gradient is a subnormal number or none at all: half of its digits are gone.)
+    assert results[1] == pytest.approx(results[0], rel=0.01)
+
+
+# ---- all or nothing ----
+
+
+DAMAGE: dict[str, Callable[[Any], Any]] = {
+    "no state": lambda d: d.pop("state"),
+    "no groups": lambda d: d.pop("param_groups"),
+    "a group too few": lambda d: d["param_groups"].pop(),
+    "a parameter too few": lambda d: d["param_groups"][0]["params"].clear(),
+    "a group that is none": lambda d: d["param_groups"].__setitem__(1, None),
+    "a rate that is no number": lambda d: d["param_groups"][1].update(lr="x"),
+    "a rate of NaN": lambda d: d["param_groups"][1].update(lr=math.nan),
+    "betas of None": lambda d: d["param_groups"][1].update(betas=None),
+    "a negative limit": lambda d: [group.update(clip_norm=-1.0) for group in d["param_groups"]],
+    "limits that differ": lambda d: d["param_groups"][1].update(clip_norm=7.0),
+    "another word": lambda d: [group.update(nonfinite="x") for group in d["param_groups"]],
+    "a schedule that is wrong there": lambda d: d["param_groups"][1].update(lr=lambda step: 0.1 if step < 2 else -1.0),
+    "a limit that is wrong there": lambda d: [
+        group.update(clip_norm=lambda step: 1.0 if step < 2 else -1.0) for group in d["param_groups"]
+    ],
+    "step of NaN": lambda d: d["state"][1].update(step=math.nan),
+    "step of infinity": lambda d: d["state"][1].update(step=math.inf),
+    "step of None": lambda d: d["state"][1].update(step=None),
+    "step of x": lambda d: d["state"][1].update(step="x"),
+    "half a step": lambda d: d["state"][1].update(step=1.5),
+    "several steps": lambda d: d["state"][1].update(step=np.ones(2)),
+    "step_count of abc": lambda d: d.update(step_count="abc"),
+    "step_count of None": lambda d: d.update(step_count=None),
+    "step_count of -1": lambda d: d.update(step_count=-1),
+    "another shape": lambda d: d["state"][1].update(exp_avg=np.ones(4, np.float32)),
+    "another dtype": lambda d: d["state"][1].update(exp_avg=np.ones(3)),
+    "no array": lambda d: d["state"][1].update(exp_avg=[[1.0], [1.0, 2.0]]),
+    "a state too few": lambda d: d["state"][1].pop("exp_avg_sq"),
+    "a state that is none": lambda d: d["state"].update({1: 7}),
+    "a stranger": lambda d: d["state"].update({9: {}}),
+    "another optimizer's": lambda d: d.update(optimizer="SGD"),
+    "nobody's": lambda d: d.update(optimizer="Nobody"),
+    "switched to what has no states there": lambda d: d["param_groups"][1].update(amsgrad=True),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_snapshot_that_does_not_fit_changes_nothing(damage: str) -> None:
+    def trained(steps: int) -> Optimizer:
+        params = [{"params": [np.ones(2)]}, {"params": [np.ones(3, np.float32)], "lr": 0.5}]
+        opt = fastopt.Adam(params, lr=0.1, clip_norm=3.0)
+        for _ in range(steps):
+            opt.step([[np.ones(2)], [np.ones(3, np.float32)]])
+        return opt
+
+    opt, untouched = trained(1), trained(1)
+    snapshot = copy.deepcopy(trained(2).state_dict())
+    DAMAGE[damage](snapshot)
+    with pytest.raises((TypeError, ValueError)):
+        opt.load_state_dict(snapshot)
+    assert repr(opt) == repr(untouched)
+    for each in (opt, untouched):
+        each.step([[np.ones(2)], [np.ones(3, np.float32)]])
+    assert fingerprint(opt) == fingerprint(untouched)
+
+
+def test_a_snapshot_says_whose_it_is() -> None:
+    """No set of names of options decides it: one optimizer's may be part of another's."""
+    for name, make in MAKERS.items():
+        source = make([np.ones(2)])
+        source.step([np.ones(2)])
+        for other, make_other in MAKERS.items():
+            if {name, other} in ({name}, {"Adam", "AdamW"}):
+                continue
+            with pytest.raises(ValueError, match=f"^state_dict: is of {name}, not of {other}$"):
+                make_other([np.ones(2)]).load_state_dict(source.state_dict())

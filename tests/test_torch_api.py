@@ -795,3 +795,237 @@ def test_the_values_of_schedules_are_checked() -> None:
     assert_equal(params, before)
     with pytest.raises(ValueError, match=r"Invalid learning rate: -1\.0"):
         fastopt.torch.SGD(params, lr=lambda step: -1.0)
+
+
+# ---- what torch tolerates ----
+
+
+@pytest.mark.parametrize("length", [4, 6, 7, 10, 100])
+def test_a_rate_that_falls_to_a_hair_below_zero(length: int) -> None:
+    """Which is where torch's rounding of the last factors may leave it."""
+    rates = []
+    for module in (torch.optim, fastopt.torch):
+        param = torch.ones(1, requires_grad=True)
+        opt = module.SGD([param], lr=0.1)
+        schedule = lr_scheduler.LinearLR(opt, end_factor=0.0, total_iters=length)
+        for _ in range(length + 2):
+            param.grad = torch.ones(1)
+            opt.step()
+            schedule.step()
+        rates.append((opt.param_groups[0]["lr"], param.item()))
+    assert rates[0] == rates[1]
+
+
+@every_optimizer
+def test_negative_rates_in_an_edited_group(name: str) -> None:
+    found = []
+    for make in (theirs(name), ours(name)):
+        param = torch.ones(3, dtype=torch.float64, requires_grad=True)
+        opt = make([param], lr=0.1)
+        opt.param_groups[0]["lr"] = -1e-3
+        param.grad = torch.ones(3, dtype=torch.float64)
+        opt.step()
+        found.append(param.detach())
+    assert (found[1] > 1).all()
+    torch.testing.assert_close(found[1], found[0], rtol=1e-14, atol=0)
+
+
+def test_momentum_that_warms_up_from_zero_under_nesterov() -> None:
+    found = []
+    for module in (torch.optim, fastopt.torch):
+        param = torch.ones(3, dtype=torch.float64, requires_grad=True)
+        opt = module.SGD([param], lr=0.5, momentum=0.5, nesterov=True)
+        for momentum in (0.0, 0.25, 0.5):
+            opt.param_groups[0]["momentum"] = momentum
+            param.grad = torch.ones(3, dtype=torch.float64)
+            opt.step()
+        found.append(param.tolist())
+    assert found[0] == found[1]
+    assert found[1][0] < 1
+
+
+@pytest.mark.parametrize("fused", [None, False, True])
+@every_optimizer
+def test_only_a_fused_step_says_that_it_unscales(name: str, fused: bool | None) -> None:
+    """Lightning refuses to clip the gradients of one that says so."""
+    param = torch.ones(1, requires_grad=True)
+    try:
+        there = theirs(name)([param], fused=fused)
+    except (TypeError, RuntimeError):
+        pytest.skip("torch has no fused step of it")
+    says = [getattr(opt, "_step_supports_amp_scaling", False) for opt in (there, ours(name)([param], fused=fused))]
+    assert says[0] == says[1]
+
+
+@every_optimizer
+def test_a_default_device_that_is_not_the_processor(name: str) -> None:
+    results = []
+    for device in ("cpu", "meta"):
+        param = torch.ones(4, dtype=torch.float64)[::2].requires_grad_()
+        opt = ours(name)([param], clip_norm=0.5)
+        with torch.device(device):
+            for _ in range(2):
+                param.grad = torch.ones(2, dtype=torch.float64, device="cpu")
+                norm = fastopt.torch.clip_grad_norm_([param], 1.0)
+                opt.step()
+        assert norm.device.type == "cpu"
+        results.append((param, opt.state[param], norm))
+    assert_equal(results[1], results[0])
+
+
+@pytest.mark.parametrize("edited", [False, True])
+def test_betas_in_any_sequence(edited: bool) -> None:
+    class Entries(list[float]):
+        pass
+
+    results = []
+    for betas in ((0.5, 0.75), [0.5, 0.75], Entries([0.5, 0.75]), torch.tensor([0.5, 0.75])):
+        param = torch.ones(2, dtype=torch.float64, requires_grad=True)
+        opt = fastopt.torch.Adam([param], **({} if edited else {"betas": betas}))
+        opt.param_groups[0]["betas"] = betas
+        param.grad = torch.ones(2, dtype=torch.float64)
+        opt.step()
+        results.append(param.tolist())
+    assert results == [results[0]] * 4
+
+
+def test_options_that_are_edited_in_place() -> None:
+    results = []
+    for in_place in (False, True):
+        param = torch.ones(2, dtype=torch.float64, requires_grad=True)
+        rate = torch.tensor(0.1, dtype=torch.float64)
+        opt = fastopt.torch.Adam([param], lr=rate, foreach=False)
+        group = opt.param_groups[0]
+        group["betas"] = [0.9, 0.99]
+        param.grad = torch.ones(2, dtype=torch.float64)
+        opt.step()
+        if in_place:
+            rate.fill_(0.5)
+            group["betas"][0] = 0.5
+        else:
+            group.update(lr=0.5, betas=(0.5, 0.99))
+        param.grad = -torch.ones(2, dtype=torch.float64)
+        opt.step()
+        results.append(param.tolist())
+    assert results[0] == results[1]
+
+
+def test_no_groups_at_all() -> None:
+    opt = fastopt.torch.SGD([torch.ones(1, requires_grad=True)])
+    opt.param_groups.clear()
+    opt.step()
+    opt.found_inf = torch.ones(1)  # as of a GradScaler
+    opt.step()
+    assert opt.last_step is not None
+    assert opt.last_step.skipped
+
+
+@every_optimizer
+def test_a_module_in_the_place_of_its_parameters(name: str) -> None:
+    model = torch.nn.Linear(2, 1)
+    assert outcome(lambda: ours(name)(model)) == outcome(lambda: theirs(name)(model))
+    assert outcome(lambda: ours(name)(params=model)) == outcome(lambda: theirs(name)(params=model))
+
+
+def test_tensors_given_to_the_optimizers_of_arrays() -> None:
+    model = torch.nn.Linear(2, 1)
+    for params in (model.parameters(), list(model.parameters()), model.weight, model):
+        with pytest.raises(TypeError, match=r"expected a NumPy array, got (Parameter|Linear); .*fastopt\.torch$"):
+            fastopt.AdamW(params)
+
+
+@pytest.mark.parametrize(
+    "scheduler",
+    [
+        lambda opt: lr_scheduler.LinearLR(opt),
+        lambda opt: lr_scheduler.StepLR(opt, 1),
+        lambda opt: lr_scheduler.LambdaLR(opt, lambda step: 1.0),
+        lambda opt: lr_scheduler.MultiplicativeLR(opt, lambda step: 1.0),
+        lambda opt: lr_scheduler.CosineAnnealingLR(opt, 10),
+        lambda opt: lr_scheduler.ReduceLROnPlateau(opt, patience=0),
+    ],
+)
+def test_a_scheduler_of_torch_on_a_schedule(scheduler: Callable[[Any], Any]) -> None:
+    param = torch.ones(1, requires_grad=True)
+    opt = fastopt.torch.AdamW([param], lr=schedules.warmup_cosine(0.1, warmup=2, total=10))
+
+    def train() -> None:
+        schedule = scheduler(opt)
+        for loss in (1.0, 2.0, 3.0):
+            param.grad = torch.ones(1)
+            opt.step()
+            schedule.step(*([loss] if isinstance(schedule, lr_scheduler.ReduceLROnPlateau) else []))
+
+    with pytest.raises(TypeError, match=r"^warmup_cosine is a schedule, .*: drop one of the two$"):
+        train()
+
+
+def test_repr_shows_what_is_beyond_torch_and_not_the_default() -> None:
+    given = {"clip_norm": 1.0, "clip_value": 2.0, "nonfinite": "skip", "zero_grad_in_step": True}
+    shown = repr(fastopt.torch.SGD([torch.ones(1)], state_dtype=torch.float32, **given))
+    for name, value in {**given, "state_dtype": torch.float32}.items():
+        assert f"    {name}: {value}\n" in shown
+    assert not any(name in repr(fastopt.torch.SGD([torch.ones(1)])) for name in BEYOND_TORCH)
+
+
+def test_an_optimizer_made_again_from_its_class_and_its_groups() -> None:
+    """As wrappers do, whose constructor passes the groups only: what is beyond torch is in them."""
+    param = torch.zeros(1, requires_grad=True)
+    opt = fastopt.torch.SGD([param], lr=1.0, clip_norm=1.0, nonfinite="skip", zero_grad_in_step=True)
+
+    def init(self: Any, params: Any) -> None:
+        super(cls, self).__init__(params)
+
+    cls = type("SGD", (fastopt.torch.SGD,), {"__init__": init})
+    again = cls(opt.param_groups)
+    param.grad = torch.full((1,), 100.0)
+    again.step()
+    assert param.item() == pytest.approx(-1.0, abs=1e-6)
+    assert param.grad.item() == 0
+    assert (again.clip_norm, again.nonfinite, again.zero_grad_in_step) == (1.0, "skip", True)
+    assert copy.deepcopy(again).clip_norm == 1.0
+
+
+def test_groups_that_disagree_about_the_whole_optimizer() -> None:
+    params = [torch.zeros(1, requires_grad=True) for _ in range(2)]
+    opt = fastopt.torch.SGD([{"params": [param]} for param in params], clip_norm=1.0)
+    opt.param_groups[1]["clip_norm"] = 2.0
+    for param in params:
+        param.grad = torch.ones(1)
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"^clip_norm: is of the whole optimizer, expected the same"):
+            opt.step()
+    assert [param.item() for param in params] == [0.0, 0.0]
+
+
+def test_a_scalar_beyond_the_parameters_dtype_is_an_error_and_nothing_is_written() -> None:
+    param = torch.ones(2, requires_grad=True)
+    opt = fastopt.torch.AdamW([param], lr=1e39)
+    param.grad = torch.tensor([0.0, 1e-39])
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"^param_groups\[0\]: the scalar '\w+'"):
+            opt.step()
+    assert (param.tolist(), opt.step_count, dict(opt.state)) == ([1.0, 1.0], 0, {})
+
+
+def test_a_schedule_may_look_at_its_optimizer_but_not_step_it() -> None:
+    param = torch.zeros(1, requires_grad=True)
+    opt = fastopt.torch.SGD([param])
+
+    def looking(step: int) -> float:
+        assert opt.state_dict()["step_count"] == step
+        return 1.0
+
+    def stepping(step: int) -> float:
+        opt.step()
+        return 1.0
+
+    for rate in (looking, stepping, 1.0):
+        opt.param_groups[0]["lr"] = rate
+        param.grad = torch.ones(1)
+        if rate is stepping:
+            with pytest.raises(RuntimeError, match=r"^a step within a step of the same optimizer"):
+                opt.step()
+        else:
+            opt.step()
+    assert (param.item(), opt.step_count) == (-2.0, 2)

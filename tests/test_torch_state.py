@@ -3,6 +3,7 @@
 import copy
 import io
 import math
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -466,6 +467,18 @@ def transpose_in_place(opt: Any, param: Any) -> None:
         param.data = param.data.reshape(-1).view(param.shape[::-1]).t()
 
 
+def share_the_step(opt: Any, param: Any) -> None:
+    opt.state[param]["step"].share_memory_()
+
+
+def give_the_step_other_memory(opt: Any, param: Any) -> None:
+    opt.state[param]["step"].data = torch.tensor(10.0)
+
+
+def point_the_step_elsewhere(opt: Any, param: Any) -> None:
+    opt.state[param]["step"].set_(torch.tensor(10.0))
+
+
 def share_the_parameter(opt: Any, param: Any) -> None:
     param.data.share_memory_()
 
@@ -517,6 +530,9 @@ REPLACEMENTS = [
     change_the_data,
     transpose_the_memory,
     transpose_in_place,
+    share_the_step,
+    give_the_step_other_memory,
+    point_the_step_elsewhere,
     share_the_parameter,
     switch_amsgrad_on,
     reload,
@@ -666,3 +682,200 @@ def test_the_dtype_of_steps_follows_the_default_dtype(dtype: Any) -> None:
     finally:
         torch.set_default_dtype(torch.float32)
     assert_equal(*states)
+
+
+def test_snapshots_sent_to_another_process_between_steps() -> None:
+    """Which moves tensors into shared memory, also the number of steps."""
+    from torch.multiprocessing.reductions import reduce_storage
+
+    params = [torch.ones(5, requires_grad=True) for _ in range(3)]
+    opt = fastopt.torch.Adam(params, lr=0.1)
+    for step in range(1, 5):
+        for param in params:
+            param.grad = torch.ones(5)
+        opt.step()
+        assert [opt.state[param]["step"].item() for param in params] == [step] * 3
+        for entry in opt.state.values():
+            for state in entry.values():
+                reduce_storage(state.untyped_storage())
+
+
+# ---- what the user puts into the state is used, and updated in place ----
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this platform has no fork")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+@pytest.mark.parametrize("shape", [(), (1,)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_states_in_shared_memory_are_those_of_all_forked_workers(dtype: Any, shape: tuple[int, ...]) -> None:
+    param = torch.zeros(3, requires_grad=True)
+    param.share_memory_()
+    opt = fastopt.torch.Adam([param], lr=0.1)
+    mine = {
+        "step": torch.zeros(shape, dtype=dtype).share_memory_(),
+        "exp_avg": torch.zeros(3).share_memory_(),
+        "exp_avg_sq": torch.zeros(3).share_memory_(),
+    }
+    opt.state[param].update(mine)
+    twin = torch.zeros(3, requires_grad=True)
+    expected = torch.optim.Adam([twin], lr=0.1)
+
+    def work(sign: float) -> None:
+        for _ in range(5):
+            param.grad = torch.full((3,), sign)
+            opt.step()
+
+    for sign in (1.0, -1.0):  # one after the other, so that what comes out is certain
+        child = os.fork()
+        if not child:
+            status = 1
+            try:
+                work(sign)
+                status = 0
+            finally:
+                os._exit(status)
+        assert os.waitpid(child, 0)[1] == 0
+        for _ in range(5):
+            twin.grad = torch.full((3,), sign)
+            expected.step()
+    assert all(opt.state[param][name] is value for name, value in mine.items())
+    assert mine["step"].sum().item() == 10
+    torch.testing.assert_close(param, twin)
+    torch.testing.assert_close(mine["exp_avg"], expected.state[twin]["exp_avg"])
+    work(1.0)  # and this process goes on from there
+    assert mine["step"].sum().item() == 15
+
+
+# ---- all or nothing ----
+
+
+DAMAGE: dict[str, Callable[[Any], Any]] = {
+    "no state": lambda d: d.pop("state"),
+    "no groups": lambda d: d.pop("param_groups"),
+    "a group too few": lambda d: d["param_groups"].pop(),
+    "a parameter too few": lambda d: d["param_groups"][0]["params"].clear(),
+    "a group that is none": lambda d: d["param_groups"].__setitem__(1, None),
+    "a rate that is no number": lambda d: d["param_groups"][1].update(lr="x"),
+    "a rate of NaN": lambda d: d["param_groups"][1].update(lr=math.nan),
+    "betas of None": lambda d: d["param_groups"][1].update(betas=None),
+    "a negative limit": lambda d: [group.update(clip_norm=-1.0) for group in d["param_groups"]],
+    "limits that differ": lambda d: d["param_groups"][1].update(clip_norm=7.0),
+    "another word": lambda d: [group.update(nonfinite="x") for group in d["param_groups"]],
+    "a schedule that is wrong there": lambda d: d["param_groups"][1].update(lr=lambda step: 0.1 if step < 2 else None),
+    "step of NaN": lambda d: d["state"][1].update(step=math.nan),
+    "step of infinity": lambda d: d["state"][1].update(step=torch.tensor(math.inf)),
+    "step of None": lambda d: d["state"][1].update(step=None),
+    "step of x": lambda d: d["state"][1].update(step="x"),
+    "half a step": lambda d: d["state"][1].update(step=torch.tensor(1.5)),
+    "several steps": lambda d: d["state"][1].update(step=torch.ones(2)),
+    "a step of no device": lambda d: d["state"][1].update(step=torch.ones((), device="meta")),
+    "step_count of abc": lambda d: d.update(step_count="abc"),
+    "step_count of None": lambda d: d.update(step_count=None),
+    "step_count of NaN": lambda d: d.update(step_count=math.nan),
+    "no array": lambda d: d["state"][1].update(exp_avg=np.array([None] * 3)),
+    "a state of no device": lambda d: d["state"][1].update(exp_avg=torch.ones(3, device="meta")),
+    "a state that is none": lambda d: d["state"].update({1: 7}),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_state_dict_that_is_damaged_changes_nothing(damage: str) -> None:
+    def trained(steps: int) -> tuple[Any, list[Any]]:
+        params = make_params()
+        groups = [{"params": params[:1]}, {"params": params[1:], "lr": 0.5}]
+        opt = fastopt.torch.Adam(groups, lr=0.1, clip_norm=3.0)
+        for _ in range(steps):
+            step(opt, params)
+        return opt, params
+
+    def step(opt: Any, params: list[Any]) -> None:
+        for param in params:
+            param.grad = torch.ones_like(param)
+        opt.step()
+
+    (opt, params), (untouched, others) = trained(1), trained(1)
+    source, _ = trained(2)
+    state_dict = copy.deepcopy(source.state_dict())
+    DAMAGE[damage](state_dict)
+    kept = [opt.state, opt.param_groups, *opt.param_groups]
+    with pytest.raises((KeyError, TypeError, ValueError, AttributeError, RuntimeError)):
+        opt.load_state_dict(state_dict)
+    assert all(a is b for a, b in zip(kept, [opt.state, opt.param_groups, *opt.param_groups], strict=True))
+    assert repr(opt) == repr(untouched)
+    assert opt.step_count == 1
+    for each, its in ((opt, params), (untouched, others)):
+        step(each, its)
+    assert_equal(params, others)
+    assert_equal(opt.state_dict()["state"], untouched.state_dict()["state"])
+
+
+@pytest.mark.parametrize("state", ["x", 3.0])
+def test_a_state_that_is_no_tensor_is_refused_by_name(state: Any) -> None:
+    param = torch.ones(3, requires_grad=True)
+    opt = fastopt.torch.Adam([param])
+    param.grad = torch.ones(3)
+    opt.step()
+    before = param.tolist()
+    opt.state[param]["exp_avg"] = state
+    with pytest.raises(RuntimeError, match=r"^exp_avg of param_groups\[0\]\['params'\]\[0\] is of type "):
+        opt.step()
+    assert param.tolist() == before
+    assert opt.step_count == 1
+
+
+# ---- what a checkpoint of torch says, and what it does not ----
+
+
+def test_where_a_checkpoint_does_not_say_how_many_steps_were_taken_the_count_stays() -> None:
+    """That of torch's SGD."""
+    there = torch.optim.SGD([torch.zeros(2, dtype=torch.float64, requires_grad=True)], momentum=0.9)
+    param, w = torch.zeros(2, dtype=torch.float64, requires_grad=True), np.zeros(2)
+    ours_, arrays = fastopt.torch.SGD([param], momentum=0.9), fastopt.SGD([w], momentum=0.9)
+    for _ in range(10):
+        there.param_groups[0]["params"][0].grad = torch.ones(2, dtype=torch.float64)
+        param.grad = torch.ones(2, dtype=torch.float64)
+        there.step()
+        ours_.step()
+        arrays.step([np.ones(2)])
+    for opt in (ours_, arrays):
+        opt.load_state_dict(there.state_dict())
+        assert opt.step_count == 10
+
+
+@pytest.mark.parametrize("name", ["SGD", "RMSprop", "Adam", "AdamW"])
+@pytest.mark.parametrize("scheduler", ["OneCycleLR", "CyclicLR"])
+def test_entries_of_schedulers_in_a_checkpoint_for_arrays(name: str, scheduler: str) -> None:
+    param, w = torch.ones(2, dtype=torch.float64, requires_grad=True), np.ones(2)
+    options = {"momentum": 0.9} if name in ("SGD", "RMSprop") else {}
+    there, here = theirs(name)([param], **options), getattr(fastopt, name)([w], **options)
+    if scheduler == "OneCycleLR":
+        schedule = torch.optim.lr_scheduler.OneCycleLR(there, 0.1, total_steps=10)
+    else:
+        schedule = torch.optim.lr_scheduler.CyclicLR(there, 0.1, 0.2)
+    param.grad = torch.ones(2, dtype=torch.float64)
+    there.step()
+    schedule.step()
+    w[:] = param.detach().numpy()
+    here.load_state_dict(there.state_dict())
+    assert here.param_groups[0]["lr"] == there.param_groups[0]["lr"]
+    there.step()
+    here.step([np.ones(2)])
+    torch.testing.assert_close(torch.from_numpy(w), param.detach(), rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("name", ["SGD", "AdamW"])
+def test_the_trial_step_of_distributed_checkpoints_is_none_for_schedules(name: str) -> None:
+    from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
+
+    schedule = schedules.linear(start=0.1, end=0.0, total=10)
+    model = torch.nn.Linear(2, 1)
+    before = [param.tolist() for param in model.parameters()]
+    opt = ours(name)(model.parameters(), lr=schedule)
+    get_optimizer_state_dict(model, opt)
+    assert opt.step_count == 0
+    assert opt.param_groups[0]["lr"] is schedule
+    assert [param.tolist() for param in model.parameters()] == before
+    model(torch.ones(2)).sum().backward()
+    opt.step()
+    assert opt.step_count == 1
+    assert opt.last_step.lr == 0.1

@@ -253,6 +253,9 @@ cdef class Watch:
             if (not self.describe(self.seen[8 * i + k + 1].object, &now) or now.data != tensor.state[k].at
                     or not self.same_dtype(now.dtype, known.state_dtype[k]) or not self.alike(known, &now)):
                 return False
+        for k in range(known.tensors - 1, <int32_t>len(states)):  # the number of steps: its memory may be shared by now
+            if not self.look_at(states[k], &now) or now.data != tensor.count:
+                return False
         return True
 
     cdef look_at_entries(self, state):

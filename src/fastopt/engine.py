@@ -8,8 +8,6 @@ remembers from step to step is compared with the truth in the face before it is 
 from __future__ import annotations
 
 import math
-import os
-import threading
 import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -123,61 +121,6 @@ def same_value(a: Any, b: Any) -> bool:
     return a is b or (type(a) is type(b) and bool(a == b))
 
 
-_forks = 0
-
-
-def _count_fork() -> None:
-    global _forks
-    _forks += 1
-
-
-os.register_at_fork(after_in_child=_count_fork)
-
-
-class Turn:
-    """One thread at a time.
-
-    The same one may come again (a schedule or a signal handler that reads the state), but not for a step within a step:
-    that is `with turn.to_step`. In a forked child nobody has the turn, whoever had it in the parent.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.RLock()
-        self._born = _forks
-        self.to_step = StepTurn(self)
-
-    def __enter__(self) -> None:
-        if self._born != _forks:
-            self._lock, self._born, self.to_step.taken = threading.RLock(), _forks, False
-        self._lock.acquire()
-
-    def __exit__(self, *exception: object) -> None:
-        self._lock.release()
-
-    def __reduce__(self) -> tuple[type[Turn], tuple[()]]:
-        """Give a copy a turn of its own."""
-        return Turn, ()
-
-
-class StepTurn:
-    """The turn to step."""
-
-    def __init__(self, turn: Turn) -> None:
-        self._turn = weakref.proxy(turn)
-        self.taken = False
-
-    def __enter__(self) -> None:
-        self._turn.__enter__()
-        if self.taken:
-            self._turn.__exit__()
-            raise RuntimeError("a step within a step of the same optimizer (by a schedule, a hook or a signal handler)")
-        self.taken = True
-
-    def __exit__(self, *exception: object) -> None:
-        self.taken = False
-        self._turn.__exit__()
-
-
 # ---- the engine ----
 
 
@@ -220,6 +163,8 @@ class Engine(ABC):
         self.groups = [group for group, _ in parts]
         self.params = [param for _, params in parts for param in params]
         self.owners = [owner for owner, (_, params) in enumerate(parts) for _ in params]
+        numbers = iter(range(len(self.params)))
+        self.slots = [[next(numbers) for _ in params] for _, params in parts]
         self.plan = _core.Plan(self.owners, len(parts))
         self.seen: list[list[Any]] = [[] for _ in parts]
         self.values: list[Group] = [{} for _ in parts]
@@ -288,10 +233,10 @@ class Engine(ABC):
     def options(self) -> Group:
         """Look at the groups; return the options of the whole optimizer as they are at this step."""
         low = 0.0 if self.strict else -math.inf
-        new = self.plan.follow(self.groups, self.seen, self.values, RATES, low)
-        if new:
-            for owner in new:
-                self.take_options(owner, self.groups[owner], list(self.groups[owner].values()))
+        for owner in self.plan.follow(self.groups, self.seen, self.values, RATES, low):
+            self.whole_is_known = False  # (an error or an interrupt may come before it is)
+            self.take_options(owner, self.groups[owner], list(self.groups[owner].values()))
+        if not self.whole_is_known:
             self.take_whole()
         if self.whole_is_fixed:
             return self.whole
@@ -312,8 +257,10 @@ class Engine(ABC):
                 for key, number in option.numbers(name, values[name]).items()
                 if key in _core.OPTIONS
             }
+            self.values[owner] = {}  # what they are is uncertain until all of them are set
             self.plan.set_options(owner, tuple(map(_core.OPTIONS.__getitem__, numbers)), list(numbers.values()))
-            self.values[owner], self.rules[owner] = values, rule
+            self.rules[owner] = rule
+            self.values[owner] = values
         # What can change without being replaced is looked at each time.
         fixed = all(is_fixed(group[name]) for name in (*self.method.options, *self.face.whole) if name in group)
         self.seen[owner] = given if fixed else []
@@ -324,12 +271,12 @@ class Engine(ABC):
         self.whole_is_fixed = all(map(is_fixed, self.whole.values()))
         if self.whole_is_fixed:
             self.face._check_whole(self.whole)
+        self.whole_is_known = True
 
     def release(self, owner: int) -> None:
         """Bind a group's parameters anew when they are needed next."""
-        for slot, other in enumerate(self.owners):
-            if other == owner:
-                self.watch.release(slot)
+        for slot in self.slots[owner]:
+            self.watch.release(slot)
 
     # ---- the step ----
 

@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastopt import _arrays, _core, methods, trees
+from fastopt._turn import Turn
 from fastopt.backends.numpy import Arrays
-from fastopt.engine import Face, Group, StepInfo, Turn
+from fastopt.engine import Face, Group, StepInfo
 from fastopt.hyperparameters import is_number, plain
 from fastopt.methods.base import Method
 
@@ -190,14 +191,15 @@ class Optimizer(Face):
 
     def _check_members(self) -> None:
         """Raise if arrays of a group were replaced."""
-        if not _core.members_are(self.param_groups, self._params, self._engine.owners):
-            start = 0
-            for index, group in enumerate(self.param_groups):
-                arrays = list(group["params"])
-                if not _core.same_objects(arrays, self._params[start : start + len(arrays)]):
-                    break
-                start += len(arrays)
-            raise ValueError(f"param_groups[{index}]['params'] was replaced; make a new optimizer or add a group")
+        if _core.members_are(self.param_groups, self._params, self._engine.owners):
+            return
+        start = 0
+        for index, group in enumerate(self.param_groups):
+            arrays = list(group["params"])
+            if not _core.same_objects(arrays, self._params[start : start + len(arrays)]):
+                raise ValueError(f"param_groups[{index}]['params'] was replaced; make a new optimizer or add a group")
+            start += len(arrays)
+        raise ValueError("param_groups: groups were taken away; make a new optimizer")
 
     def _gradients(self, grads: Any) -> list[Any]:
         """Return one gradient a parameter, in order."""

@@ -46,7 +46,7 @@ from dataclasses import dataclass, field, fields
 from functools import cache, cached_property
 from itertools import pairwise
 from numbers import Integral, Real
-from typing import Annotated, Any, Literal, TypeAlias, get_type_hints, overload
+from typing import Annotated, Any, Literal, NoReturn, TypeAlias, get_type_hints, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -251,6 +251,16 @@ class Schedule(ABC):
         if outside.any():
             raise ValueError(f"step must be a finite number >= 0, got {steps[outside][0]!s} in an array of steps")
         return np.full(steps.shape, self._value(steps.astype(np.float64)), dtype=np.float64)
+
+    def _refuse(self, *_: Any) -> NoReturn:
+        """Raise `TypeError`: it is not this object, but its values, that one can calculate with."""
+        raise TypeError(
+            f"{type(self).__name__} is a schedule, which sets an option at every step, and no number; a scheduler (of "
+            "torch.optim.lr_scheduler) cannot set the same option: drop one of the two"
+        )
+
+    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __rtruediv__ = _refuse
+    __pow__ = __rpow__ = __neg__ = __float__ = __lt__ = __le__ = __gt__ = __ge__ = _refuse
 
     def _conflict(self) -> str | None:
         """Say what is wrong between the arguments, each of which is right by itself."""

@@ -9,7 +9,7 @@ nothing to the others.
 from __future__ import annotations
 
 import math
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NoReturn
 
 import numpy as np
@@ -54,10 +54,11 @@ class Tensors(Engine):
         """How many steps the counts in float32 have place for."""
         # Every parameter's "step" is an entry of one tensor, unless it is the user's own.
         double = torch.get_default_dtype() == torch.float64
-        with torch.inference_mode(False):
-            self.steps = torch.zeros(len(self.params), dtype=torch.float64 if double else torch.float32)
+        with outside_inference():
+            dtype = torch.float64 if double else torch.float32
+            self.steps = torch.zeros(len(self.params), dtype=dtype, device="cpu")
             self.step_views = list(self.steps)
-        self.updates = np.zeros(len(self.params))
+        self.updates = np.ones(len(self.params))  # how often states were updated; all that matters is whether ever
 
     # ---- what has changed ----
 
@@ -97,7 +98,11 @@ class Tensors(Engine):
             self.refuse(slot, "has elements that share memory, which no step can update; make it a clone()")
         _, names = self.rules[self.owners[slot]]
         for name, state in self.face.state.get(param, {}).items():
-            if name in names and state is not None and state.shape != param.shape:
+            if name not in names or state is None:
+                continue
+            if not isinstance(state, Tensor):
+                self.refuse(slot, f"is of type {type(state).__name__}, expected a tensor", f"{name} of ")
+            if state.shape != param.shape:
                 self.refuse(slot, f"has shape {tuple(state.shape)}, expected {tuple(param.shape)}", f"{name} of ")
 
     # ---- states and counts ----
@@ -120,7 +125,7 @@ class Tensors(Engine):
     def start_state(self, slot: int, value: float) -> Any:
         """Return a tensor in the parameter's memory order."""
         param = self.params[slot].detach()
-        with torch.inference_mode(False), torch.no_grad():
+        with outside_inference(), torch.no_grad():
             start = complex(value, value) if param.is_complex() else value
             return torch.full_like(param, start, dtype=self.state_dtype(slot))
 
@@ -141,7 +146,7 @@ class Tensors(Engine):
     def fit_state(self, slot: int, name: str, state: Any) -> Any:
         """Return the state in a dtype there are kernels for, and in the parameter's order where that has no gaps."""
         param, dtype = self.params[slot], self.state_dtype(slot)
-        with torch.inference_mode(False), torch.no_grad():
+        with outside_inference(), torch.no_grad():
             if state.layout != torch.strided:  # momentum of sparse gradients, in torch
                 state = state.to_dense()
             here, there = local_part(state), local_part(param)
@@ -152,13 +157,14 @@ class Tensors(Engine):
     def count_place(self, slot: int, entry: dict[str, Any], fresh: bool) -> tuple[int, bool]:
         """Return the address of the entry "step"; without one all that matters is whether it is the first."""
         if not self.method.counts_steps:
-            self.updates[slot] = 0 if fresh else 1
+            if fresh:
+                self.updates[slot] = 0
             return self.updates.ctypes.data + slot * self.updates.itemsize, False
         step: Any = entry.get("step")
         if not counts(step):
             value = 0.0 if step is None else float(step)
-            with torch.inference_mode(False), torch.no_grad():
-                made = self.step_views[slot] if value < EXACT else torch.zeros((), dtype=torch.float64)
+            with outside_inference(), torch.no_grad():
+                made = self.step_views[slot] if value < EXACT else torch.zeros((), dtype=torch.float64, device="cpu")
                 made.fill_(value)
             entry["step"] = made
             if step is None:
@@ -360,7 +366,7 @@ def ordered(tensor: Tensor, like: Tensor | None, write_back: list[Call]) -> Tens
     if has_plain_view(local) and (like is None or same_order(plain(local), like)):
         return plain(local)
     if like is None:
-        like = plain(torch.empty(local.shape, dtype=local.dtype))
+        like = plain(torch.empty(local.shape, dtype=local.dtype, device="cpu"))
     copy = torch.empty_like(like, dtype=real_dtype(local))
     values = torch.view_as_complex(copy) if local.is_complex() else copy
     values.copy_(local)
@@ -379,6 +385,14 @@ def counts(step: Any) -> bool:
         and (step.dtype == torch.float64 or (step.dtype == torch.float32 and float(step) < EXACT))
         and step.data_ptr() != 0
     )
+
+
+def outside_inference() -> AbstractContextManager[Any]:
+    """Return a context in which tensors are made that autograd may use later.
+
+    (That of torch changes the modes of autograd, and an interrupt within it leaves them so. It is rarely needed.)
+    """
+    return torch.inference_mode(False) if torch.is_inference_mode_enabled() else nullcontext()
 
 
 # ---- for plans ----

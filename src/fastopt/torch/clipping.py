@@ -129,4 +129,4 @@ def norm_over(
             "`error_if_nonfinite=False`"
         )
     dtypes = {tensor.dtype for tensor in tensors}
-    return torch.tensor(value, dtype=reduce(torch.promote_types, dtypes))
+    return torch.tensor(value, dtype=reduce(torch.promote_types, dtypes), device="cpu")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
@@ -13,8 +14,9 @@ import torch
 import torch.optim.optimizer as torch_optimizer
 from torch import Tensor
 
+from fastopt._turn import Turn
 from fastopt.backends.torch import Tensors
-from fastopt.engine import Face, StepInfo, Turn, WholeOption
+from fastopt.engine import Face, StepInfo, WholeOption
 from fastopt.hyperparameters import at_step, is_number, is_scheduled, plain
 from fastopt.methods.base import WHOLE_OF_TORCH, Method
 
@@ -289,9 +291,15 @@ class Optimizer(Face, torch.optim.Optimizer):
                     for param in engine.params:
                         if param.grad is not None:
                             param.grad.zero_()
-            return StepInfo(at_step(self.param_groups[0]["lr"], self.step_count), None, False, True)
+            lr = at_step(self.param_groups[0]["lr"], self.step_count) if self.param_groups else math.nan
+            return StepInfo(lr, None, False, True)
         unscale = 1.0 / float(getattr(self, "grad_scale", None) or 1.0)
-        return engine.step([None] * len(engine.params), unscale=unscale, counter=counter)
+        recording = torch.is_grad_enabled()
+        try:
+            return engine.step([None] * len(engine.params), unscale=unscale, counter=counter)
+        except BaseException:
+            torch.set_grad_enabled(recording)  # (an interrupt within `no_grad().__enter__` is not undone by torch)
+            raise
 
     def _is_a_trial(self) -> bool:
         """Whether a step is taken only to have the states made, so that it is none for the schedules.
