@@ -95,13 +95,31 @@ typedef struct {
     void (*clamp)(const fo_stream *, size_t n, double limit);
 } fo_kernels;
 
+/* Bytes of an element. */
+static inline size_t fo_storage_size(fo_storage storage)
+{
+    static const unsigned char bytes_of[] = {
+#define STORAGE(NAME, name, bytes) bytes,
+#include "codecs.def"
+    };
+    return bytes_of[storage];
+}
+
+/* Number of state arrays. */
+static inline int fo_rule_states(size_t rule)
+{
+    static const unsigned char states_of[] = {
+#define RULE(name, states) states,
+#include "rules.def"
+    };
+    return states_of[rule];
+}
+
 /* ---- names.c: the lists above, for Python; a name is NULL past the end ---- */
 const char *fo_rule_name(size_t rule);
-int fo_rule_states(size_t rule);
 const char *fo_option_name(size_t index); /* in the order of fo_options */
 const char *fo_scalar_name(size_t index); /* in the order of fo_hyper_f64 */
 const char *fo_storage_name(size_t storage);
-size_t fo_storage_size(fo_storage storage); /* bytes of an element */
 const char *fo_compiler(void);
 
 /* ---- scalars.c ---- */

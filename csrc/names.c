@@ -1,11 +1,8 @@
 /* The lists of fastopt.h and rules.def as tables of names, so that Python never repeats them. */
 #include "fastopt.h"
 
-static const struct {
-    const char *name;
-    int states;
-} rules[] = {
-#define RULE(name, states) {#name, states},
+static const char *const rules[] = {
+#define RULE(name, states) #name,
 #include "rules.def"
 };
 
@@ -19,25 +16,18 @@ static const char *const scalars[] = {
 #include "rules.def"
 };
 
-static const struct {
-    const char *name;
-    size_t bytes;
-} storages[] = {
-#define STORAGE(NAME, name, bytes) {#name, bytes},
+static const char *const storages[] = {
+#define STORAGE(NAME, name, bytes) #name,
 #include "codecs.def"
 };
 
-const char *fo_rule_name(size_t rule) { return rule < FO_RULES ? rules[rule].name : NULL; }
-
-int fo_rule_states(size_t rule) { return rules[rule].states; }
+const char *fo_rule_name(size_t rule) { return rule < FO_RULES ? rules[rule] : NULL; }
 
 const char *fo_option_name(size_t index) { return index < FO_OPTIONS ? options[index] : NULL; }
 
 const char *fo_scalar_name(size_t index) { return index < FO_SCALARS ? scalars[index] : NULL; }
 
-const char *fo_storage_name(size_t storage) { return storage < FO_STORAGES ? storages[storage].name : NULL; }
-
-size_t fo_storage_size(fo_storage storage) { return storages[storage].bytes; }
+const char *fo_storage_name(size_t storage) { return storage < FO_STORAGES ? storages[storage] : NULL; }
 
 const char *fo_compiler(void)
 {

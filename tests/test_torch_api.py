@@ -24,11 +24,12 @@ from fastopt import schedules  # noqa: E402
 
 BEYOND_TORCH = ["clip_norm", "clip_value", "nonfinite", "zero_grad_in_step", "state_dtype"]
 EXTRAS = {
-    "SGD": ["velocity", "decoupled_weight_decay"],
-    "Adagrad": ["eps_root", "decoupled_weight_decay"],
-    "RMSprop": ["eps_root", "decoupled_weight_decay"],
-    "Adam": ["eps_root"],
-    "AdamW": ["eps_root"],
+    name: [
+        option
+        for option, described in ours(name).method.options.items()
+        if option not in inspect.signature(theirs(name)).parameters and not described.fixed
+    ]
+    for name in NAMES
 }
 
 
@@ -390,7 +391,8 @@ def test_no_gradients_at_all() -> None:
 
 def test_an_empty_group_among_others() -> None:
     params = make_params()
-    opt = fastopt.torch.AdamW([{"params": [], "lr": 0.5}, {"params": params}])
+    groups: list[dict[str, Any]] = [{"params": [], "lr": 0.5}, {"params": params}]
+    opt = fastopt.torch.AdamW(groups)
     give_gradients(params, generator())
     before = params[0].detach().clone()
     opt.step()
@@ -491,7 +493,8 @@ def test_a_subclass_may_extend_the_step_and_the_constructor() -> None:
 def test_the_class_of_an_optimizer_may_be_extended_afterwards() -> None:
     """As wrappers for distributed training do it: a class made of the optimizer's, constructed from its groups."""
     params = make_params()
-    opt = fastopt.torch.SGD([{"params": params[:1], "lr": 0.5}, {"params": params[1:]}], momentum=0.9)
+    groups: list[dict[str, Any]] = [{"params": params[:1], "lr": 0.5}, {"params": params[1:]}]
+    opt = fastopt.torch.SGD(groups, momentum=0.9)
 
     def count(self: Any, closure: Any = None) -> Any:
         self.count = getattr(self, "count", 0) + 1

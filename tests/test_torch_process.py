@@ -16,7 +16,7 @@ from torch_cases import assert_equal, nonzero  # noqa: E402
 
 import fastopt.torch  # noqa: E402
 from fastopt import environment  # noqa: E402
-from fastopt.torch import clipping  # noqa: E402
+from fastopt.backends.torch import thread_count  # noqa: E402
 
 PROCESS = """
 import json, os, warnings
@@ -84,9 +84,9 @@ def test_the_step_takes_torchs_number_of_threads_unless_told_otherwise(monkeypat
     try:
         for threads in (1, 3, 2):
             torch.set_num_threads(threads)
-            assert clipping.thread_count() == threads
+            assert thread_count() == threads
         fastopt.set_num_threads(5)
-        assert clipping.thread_count() == 5
+        assert thread_count() == 5
     finally:
         torch.set_num_threads(before)
 

@@ -24,7 +24,7 @@ def new(name: str, dtype: str) -> tuple[dict[str, np.ndarray], fastopt.Optimizer
     parameters = {"layers.0.weight": np.ones((3, 2), dtype), "layers.0.bias": np.ones(3, dtype)}
     make = fastopt.optimizers.registry().get(name, fastopt.SGD)
     lr = fastopt.schedules.cosine(0.1, total=10)
-    return parameters, make(parameters, lr=lr, **OPTIMIZERS[name])  # type: ignore[call-arg]
+    return parameters, make(parameters, lr=lr, **OPTIMIZERS[name])
 
 
 def advance(parameters: dict[str, np.ndarray], optimizer: fastopt.Optimizer, steps: range) -> None:

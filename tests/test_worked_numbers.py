@@ -1,6 +1,7 @@
 """Numbers that can be checked by hand, for every dtype and instruction set."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -55,14 +56,14 @@ def test_a_parabola_after_many_steps(dtype: str, isa: str) -> None:
 
 
 @pytest.mark.parametrize(("velocity", "limit"), [("sum", 10.0), ("mean", 1.0), ("step", -1.0)])
-def test_velocity_under_a_constant_gradient(velocity: str, limit: float, dtype: str, isa: str) -> None:
+def test_velocity_under_a_constant_gradient(velocity: Any, limit: float, dtype: str, isa: str) -> None:
     opt = fastopt.SGD(np.zeros(1, dtype), lr=0.1, momentum=0.9, velocity=velocity)
     after_constant_gradient(opt, 500)
     assert state_of(opt, "momentum_buffer") == pytest.approx(limit, rel=20 * float(np.finfo(dtype).eps))
 
 
 @pytest.mark.parametrize(("velocity", "displacements"), [("sum", (1.9, 2.71)), ("mean", (0.19, 0.271))])
-def test_nesterov_looks_one_step_ahead(velocity: str, displacements: tuple[float, float], dtype: str, isa: str) -> None:
+def test_nesterov_looks_one_step_ahead(velocity: Any, displacements: tuple[float, float], dtype: str, isa: str) -> None:
     """The displacement is what plain momentum would make of the same gradient once more."""
     w = np.zeros(1, dtype)
     opt = fastopt.SGD(w, lr=1.0, momentum=0.9, nesterov=True, velocity=velocity)

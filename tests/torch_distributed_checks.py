@@ -125,7 +125,8 @@ def check_zero_redundancy_in_buckets(rank: int, path: Path) -> None:
     )
     opt.add_param_group({"params": [last], "weight_decay": 0.5})
     twins = [nn.Parameter(param.detach().clone()) for param in model.parameters()]
-    expected = AdamW([{"params": twins[:1]}, {"params": twins[1:-1], "lr": 0.05}], lr=0.1)
+    groups: list[dict[str, Any]] = [{"params": twins[:1]}, {"params": twins[1:-1], "lr": 0.05}]
+    expected = AdamW(groups, lr=0.1)
     expected.add_param_group({"params": twins[-1:], "weight_decay": 0.5})
     for x in batches(rank, 4):
 

@@ -17,12 +17,12 @@ from fastopt.engine import StepInfo
 from fastopt.environment import available_isas, get_num_threads, info, isa, set_num_threads
 from fastopt.optimizer import Optimizer
 from fastopt.optimizers import *  # noqa: F403
+from fastopt.optimizers import __all__ as __all__  # which type checkers can follow
 from fastopt.trajectories import Trajectory, trajectory
 
 __version__ = version("fastopt")
 
-__all__ = [
-    *optimizers.registry(),
+__all__ += (
     "Optimizer",
     "StepInfo",
     "Trajectory",
@@ -38,4 +38,4 @@ __all__ = [
     "set_num_threads",
     "surfaces",
     "trajectory",
-]
+)

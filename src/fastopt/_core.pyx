@@ -1,6 +1,9 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, embedsignature=True
 """The door to csrc/: addresses and options in, one call without the GIL, results out. No maths here."""
 
+from cpython.dict cimport PyDict_Next, PyDict_Size
+from cpython.object cimport PyObject
+from libc.math cimport INFINITY
 from libc.stdint cimport uintptr_t
 from libc.stdlib cimport calloc, free
 
@@ -65,6 +68,19 @@ def same_objects(list a, list b) -> bool:
     return True
 
 
+def members_are(list groups, list params, list owners) -> bool:
+    """Whether the groups' parameters are these very objects, each in the group that is said to own it."""
+    cdef Py_ssize_t k = 0, owner, i
+    cdef list members
+    for owner in range(len(groups)):
+        members = groups[owner]["params"] if type(groups[owner]["params"]) is list else list(groups[owner]["params"])
+        for i in range(len(members)):
+            if k >= len(params) or members[i] is not params[k] or <Py_ssize_t>owners[k] != owner:
+                return False
+            k += 1
+    return k == len(params)
+
+
 cdef class Plan:
     """A list of tensors as the kernels see it. Whoever binds memory to it keeps that alive.
 
@@ -94,6 +110,34 @@ cdef class Plan:
             raise IndexError(f"owner: expected a number below {self.rows}, got {owner}")
         for k in range(len(columns)):
             row[<size_t>columns[k]] = values[k]
+
+    def follow(self, list groups, list seen, list values, dict columns, double low) -> list:
+        """Find out which groups have other entries than those `seen`; return their numbers.
+
+        But rates are edited all the time: where what differs are only numbers of at least `low` named in `columns`, they
+        are taken at once, into the rows of options, `seen` and `values`.
+        """
+        cdef Py_ssize_t owner, place, k
+        cdef PyObject *key
+        cdef PyObject *value
+        cdef list known, new = []
+        cdef double number
+        cdef bint same
+        for owner in range(len(groups)):
+            group, known = groups[owner], <list>seen[owner]
+            place, k, same = 0, 0, PyDict_Size(group) == len(known)
+            while same and PyDict_Next(group, &place, &key, &value):
+                if <object>value is not known[k]:
+                    same = type(<object>value) is float and <object>key in columns
+                    number = <object>value if same else 0
+                    same = same and low <= number < INFINITY
+                    if same:
+                        (<double *>&self.options[owner])[<size_t>columns[<object>key]] = number
+                        (<dict>values[owner])[<object>key] = known[k] = <object>value
+                k += 1
+            if not same:
+                new.append(owner)
+        return new
 
     def bind(self, size_t tensor, str rule, size_t length, tuple param, list states, tuple count=(0, False)) -> None:
         """Say where a tensor and its states are, as (address, storage), and its number of steps: (address, is float32).

@@ -69,22 +69,22 @@ cdef extern from *:
 cdef enum:
     AHEAD = 8  # tensors that are being fetched from memory while one is looked at
 
-cdef struct Seen:  # where the framework keeps a tensor, to be fetched ahead
+cdef enum:
+    INLINE = 4  # dimensions of which the extents need no memory of their own
+
+# After a pass over the model nothing of this is in the caches any more: what is looked at in each step is kept together.
+cdef struct Seen:  # where the framework keeps a tensor
     const void *object
     const void *shape
 
 cdef struct Known:
     int32_t ndim
     DLDataType dtype
-    int64_t *extents  # the shape, then the strides; both as the framework had them
     uint64_t version  # of the parameter's dict of states
     int32_t tensors  # a parameter and its states, all alike in memory but for the dtype
     DLDataType state_dtype[6]
-    Seen seen[8]  # of the parameter, its states and, last, the gradient
-    # torch describes a tensor in half the time if another than its Python object holds it too. The parameters are not
-    # held: torch.utils.swap_tensors, with which a model may be converted, refuses such.
-    DLManagedTensorVersioned *held[6]
-
+    int64_t *more  # extents that have no place here
+    int64_t extents[8]  # the shape, then the strides
 
 cdef int storage_of(DLDataType dtype) noexcept:
     """The storage of a dtype, or -1."""
@@ -102,6 +102,10 @@ cdef class Watch:
     cdef Plan plan
     cdef const DLPackExchangeAPI *api
     cdef Known *known
+    cdef Seen *seen  # eight a parameter: the parameter, its states and, last, the gradient
+    # torch describes a tensor in half the time if another than its Python object holds it too. The parameters are not
+    # held: torch.utils.swap_tensors, with which a model may be converted, refuses such.
+    cdef DLManagedTensorVersioned **held  # six a parameter
     cdef size_t count
     cdef list params
     cdef readonly size_t missing  # how many parameters had no gradient at the last look
@@ -123,7 +127,9 @@ cdef class Watch:
         if self.api == NULL:
             raise ImportError("the tensors' framework has another major version of DLPack, expected 1")
         self.known = <Known *>calloc(count + 1, sizeof(Known))
-        if self.known == NULL:
+        self.seen = <Seen *>calloc(8 * count + 1, sizeof(Seen))
+        self.held = <DLManagedTensorVersioned **>calloc(6 * count + 1, sizeof(void *))
+        if self.known == NULL or self.seen == NULL or self.held == NULL:
             raise MemoryError
         self.count = count
 
@@ -132,14 +138,16 @@ cdef class Watch:
         for i in range(self.count):
             self.forget(i)
         free(self.known)
+        free(self.seen)
+        free(self.held)
 
     cdef void forget(self, size_t i):
         cdef Known *known = &self.known[i]
         cdef int k
         for k in range(known.tensors - 1):
-            known.held[k].deleter(known.held[k])
-        free(known.extents)
-        known.extents = NULL
+            self.held[6 * i + k].deleter(self.held[6 * i + k])
+        free(known.more)
+        known.more = NULL
         known.tensors = 0
 
     def release(self, size_t tensor) -> None:
@@ -153,26 +161,29 @@ cdef class Watch:
         `names` are the entries that must stay what they are: those of the states come first.
         """
         cdef Known *known = &self.known[tensor]
+        cdef Seen *seen = &self.seen[8 * tensor]
         cdef DLTensor now
+        cdef int64_t *extents = &known.extents[0]
         cdef int32_t k
         self.moved, self.all_entries = True, None
         self.forget(tensor)
         if not self.look_at(param, &now):
             raise RuntimeError(f"tensor {tensor} has no memory to look at")
-        known.extents = <int64_t *>malloc((2 * now.ndim + 1) * sizeof(int64_t))
-        if known.extents == NULL:
-            raise MemoryError
+        if now.ndim > INLINE:
+            extents = known.more = <int64_t *>malloc(2 * now.ndim * sizeof(int64_t))
+            if extents == NULL:
+                raise MemoryError
         known.ndim, known.dtype = now.ndim, now.dtype
-        known.seen[0].object, known.seen[0].shape = <void *>param, now.shape
+        seen[0].object, seen[0].shape = <void *>param, now.shape
         for k in range(now.ndim):
-            known.extents[k], known.extents[now.ndim + k] = now.shape[k], now.strides[k]
+            extents[k], extents[now.ndim + k] = now.shape[k], now.strides[k]
         known.tensors = 1
         for state in states:
             if not self.look_at(state, &now):
                 raise RuntimeError(f"a state of tensor {tensor} has no memory to look at")
             known.state_dtype[known.tensors - 1] = now.dtype
-            self.api.managed_tensor_from_py_object_no_sync(<void *>state, &known.held[known.tensors - 1])
-            known.seen[known.tensors].object, known.seen[known.tensors].shape = <void *>state, now.shape
+            self.api.managed_tensor_from_py_object_no_sync(<void *>state, &self.held[6 * tensor + known.tensors - 1])
+            seen[known.tensors].object, seen[known.tensors].shape = <void *>state, now.shape
             known.tensors += 1
         self.entries[tensor], self.names[tensor], self.views[tensor] = entry, names, param.detach()
         self.states[tensor] = None
@@ -183,6 +194,9 @@ cdef class Watch:
 
     cdef inline bint look_at(self, tensor, DLTensor *now):
         """Describe a tensor; return whether it has memory to describe."""
+        return self.describe(<void *>tensor, now)
+
+    cdef inline bint describe(self, const void *tensor, DLTensor *now):
         if self.api.dltensor_from_py_object_no_sync(<void *>tensor, now) == 0:
             return True
         PyErr_Clear()
@@ -190,12 +204,13 @@ cdef class Watch:
 
     cdef inline bint alike(self, const Known *known, const DLTensor *now) noexcept:
         """Whether a tensor lies in the memory of the processor as a parameter did, whatever its dtype."""
+        cdef const int64_t *extents = &known.extents[0] if known.more == NULL else known.more
         cdef int32_t k
         if now.ndim != known.ndim or now.device.type != 1:
             return False
         for k in range(now.ndim):
             # (The stride of a single element means nothing.)
-            if now.shape[k] != known.extents[k] or (now.strides[k] != known.extents[known.ndim + k] and now.shape[k] != 1):
+            if now.shape[k] != extents[k] or (now.strides[k] != extents[known.ndim + k] and now.shape[k] != 1):
                 return False
         return True
 
@@ -204,10 +219,10 @@ cdef class Watch:
 
     cdef inline void fetch(self, size_t i) noexcept:
         """Start to fetch what will be looked at of a parameter."""
-        cdef const Known *known = &self.known[i]
+        cdef const Seen *seen = &self.seen[8 * i]
         cdef int32_t k
-        for k in range(known.tensors + 1):
-            fo_dl_prefetch(known.seen[k].object, known.seen[k].shape)
+        for k in range(self.known[i].tensors + 1):
+            fo_dl_prefetch(seen[k].object, seen[k].shape)
 
     cdef bint is_as_it_was(self, size_t i):
         """Whether a parameter and its states are those that the plan points into; new addresses it is told."""
@@ -228,15 +243,14 @@ cdef class Watch:
         entry = self.entries[i]
         if entry is None:
             return True
-        states = self.states[i]
         if not known.version or known.version != fo_dict_version(entry):
-            names = self.names[i]
+            states, names = self.states[i], self.names[i]
             for k in range(<int32_t>len(names)):
                 if entry.get(names[k]) is not states[k]:
                     return False
             known.version = fo_dict_version(entry)
         for k in range(known.tensors - 1):
-            if (not self.look_at(states[k], &now) or now.data != tensor.state[k].at
+            if (not self.describe(self.seen[8 * i + k + 1].object, &now) or now.data != tensor.state[k].at
                     or not self.same_dtype(now.dtype, known.state_dtype[k]) or not self.alike(known, &now)):
                 return False
         for k in range(known.tensors - 1, <int32_t>len(states)):  # the number of steps: its memory may be shared by now
@@ -269,28 +283,26 @@ cdef class Watch:
 
         They have no gradient in the plan then, as those have none whose gradient is None.
         """
-        cdef DLTensor now
-        cdef fo_tensor *tensor
-        cdef Known *known
         cdef size_t i, count = self.count
         cdef list new = []
         self.missing = 0
         self.look_at_entries(state)
         for i in range(count):
-            tensor, known = &self.plan.plan.tensors[i], &self.known[i]
-            tensor.grad.at = NULL
+            self.plan.plan.tensors[i].grad.at = NULL
             if i + AHEAD < count:
                 self.fetch(i + AHEAD)
             grad = self.params[i].grad
             grads[i] = grad
             if grad is None:
                 self.missing += 1
-            elif not self.is_as_it_was(i) or not self.point_at(tensor, known, grad):
+            elif not self.is_as_it_was(i) or not self.point_at(i, grad):
                 new.append(i)
         return new
 
-    cdef bint point_at(self, fo_tensor *tensor, Known *known, grad):
+    cdef bint point_at(self, size_t i, grad):
         """Make the plan read a gradient; return whether it can be read beside the parameter."""
+        cdef fo_tensor *tensor = &self.plan.plan.tensors[i]
+        cdef const Known *known = &self.known[i]
         cdef DLTensor now
         cdef int storage
         # (What is sparse has no memory to describe: torch would throw. A lazy sign comes with gaps between the elements,
@@ -303,5 +315,6 @@ cdef class Watch:
             return False
         tensor.grad.storage = <fo_storage>storage
         tensor.grad.at = now.data if tensor.n else tensor  # (of an empty one only that it is there)
-        known.seen[known.tensors].object, known.seen[known.tensors].shape = <void *>grad, now.shape
+        self.seen[8 * i + known.tensors].object = <void *>grad
+        self.seen[8 * i + known.tensors].shape = now.shape
         return True

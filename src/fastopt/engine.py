@@ -19,6 +19,9 @@ from fastopt.methods.base import WHOLE, Method, Option
 
 Group = dict[str, Any]
 
+RATES = {name: _core.OPTIONS[name] for name in ("lr", "weight_decay")}
+"""Numbers that are edited all the time, and that neither choose the rule nor exclude anything."""
+
 Call = tuple[Any, ...]
 """A function, which runs no code of Python's, and its arguments."""
 
@@ -229,11 +232,10 @@ class Engine(ABC):
 
     def options(self) -> Group:
         """Look at the groups; return the options of the whole optimizer as they are at this step."""
-        for owner, group in enumerate(self.groups):
-            given = list(group.values())
-            if not _core.same_objects(given, self.seen[owner]):
-                self.whole_is_known = False  # (an error or an interrupt may come before it is)
-                self.take_options(owner, group, given)
+        low = 0.0 if self.strict else -math.inf
+        for owner in self.plan.follow(self.groups, self.seen, self.values, RATES, low):
+            self.whole_is_known = False  # (an error or an interrupt may come before it is)
+            self.take_options(owner, self.groups[owner], list(self.groups[owner].values()))
         if not self.whole_is_known:
             self.take_whole()
         if self.whole_is_fixed:

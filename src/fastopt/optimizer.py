@@ -191,14 +191,15 @@ class Optimizer(Face):
 
     def _check_members(self) -> None:
         """Raise if arrays of a group were replaced."""
+        if _core.members_are(self.param_groups, self._params, self._engine.owners):
+            return
         start = 0
         for index, group in enumerate(self.param_groups):
             arrays = list(group["params"])
             if not _core.same_objects(arrays, self._params[start : start + len(arrays)]):
                 raise ValueError(f"param_groups[{index}]['params'] was replaced; make a new optimizer or add a group")
             start += len(arrays)
-        if start != len(self._params):
-            raise ValueError("param_groups: groups were taken away; make a new optimizer")
+        raise ValueError("param_groups: groups were taken away; make a new optimizer")
 
     def _gradients(self, grads: Any) -> list[Any]:
         """Return one gradient a parameter, in order."""

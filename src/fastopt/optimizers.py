@@ -24,4 +24,4 @@ def _kernel(method: type[Method]) -> int:
 
 _classes = {method.__name__: made_from(method) for method in sorted(methods.registry().values(), key=_kernel)}
 globals().update(_classes)
-__all__ = [*_classes]
+__all__ = (*_classes,)

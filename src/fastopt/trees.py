@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import numpy as np
+
 LEAF = None
 """The shape of what is not a container."""
 
@@ -14,7 +16,9 @@ Shape = None | list["Shape"] | dict[Any, "Shape"]
 
 def is_container(value: Any) -> bool:
     """Whether the value has entries to look into: a dict, a list, a tuple or any other iterable of them."""
-    if isinstance(value, Mapping | list | tuple):
+    if type(value) is np.ndarray:  # nearly all are, and it is quick to see
+        return False
+    if isinstance(value, (Mapping, list, tuple)):
         return True
     return isinstance(value, Iterable) and not (
         isinstance(value, str) or hasattr(value, "__array__") or is_buffer(value)
@@ -61,7 +65,7 @@ def leaves_of(shape: Shape, tree: Any, label: str) -> list[Any]:
         entries = entries_of_dict(shape, tree, label)
     else:
         entries = entries_of_list(shape, tree, label)
-        if all(inner is LEAF for inner in shape):  # what nearly every call has
+        if shape.count(LEAF) == len(shape):  # what nearly every call has
             return entries
     keyed = shape.items() if isinstance(shape, dict) else enumerate(shape)
     return [

@@ -13,6 +13,8 @@ from fastopt.engine import Buffers, Engine, Group
 class Arrays(Engine):
     """The step of parameters that are arrays."""
 
+    watch: _arrays.Watch
+
     def __init__(self, face: Any, parts: list[tuple[Group, list[Any]]]) -> None:
         super().__init__(face, parts)
         self.watch = _arrays.Watch(self.plan, self.params)
@@ -24,7 +26,7 @@ class Arrays(Engine):
 
     def label(self, slot: int) -> str:
         """Return a parameter's place in what the user gave: `params['w']`."""
-        return self.face._labels[slot]
+        return str(self.face._labels[slot])
 
     def check(self, slot: int) -> None:
         """Raise unless a parameter is still where it was, and writeable."""
@@ -35,7 +37,8 @@ class Arrays(Engine):
 
     def entry(self, slot: int) -> dict[str, Any]:
         """Return the states of a parameter."""
-        return self.face._state[slot]
+        state: dict[str, Any] = self.face._state[slot]
+        return state
 
     def start_state(self, slot: int, value: float) -> Any:
         """Return an array in the parameter's memory order."""

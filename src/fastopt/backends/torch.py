@@ -42,11 +42,11 @@ EXACT = 2**24
 class Tensors(Engine):
     """The step of parameters that are tensors. `look` finds the gradients by itself."""
 
+    watch: _dlpack.Watch
     strict = False  # as in torch
 
     def __init__(self, face: Any, parts: list[tuple[Group, list[Any]]]) -> None:
         super().__init__(face, parts)
-        self.lengths = [len(params) for _, params in parts]
         self.watch = _dlpack.Watch(Tensor.__dlpack_c_exchange_api__, self.plan, self.params, self.method.takes_sparse)
         self.sharded = any(isinstance(param, DTensor) for param in self.params)
         self.serial = False
@@ -67,15 +67,9 @@ class Tensors(Engine):
         self.face._refuse(group)
         super().take_options(owner, group, given)
 
-    def is_current(self, parts: list[tuple[Group, list[Any]]]) -> bool:
+    def is_current(self, groups: list[Group]) -> bool:
         """Whether these are still the groups and parameters."""
-        if len(parts) == 1 == len(self.groups):
-            return parts[0][0] is self.groups[0] and _core.same_objects(parts[0][1], self.params)
-        return (
-            _core.same_objects([group for group, _ in parts], self.groups)
-            and [len(params) for _, params in parts] == self.lengths
-            and _core.same_objects([param for _, params in parts for param in params], self.params)
-        )
+        return _core.same_objects(groups, self.groups) and _core.members_are(groups, self.params, self.owners)
 
     def look(self, grads: list[Any], zero: bool) -> list[int]:
         """Put the gradients into the list, and point the plan at those that lie beside their parameters."""
@@ -88,7 +82,7 @@ class Tensors(Engine):
 
     def label(self, slot: int) -> str:
         """Return a parameter's name, if it has one, or its place in the groups."""
-        return self.face._label(self.params[slot])
+        return str(self.face._label(self.params[slot]))
 
     def refuse(self, slot: int, why: str, whose: str = "") -> NoReturn:
         """Raise `RuntimeError`."""
@@ -115,7 +109,8 @@ class Tensors(Engine):
 
     def entry(self, slot: int) -> dict[str, Any]:
         """Return the optimizer's entry for a parameter, made now if need be."""
-        return self.face.state[self.params[slot]]
+        entry: dict[str, Any] = self.face.state[self.params[slot]]
+        return entry
 
     def forget(self, slot: int, name: str, made: Any) -> None:
         """Take back an entry that was made for a step that was not taken, and the dict if nothing else is in it."""
@@ -165,7 +160,7 @@ class Tensors(Engine):
             if fresh:
                 self.updates[slot] = 0
             return self.updates.ctypes.data + slot * self.updates.itemsize, False
-        step = entry.get("step")
+        step: Any = entry.get("step")
         if not counts(step):
             value = 0.0 if step is None else float(step)
             with outside_inference(), torch.no_grad():

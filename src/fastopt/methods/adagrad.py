@@ -19,6 +19,7 @@ class Adagrad(Method):
     """
 
     twin = "Adagrad"
+    twin_flags = ("foreach", "*", "differentiable", "fused")
     takes_sparse = True
     states = {"sum": "initial_accumulator_value"}
 

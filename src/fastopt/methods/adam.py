@@ -33,6 +33,7 @@ class Adam(Method):
     """
 
     twin = "Adam"
+    twin_flags = ("*", "foreach", "capturable", "differentiable", "fused")
     states = {"exp_avg": 0.0, "exp_avg_sq": 0.0, "max_exp_avg_sq": 0.0}
 
     lr = learning_rate(1e-3)

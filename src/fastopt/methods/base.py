@@ -6,7 +6,7 @@ import inspect
 import math
 from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from fastopt.hyperparameters import Bound, Number, at_step
 
@@ -23,7 +23,13 @@ class Option:
     fixed: bool = False
     """Whether it is the method's own: an entry of the groups, but none of the signature."""
 
-    annotation: ClassVar[Any] = Any
+    kind: ClassVar[Any] = Any
+    """Its type."""
+
+    @property
+    def annotation(self) -> Any:
+        """What stands in signatures: its type."""
+        return self.kind
 
     def at(self, value: Any, step: int) -> Any:
         """Return the value after `step` steps, schedules evaluated."""
@@ -50,7 +56,7 @@ class Quantity(Option):
     low: float = 0.0
     high: float = math.inf
 
-    annotation: ClassVar[Any] = Number
+    kind: ClassVar[Any] = Number
 
     def check(self, name: str, value: Any, edited: bool = False) -> None:
         """Raise `ValueError`, in torch's words, unless the number is finite and in [low, high)."""
@@ -63,7 +69,7 @@ class Quantity(Option):
 class Limit(Quantity):
     """A number, infinity, or None for infinity."""
 
-    annotation: ClassVar[Any] = Number | None
+    kind: ClassVar[Any] = Number | None
 
     def check(self, name: str, value: Any, edited: bool = False) -> None:
         """Raise `ValueError` unless it is None or at least `low`."""
@@ -75,7 +81,7 @@ class Limit(Quantity):
 class Decays(Option):
     """Decay rates of moving averages, each in [0, 1)."""
 
-    annotation: ClassVar[Any] = tuple[Number, ...]
+    kind: ClassVar[Any] = tuple[Number, ...]
 
     def at(self, value: Any, step: int) -> Any:
         """Return a tuple of the values after `step` steps, from any sequence: a list, an array, a configuration's."""
@@ -102,7 +108,7 @@ class Decays(Option):
 class Flag(Option):
     """Whether or not."""
 
-    annotation: ClassVar[Any] = bool
+    kind: ClassVar[Any] = bool
 
     def numbers(self, name: str, value: Any) -> dict[str, float]:
         """Return 1 or 0."""
@@ -115,7 +121,10 @@ class Choice(Option):
 
     among: tuple[str, ...] = ()
 
-    annotation: ClassVar[Any] = str
+    @property
+    def annotation(self) -> Any:
+        """One of these words."""
+        return Literal[self.among]
 
     def check(self, name: str, value: Any, edited: bool = False) -> None:
         """Raise `ValueError` unless the value is one of the words."""
@@ -125,6 +134,18 @@ class Choice(Option):
     def numbers(self, name: str, value: Any) -> dict[str, float]:
         """Return the place of the word."""
         return {name: float(self.among.index(value))}
+
+
+@dataclass(frozen=True)
+class StateDtype(Option):
+    """None or torch's float32, known by its name: torch need not be there."""
+
+    kind: ClassVar[Any] = "torch.dtype | None"
+
+    def check(self, name: str, value: Any, edited: bool = False) -> None:
+        """Raise `ValueError` unless it is one of them."""
+        if value is not None and repr(value) != "torch.float32":
+            raise ValueError(f"Invalid {name}: expected one of (None, torch.float32), got {value!r}")
 
 
 def learning_rate(default: float) -> Quantity:
@@ -146,7 +167,7 @@ DECOUPLED = Flag(
     keyword_only=True,
 )
 
-WHOLE = {
+WHOLE: dict[str, Option] = {
     "clip_norm": Limit(
         None,
         "If the norm of all gradients together exceeds this, scale them down to it: "
@@ -167,6 +188,22 @@ WHOLE = {
     ),
 }
 """Options of the whole optimizer. They stand in its groups, the same in each, where they are not the default."""
+
+WHOLE_OF_TORCH: dict[str, Option] = {
+    **WHOLE,
+    "zero_grad_in_step": Flag(
+        False,
+        "Zero the gradients in the step's own pass over memory; ``zero_grad(set_to_none=False)`` is not needed then.",
+        keyword_only=True,
+    ),
+    "state_dtype": StateDtype(
+        None,
+        "`torch.float32` keeps the states of bfloat16 and float16 parameters in float32; the default is the "
+        "parameter's dtype, as in torch.",
+        keyword_only=True,
+    ),
+}
+"""The same for torch."""
 
 
 # ---- states ----
@@ -196,6 +233,10 @@ class Method:
 
     twin: ClassVar[str | None] = None
     """The class of `torch.optim` that this is, with more options; None if torch has no such."""
+
+    twin_flags: ClassVar[tuple[str, ...]] = ()
+    """Options of the twin that say how a step is run, as they follow in its signature: those before "*" by position.
+    For type checkers; at run time the signature is the twin's own."""
 
     takes_sparse: ClassVar[bool] = False
     """Whether gradients may be sparse, as in the twin."""

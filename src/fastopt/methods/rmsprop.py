@@ -31,6 +31,7 @@ class RMSprop(Method):
     """
 
     twin = "RMSprop"
+    twin_flags = ("capturable", "foreach", "maximize", "differentiable", "*")
     states = {"square_avg": 0.0, "momentum_buffer": 0.0, "grad_avg": 0.0}
 
     lr = learning_rate(1e-2)

@@ -33,6 +33,7 @@ class SGD(Method):
     """
 
     twin = "SGD"
+    twin_flags = ("*", "foreach", "differentiable", "fused")
     takes_sparse = True
     counts_steps = False
     states = {"momentum_buffer": 0.0}

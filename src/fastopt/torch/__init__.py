@@ -9,20 +9,20 @@ if not hasattr(torch.Tensor, "__dlpack_c_exchange_api__"):
     raise ImportError(f"fastopt.torch needs torch 2.10 or newer (DLPack's exchange in C); got {torch.__version__}")
 
 from fastopt import schedules
-from fastopt.torch import optimizers
+from fastopt.torch import optimizers as optimizers
 from fastopt.torch.clipping import clip_grad_norm_, clip_grad_value_, get_total_norm
 from fastopt.torch.in_backward import step_in_backward
 from fastopt.torch.optimizer import Optimizer
 from fastopt.torch.optimizers import *  # noqa: F403
+from fastopt.torch.optimizers import __all__ as __all__  # which type checkers can follow
 
-__all__ = [
-    *optimizers.__all__,
+__all__ += (
     "Optimizer",
     "clip_grad_norm_",
     "clip_grad_value_",
     "get_total_norm",
     "step_in_backward",
-]
+)
 
 # Schedules may be in a state dict, which `torch.load(weights_only=True)` reads if it knows their classes.
 torch.serialization.add_safe_globals([*schedules.Schedule.__subclasses__()])

@@ -18,23 +18,7 @@ from fastopt._turn import Turn
 from fastopt.backends.torch import Tensors
 from fastopt.engine import Face, StepInfo, WholeOption
 from fastopt.hyperparameters import at_step, is_number, is_scheduled, plain
-from fastopt.methods.base import WHOLE, Choice, Flag, Method, Option
-
-WHOLE_OF_TORCH: dict[str, Option] = {
-    **WHOLE,
-    "zero_grad_in_step": Flag(
-        False,
-        "Zero the gradients in the step's own pass over memory; ``zero_grad(set_to_none=False)`` is not needed then.",
-        keyword_only=True,
-    ),
-    "state_dtype": Choice(
-        None,
-        "`torch.float32` keeps the states of bfloat16 and float16 parameters in float32; the default is the "
-        "parameter's dtype, as in torch.",
-        keyword_only=True,
-        among=(None, torch.float32),
-    ),
-}
+from fastopt.methods.base import WHOLE_OF_TORCH, Method
 
 REFUSED = ("capturable", "differentiable")
 """Options of torch that say how a step is run, in ways that this one cannot be."""
@@ -294,9 +278,8 @@ class Optimizer(Face, torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         with self._turn.to_step:
-            parts = [(group, group["params"]) for group in self.param_groups]
-            if self._engine is None or not self._engine.is_current(parts):
-                self._engine = Tensors(self, parts)
+            if self._engine is None or not self._engine.is_current(self.param_groups):
+                self._engine = Tensors(self, [(group, group["params"]) for group in self.param_groups])
             self.last_step = self._stepped(self._engine, None if self._is_a_trial() else self)
         return loss
 

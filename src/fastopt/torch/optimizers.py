@@ -7,4 +7,4 @@ from fastopt.torch.optimizer import Optimizer, made_from
 
 _classes: dict[str, type[Optimizer]] = {name: made_from(cls.method) for name, cls in optimizers.registry().items()}
 globals().update(_classes)
-__all__ = [*_classes]
+__all__ = (*_classes,)

@@ -158,7 +158,7 @@ def figure(l2: Axes, decoupled: Axes, held_out: Axes, norms: Axes) -> None:
         for style, noise, means in zip(line_styles(), NOISES, shrinking(optimizer).T, strict=False):
             axes.plot(means, linestyle=style, label=f"gradients of size {noise:g}")
         axes.set(xlabel="step", ylabel="mean weight", title=title, ylim=(-0.05, 1.05))
-    for name, optimizer in {"L2 inside Adam": Adam, "AdamW": AdamW}.items():
+    for name, optimizer in (("L2 inside Adam", Adam), ("AdamW", AdamW)):
         outcomes = [outcome(optimizer, decay) for decay in DECAYS]
         curve = {"marker": "o", "label": name, **look(optimizer.__name__)}
         held_out.plot(DECAYS, [outcome.held_out for outcome in outcomes], **curve)

@@ -1,0 +1,121 @@
+"""Write what type checkers and editors know of the optimizers' classes, which are made at import.
+
+The stubs `optimizers.pyi` and `torch/optimizers.pyi` come from the same descriptions as the classes. Neither the
+compiled core nor torch is needed. CMake runs this; by hand it is
+
+    python cmake/stubs.py src/fastopt
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from inspect import Parameter, formatannotation
+from pathlib import Path
+from textwrap import indent
+from types import ModuleType
+from typing import Any
+
+PACKAGE = Path(__file__).resolve().parent.parent / "src" / "fastopt"
+
+FOR_NUMPY = '''\
+"""The optimizers for NumPy. (Made by cmake/stubs.py.)"""
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+from fastopt.optimizer import Optimizer
+
+_Number = float | Callable[[int], float]
+'''
+
+FOR_TORCH = '''\
+"""The optimizers for torch. (Made by cmake/stubs.py.)"""
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch.optim.optimizer import ParamsT
+
+from fastopt.torch.optimizer import Optimizer
+
+_Number = float | torch.Tensor | Callable[[int], float]
+'''
+
+FLAGS = {"foreach": None, "fused": None, "capturable": False, "differentiable": False}
+"""What `Method.twin_flags` may name beside the options, with torch's defaults."""
+
+
+def main(folder: Path) -> None:
+    """Write both."""
+    bare = ModuleType("fastopt")  # the package without what its __init__ imports
+    bare.__path__ = [str(PACKAGE)]
+    sys.modules["fastopt"] = bare
+    methods = importlib.import_module("fastopt.methods").registry()
+    whole = importlib.import_module("fastopt.methods.base").WHOLE_OF_TORCH
+    classes = [class_for_numpy(name, method) for name, method in methods.items()]
+    registry = "def registry() -> dict[str, type[Optimizer]]: ...\n"
+    write(folder / "optimizers.pyi", [FOR_NUMPY, listed([*methods]), *classes, registry])
+    classes = [class_for_torch(name, method, whole) for name, method in methods.items()]
+    write(folder / "torch" / "optimizers.pyi", [FOR_TORCH, listed([*methods]), *classes])
+
+
+def write(path: Path, parts: list[str]) -> None:
+    """Write a file, unless it is like that already."""
+    text = "\n".join(parts)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.exists() or path.read_text(encoding="utf-8") != text:
+        path.write_text(text, encoding="utf-8")
+
+
+def listed(names: list[str]) -> str:
+    """Return the line that says what is public."""
+    return f"__all__: tuple[str, ...] = {tuple(names)!r}\n"
+
+
+def class_for_numpy(name: str, method: Any) -> str:
+    """Return the class of a description for NumPy."""
+    parameters = [*method.signature().parameters.values()]
+    return written(f"class {name}(Optimizer):", method.documentation(), parameters, "Any")
+
+
+def class_for_torch(name: str, method: Any, whole: Any) -> str:
+    """Return the class of a description for torch."""
+    twin = vars(method).get("twin")
+    parameters = dict(method.signature(whole).parameters)
+    flags = method.twin_flags if twin else ("*",)
+    for place, flag in enumerate(flags):
+        if flag == "*":
+            continue
+        kind = Parameter.KEYWORD_ONLY if "*" in flags[:place] else Parameter.POSITIONAL_OR_KEYWORD
+        known = parameters.pop(flag, None) or Parameter(
+            flag, kind, default=FLAGS[flag], annotation=bool | None if FLAGS[flag] is None else bool
+        )
+        parameters[flag] = known.replace(kind=kind)
+    bases = f"Optimizer, torch.optim.{twin}" if twin else "Optimizer"
+    ordered = sorted(parameters.values(), key=lambda parameter: parameter.kind)
+    return written(f"class {name}({bases}):", method.documentation(whole), ordered, "ParamsT")
+
+
+def written(head: str, documentation: str, parameters: list[Parameter], of_params: str) -> str:
+    """Return a class with its constructor."""
+    arguments = ["self", f"params: {of_params}"]
+    for parameter in parameters[1:]:
+        if parameter.kind is Parameter.KEYWORD_ONLY and "*" not in arguments:
+            arguments.append("*")
+        arguments.append(f"{parameter.name}: {typed(parameter.annotation)} = {parameter.default!r}")
+    lines = "".join(f"    {argument},\n" for argument in arguments)
+    body = f'r"""{documentation}\n"""\n\ndef __init__(\n{lines}) -> None: ...\n'
+    return f"{head}\n{indent(body, '    ')}"
+
+
+def typed(annotation: Any) -> str:
+    """Return a type as it is written."""
+    if isinstance(annotation, str):
+        return annotation
+    return formatannotation(annotation).replace("float | collections.abc.Callable[[int], float]", "_Number")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
