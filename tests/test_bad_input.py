@@ -534,7 +534,7 @@ def test_the_same_gradient_for_two_parameters() -> None:
 @pytest.mark.parametrize("of", ["params", "grads", "norm", "clip_grad_norm", "clip_grad_value"])
 def test_masked_arrays(of: str) -> None:
     """What is masked is not to be read."""
-    masked = np.ma.MaskedArray([1.0, 2.0, 1e9], mask=[0, 0, 1])
+    masked = np.ma.MaskedArray([1.0, 2.0, 1e9], mask=[False, False, True])
     w = np.zeros(3)
     acts: dict[str, Callable[[], Any]] = {
         "params": lambda: fastopt.SGD([masked]),
@@ -577,9 +577,9 @@ def test_numbers_beyond_the_parameters_dtype(name: str, options: dict[str, Any])
 
 def test_arrays_whose_class_lies() -> None:
     class Liar(np.ndarray[Any, Any]):
-        size = property(lambda self: 10**9)  # type: ignore[assignment]
-        shape = property(lambda self: (10**9,))  # type: ignore[assignment]
-        flags = property(lambda self: np.ones(1).flags)  # type: ignore[assignment]
+        size = property(lambda self: 10**9)
+        shape = property(lambda self: (10**9,))
+        flags = property(lambda self: np.ones(1).flags)
 
         def __array_function__(self, *args: Any, **kwargs: Any) -> Any:
             return np.ones(1)

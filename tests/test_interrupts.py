@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -85,7 +86,7 @@ def test_an_interrupt_at_any_point(name: str, options: dict[str, Any], edit: str
 
     for (opt, w), interrupt in at_every_point(make):
         assert opt.step_count == taken[str(w.tolist())]
-        in_another_thread(lambda opt=opt: go_on(opt))
+        in_another_thread(partial(go_on, opt))
         assert (fingerprint(opt), w.tolist()) == expected
         del interrupt
 

@@ -5,7 +5,7 @@ import math
 import pickle
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -617,7 +617,7 @@ def test_betas_in_any_sequence(betas: Any, late: bool) -> None:
 
 
 def test_options_that_are_edited_in_place() -> None:
-    w, lr = np.zeros(1), np.array(1.0)
+    w, lr = np.zeros(1), cast(Any, np.array(1.0))
     opt = fastopt.SGD([w], lr=lr)
     opt.step([np.ones(1)])
     lr[...] = 0.5
@@ -639,7 +639,7 @@ def test_options_that_are_edited_in_place() -> None:
 
 
 def test_a_limit_that_is_edited_in_place() -> None:
-    limit = np.array(1.0)
+    limit: Any = np.array(1.0)
     w = np.zeros(1)
     opt = fastopt.SGD([w], lr=1.0, clip_value=limit)
     opt.step([np.full(1, 9.0)])

@@ -1,6 +1,7 @@
 """Ctrl-C at any moment of a step with tensors: see test_interrupts.py."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -89,7 +90,7 @@ def check_interrupts(kind: Any, in_backward: bool) -> None:
         training.steps = taken[str(training.param.tolist())]
         if not in_backward:
             assert training.opt.step_count == training.steps
-        in_another_thread(lambda training=training: training.go_on(begun + 1 + STEPS))
+        in_another_thread(partial(training.go_on, begun + 1 + STEPS))
         assert training.found() == expected
         del interrupt
 

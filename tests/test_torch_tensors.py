@@ -539,14 +539,13 @@ def test_tensors_without_memory_of_their_own_are_never_described(monkeypatch: py
     api = DLPackExchangeAPI.from_address(pointer(torch.Tensor.__dlpack_c_exchange_api__, name))
     described: list[bool] = []
 
-    @TensorFrom
     def describe(tensor: Any, out: int) -> int:
         described.append(tensor.is_sparse)
         status: int = api.tensor_from(tensor, out)
         return status
 
     watched = DLPackExchangeAPI.from_buffer_copy(api)
-    watched.previous, watched.tensor_from = None, describe
+    watched.previous, watched.tensor_from = None, TensorFrom(describe)
     watch = _dlpack.Watch
     watching = SimpleNamespace(Watch=lambda _, *args: watch(capsule(ctypes.addressof(watched), name, None), *args))
     monkeypatch.setattr("fastopt.backends.torch._dlpack", watching)
