@@ -382,9 +382,15 @@ class Optimizer(Face):
         return "\n".join([*lines, f"steps taken: {self.step_count}", ")"])
 
 
+NOT_HERE = frozenset(
+    "adjust_lr_fn beta2_decay d etas lambd momentum_decay ns_coefficients ns_steps rho step_sizes t0".split()
+)
+"""Options of optimizers that torch has and this library has not."""
+
+
 def options_of_all() -> set[str]:
-    """Return the names of all options of all optimizers."""
-    return {name for method in methods.registry().values() for name in method.options}
+    """Return the names of all options of all optimizers, by which a snapshot of another one is told."""
+    return {name for method in methods.registry().values() for name in method.options} | NOT_HERE
 
 
 def is_group(value: Any) -> bool:
