@@ -243,8 +243,9 @@ cdef class Watch:
         entry = self.entries[i]
         if entry is None:
             return True
+        states = self.states[i]
         if not known.version or known.version != fo_dict_version(entry):
-            states, names = self.states[i], self.names[i]
+            names = self.names[i]
             for k in range(<int32_t>len(names)):
                 if entry.get(names[k]) is not states[k]:
                     return False
