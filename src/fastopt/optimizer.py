@@ -382,10 +382,8 @@ class Optimizer(Face):
         return "\n".join([*lines, f"steps taken: {self.step_count}", ")"])
 
 
-NOT_HERE = frozenset(
-    "adjust_lr_fn beta2_decay d etas lambd momentum_decay ns_coefficients ns_steps rho step_sizes t0".split()
-)
-"""Options of optimizers that torch has and this library has not."""
+NOT_HERE = {"beta2_decay", "etas", "lambd", "momentum_decay", "ns_steps", "rho"}
+"""One option of each optimizer that torch has and this library has not."""
 
 
 def options_of_all() -> set[str]:
