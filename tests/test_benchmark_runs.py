@@ -195,17 +195,18 @@ def test_who_does_not_fit_in_memory_is_left_out(monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.parametrize("states", range(4))
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_the_floor_reads_and_writes_all_streams(states: int, dtype: str) -> None:
+def test_the_floor_writes_what_it_has_read(states: int, dtype: str) -> None:
     method = next(method for method in methods().values() if method.states == states)
     task = Task(method, works.find("2x20"), dtype)
     arrays = Arrays.of(task)
     floor = Floor(task, arrays)
+    streams = [*floor.params, *floor.grads, *(state for several in floor.states for state in several)]
+    assert len(streams) == 2 * (2 + states)
+    for number, array in enumerate(streams):
+        array[...] = number + 1
     floor.step()
-    floor.step()
-    for param, start, grad, of_param in zip(floor.params, arrays.params, arrays.grads, floor.states, strict=True):
-        assert (param == (start + grad) + grad).all()
-        assert len(of_param) == states
-        assert all((state == grad + grad).all() for state in of_param)
+    for number, array in enumerate(streams):
+        assert (array == number + 1).all()
 
 
 def test_threads_are_those_of_the_task_and_then_those_from_before() -> None:

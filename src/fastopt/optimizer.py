@@ -382,9 +382,13 @@ class Optimizer(Face):
         return "\n".join([*lines, f"steps taken: {self.step_count}", ")"])
 
 
+NOT_HERE = {"beta2_decay", "etas", "lambd", "momentum_decay", "ns_steps", "rho"}
+"""One option of each optimizer that torch has and this library has not."""
+
+
 def options_of_all() -> set[str]:
-    """Return the names of all options of all optimizers."""
-    return {name for method in methods.registry().values() for name in method.options}
+    """Return the names of all options of all optimizers, by which a snapshot of another one is told."""
+    return {name for method in methods.registry().values() for name in method.options} | NOT_HERE
 
 
 def is_group(value: Any) -> bool:

@@ -367,7 +367,8 @@ def rule_sheet(record: Record) -> Sheet:
         for entrant in run.seconds:
             if entrant.contestant == "floor" and entrant.task.action == "step":
                 runs[entrant.task.method.rule, entrant.task.work.name, entrant.task.dtype] = run
-    rules = dict.fromkeys(method.rule for method in methods().values())
+    recorded = {rule for rule, _, _ in runs}
+    rules = dict.fromkeys(method.rule for method in methods().values() if method.rule in recorded)
     columns = ["", *(f"{work}, {dtype}" for work, dtype in RULE_WORKS), "NumPy, 1M, float32"]
     return Sheet("Share of the floor's speed", columns, [rule_row(rule, runs) for rule in rules])
 
