@@ -34,6 +34,8 @@ def torch_options(case: Case, step: int = 0) -> dict[str, Any]:
 
 
 def torch_has(case: Case) -> bool:
+    if case.optimizer not in TWINS:
+        return False
     known = {*signature_of(case.optimizer).parameters, "clip_norm", "clip_value"}
     return case.options.keys() <= known
 

@@ -48,7 +48,7 @@ def traced() -> Iterator[None]:
         tracemalloc.stop()
 
 
-ATTEMPTS = 3
+ATTEMPTS = 6
 """Of a measurement, of which the least counts: a leak is there each time, what other threads of the test runner
 allocate meanwhile is not."""
 

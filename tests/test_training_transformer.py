@@ -17,7 +17,7 @@ from fastopt.training.data import Batch
 from fastopt.training.errors import TrainingError
 from fastopt.training.job import Job
 from fastopt.training.loop import train
-from fastopt.training.recipes import configure, optimizer_names
+from fastopt.training.recipes import RULES, configure, optimizer_names
 
 torch = pytest.importorskip("torch")
 
@@ -196,7 +196,8 @@ def test_every_optimizer_learns_and_agrees_with_torch(text: Path, name: str) -> 
     else:
         ours = course(text, optimizer=name, lr=lr, dtype="float64", epochs=1)
         np.testing.assert_allclose(ours.losses, theirs.losses, rtol=SAME_FORMULA)
-    assert course(text, optimizer=name, lr=lr).scores["loss"] < 0.9 * math.log(11)
+    enough = 0.9 if name in RULES["transformer"] else 0.97  # the rate of a recipe, or the optimizer's own
+    assert course(text, optimizer=name, lr=lr).scores["loss"] < enough * math.log(11)
 
 
 @contextmanager

@@ -36,8 +36,9 @@ parentheses where the spread of the rounds does not tell which is faster."""
 
 
 def targets(record: Record) -> str:
-    """Return the table of targets."""
-    return table(sheets.target_sheet(record, all_targets(record.facts["threads"])))
+    """Return the table of the targets that the recorded run has something to say of."""
+    known = [target for target in all_targets(record.facts["threads"]) if target.judge(record).measured]
+    return table(sheets.target_sheet(record, known))
 
 
 BLOCKS: dict[str, Callable[[Record], str]] = {
