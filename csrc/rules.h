@@ -157,6 +157,25 @@ RULE_OF(amsgrad)
 
 SAME_SCALARS(amsgrad, adam)
 
+/* Lion (Chen et al. 2023):  c = beta1*m + (1-beta1)*g,   u = sign(c),   m = beta2*m + (1-beta2)*g */
+RULE_OF(lion)
+{
+    T c = FMA(h->beta1, s[0], h->beta1c * g);
+    s[0] = FMA(h->beta2, s[0], h->beta2c * g);
+    return c > 0 ? 1 : c < 0 ? -1 : c;
+}
+
+/* (However small m is, its sign counts: it is never flushed.) */
+SCALARS_OF(lion)
+{
+    h->a = -o->lr;
+    h->beta1 = o->beta1;
+    h->beta1c = 1 - o->beta1;
+    h->beta2 = o->beta2;
+    h->beta2c = 1 - o->beta2;
+    h->flush = 0;
+}
+
 #pragma GCC diagnostic pop
 
 #undef RULE_OF

@@ -107,6 +107,8 @@ ROWS: list[tuple[str, str, dict[str, Any]]] = [
     ("AdamW", "adam", {}),
     ("AdamW", "adam", {"betas": (0.8, 0.99), "eps": 1e-2, "eps_root": 1e-2}),
     ("AdamW", "amsgrad", {"amsgrad": True, "weight_decay": 0.01}),
+    ("Lion", "lion", {}),
+    ("Lion", "lion", {"betas": (0.8, 0.9)}),
 ]
 """Optimizer, rule, options."""
 

@@ -147,3 +147,10 @@ def amsgrad(p: Array, g: Array, state: State, t: int, options: Options) -> tuple
     v = moving_average(state.get("exp_avg_sq"), g**2, options["betas"][1])
     largest = np.maximum(state.get("max_exp_avg_sq", np.zeros_like(v)), v)
     return p - adam_update(m, largest, t, options), {"exp_avg": m, "exp_avg_sq": v, "max_exp_avg_sq": largest}
+
+
+@rule
+def lion(p: Array, g: Array, state: State, t: int, options: Options) -> tuple[Array, State]:
+    beta1, beta2 = options["betas"]
+    m = state.get("exp_avg", np.zeros_like(p))
+    return p - options["lr"] * np.sign(beta1 * m + (1 - beta1) * g), {"exp_avg": beta2 * m + (1 - beta2) * g}

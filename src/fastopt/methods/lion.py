@@ -1,0 +1,33 @@
+"""Lion."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from fastopt.methods.base import MAXIMIZE, Decays, Flag, Method, Quantity, learning_rate
+
+
+class Lion(Method):
+    """Lion: the sign of a moving average of the gradient.
+
+    ``p *= 1 - lr*weight_decay``, ``p -= lr * sign(beta1*m + (1-beta1)*g)``, ``m = beta2*m + (1-beta2)*g``
+
+    References
+    ----------
+    Chen, Liang, Huang, Real, Wang, Liu, Pham, Dong, Luong, Hsieh, Lu & Le 2023, "Symbolic discovery of optimization
+    algorithms".
+    """
+
+    counts_steps = False
+    states = {"exp_avg": 0.0}
+
+    lr = learning_rate(1e-4)
+    betas = Decays((0.9, 0.99), "Decay of m in the update, and of m itself, in [0, 1).")
+    weight_decay = Quantity(0.0, "At least 0.")
+    maximize = MAXIMIZE
+    decoupled_weight_decay = Flag(True, fixed=True)
+
+    @staticmethod
+    def rule(options: Mapping[str, Any]) -> tuple[str, tuple[str, ...]]:
+        return "lion", ("exp_avg",)
