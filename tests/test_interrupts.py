@@ -181,7 +181,7 @@ def work(size):
 
         def step():
             if "backward" in kind:
-                param.grad = None  # (an interrupt may come between the step and this)
+                param.grad = None  # (an interrupt may have come before the step)
                 param.backward(ones)
             else:
                 param.grad = ones

@@ -881,7 +881,8 @@ def test_betas_in_any_sequence(edited: bool) -> None:
     results = []
     for betas in ((0.5, 0.75), [0.5, 0.75], Entries([0.5, 0.75]), torch.tensor([0.5, 0.75])):
         param = torch.ones(2, dtype=torch.float64, requires_grad=True)
-        opt = fastopt.torch.Adam([param], **({} if edited else {"betas": betas}))
+        given: dict[str, Any] = {} if edited else {"betas": betas}
+        opt = fastopt.torch.Adam([param], **given)
         opt.param_groups[0]["betas"] = betas
         param.grad = torch.ones(2, dtype=torch.float64)
         opt.step()
@@ -914,7 +915,7 @@ def test_options_that_are_edited_in_place(option: str) -> None:
 
 
 def test_no_groups_at_all() -> None:
-    opt = fastopt.torch.SGD([torch.ones(1, requires_grad=True)])
+    opt: Any = fastopt.torch.SGD([torch.ones(1, requires_grad=True)])
     opt.param_groups.clear()
     opt.step()
     opt.found_inf = torch.ones(1)  # as of a GradScaler
@@ -964,7 +965,7 @@ def test_a_scheduler_of_torch_on_a_schedule(scheduler: Callable[[Any], Any]) -> 
 
 
 def test_repr_shows_what_is_beyond_torch_and_not_the_default() -> None:
-    given = {"clip_norm": 1.0, "clip_value": 2.0, "nonfinite": "skip", "zero_grad_in_step": True}
+    given: dict[str, Any] = {"clip_norm": 1.0, "clip_value": 2.0, "nonfinite": "skip", "zero_grad_in_step": True}
     shown = repr(fastopt.torch.SGD([torch.ones(1)], state_dtype=torch.float32, **given))
     for name, value in {**given, "state_dtype": torch.float32}.items():
         assert f"    {name}: {value}\n" in shown
@@ -979,7 +980,7 @@ def test_an_optimizer_made_again_from_its_class_and_its_groups() -> None:
     def init(self: Any, params: Any) -> None:
         super(cls, self).__init__(params)
 
-    cls = type("SGD", (fastopt.torch.SGD,), {"__init__": init})
+    cls: Any = type("SGD", (fastopt.torch.SGD,), {"__init__": init})
     again = cls(opt.param_groups)
     param.grad = torch.full((1,), 100.0)
     again.step()

@@ -1,6 +1,9 @@
 """step_in_backward: the same steps, each as soon as its gradient is there, which is freed at once."""
 
+import copy
+import gc
 import math
+import pickle
 import subprocess
 import sys
 import weakref
@@ -12,6 +15,7 @@ from cases import Case
 
 torch = pytest.importorskip("torch")
 
+from interrupts import at_every_point  # noqa: E402
 from torch_cases import FIRST_OF_EACH_RULE, assert_equal, nonzero, ours  # noqa: E402
 
 import fastopt.torch  # noqa: E402
@@ -190,6 +194,70 @@ def test_what_needs_all_gradients_is_refused(options: dict[str, Any]) -> None:
     assert param.tolist() == [1.0] * 3
 
 
+@pytest.mark.parametrize("begun", [False, True])
+def test_what_is_dropped_is_freed(begun: bool) -> None:
+    """At once: nothing holds itself."""
+    gc.collect()
+    gc.disable()
+    try:
+        model = make_model()
+        opt = fastopt.torch.AdamW(model.parameters())
+        handle = fastopt.torch.step_in_backward(opt)
+        if begun:
+            train(model, opt)
+        params, optimizer = [weakref.ref(param) for param in model.parameters()], weakref.ref(opt)
+        del model, opt
+        assert optimizer() is not None  # the handle has it
+        del handle
+        assert optimizer() is None
+        assert [param() for param in params] == [None] * 6
+    finally:
+        gc.enable()
+
+
+def test_without_the_optimizer_gradients_accumulate() -> None:
+    param: Any = torch.ones(3, requires_grad=True)
+    opt = fastopt.torch.SGD([param], lr=0.5)
+    handle = fastopt.torch.step_in_backward(opt)
+    del opt
+    param.sum().backward()
+    assert (param.tolist(), param.grad) == ([0.5] * 3, None)
+    del handle
+    for count in (1, 2):
+        param.sum().backward()
+        assert param.tolist() == [0.5] * 3
+        assert param.grad.tolist() == [count] * 3
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda both: pickle.loads(pickle.dumps(both))])
+def test_a_copy_steps_after_the_backward_pass(copied: Any) -> None:
+    model = make_model()
+    opt = fastopt.torch.AdamW(model.parameters(), lr=0.1)
+    fastopt.torch.step_in_backward(opt)
+    train(model, opt, steps=2)
+    twin, twins_opt = copied((model, opt))
+    train(twin, twins_opt, steps=2)
+    assert all(param.grad is not None for param in twin.parameters())
+    train(model, opt, steps=2)
+    assert_equal(list(twin.parameters()), list(model.parameters()))
+
+
+def test_an_interrupt_leaves_no_gradient_that_was_used() -> None:
+    def make() -> tuple[Any, Any]:
+        param: Any = torch.ones(3, requires_grad=True)
+        opt = fastopt.torch.AdamW([param], lr=0.1)
+        fastopt.torch.step_in_backward(opt)
+        loss = param.sum()
+        return (param, opt), lambda: loss.backward()
+
+    taken = []
+    for (param, opt), _ in at_every_point(make):
+        taken.append(param.tolist() != [1.0] * 3)
+        assert (param.grad is None) == taken[-1]
+        assert opt.state[param].get("step", 0) == taken[-1]
+    assert set(taken) == {False, True}
+
+
 def test_other_optimizers_are_refused() -> None:
     opt: Any = torch.optim.SGD([torch.ones(1, requires_grad=True)])
     with pytest.raises(TypeError, match=r"^optimizer: expected one of fastopt\.torch, got SGD$"):
@@ -301,9 +369,8 @@ def test_the_first_velocity_is_the_gradient_whatever_the_dampening(odd: str) -> 
             fastopt.torch.step_in_backward(opt)
         for _ in range(3):
             opt.zero_grad()
-            param.backward(
-                torch.ones(1, dtype=torch.float64).expand(2) if "expanded" in odd else torch.ones_like(param)
-            )
+            gradient = torch.ones(1, dtype=torch.float64).expand(2) if "expanded" in odd else torch.ones_like(param)
+            param.backward(gradient)  # type: ignore[no-untyped-call]
             opt.step()
         found.append(param.tolist())
     assert found[0] == found[1]

@@ -53,7 +53,6 @@ class Training:
         """What is a step now."""
         gradient = torch.tensor([1.0, -2.0], dtype=self.param.dtype) * (self.steps + 1)
         if self.in_backward:
-            self.param.grad = None
             loss = (self.param * gradient).sum()
             return lambda: loss.backward()
         self.param.grad = gradient.to_sparse() if self.sparse else gradient
@@ -88,7 +87,10 @@ def check_interrupts(kind: Any, in_backward: bool) -> None:
     for training, interrupt in at_every_point(make):
         assert torch.is_grad_enabled()
         training.steps = taken[str(training.param.tolist())]
-        if not in_backward:
+        if in_backward:
+            assert (training.param.grad is None) == (training.steps == begun + 1)
+            training.param.grad = None
+        else:
             assert training.opt.step_count == training.steps
         in_another_thread(partial(training.go_on, begun + 1 + STEPS))
         assert training.found() == expected

@@ -697,7 +697,7 @@ def test_snapshots_sent_to_another_process_between_steps() -> None:
         assert [opt.state[param]["step"].item() for param in params] == [step] * 3
         for entry in opt.state.values():
             for state in entry.values():
-                reduce_storage(state.untyped_storage())
+                reduce_storage(state.untyped_storage())  # type: ignore[no-untyped-call]
 
 
 # ---- what the user puts into the state is used, and updated in place ----
@@ -782,7 +782,7 @@ DAMAGE: dict[str, Callable[[Any], Any]] = {
 def test_a_state_dict_that_is_damaged_changes_nothing(damage: str) -> None:
     def trained(steps: int) -> tuple[Any, list[Any]]:
         params = make_params()
-        groups = [{"params": params[:1]}, {"params": params[1:], "lr": 0.5}]
+        groups: list[dict[str, Any]] = [{"params": params[:1]}, {"params": params[1:], "lr": 0.5}]
         opt = fastopt.torch.Adam(groups, lr=0.1, clip_norm=3.0)
         for _ in range(steps):
             step(opt, params)

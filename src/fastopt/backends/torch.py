@@ -266,7 +266,8 @@ class Tensors(Engine):
                 return norm, coefficient, skipped
             coefficient = clip_coefficient(norm, clip_norm) if math.isfinite(clip_norm) else 1.0
             unscale, clip_norm, want_norm, nonfinite = unscale * coefficient, math.inf, False, "propagate"
-        with torch.no_grad() if len(after) > 1 or always else nullcontext():
+        records = (len(after) > 1 or always) and torch.is_grad_enabled()
+        with torch.no_grad() if records else nullcontext():
             found = super().run(
                 grads, unscale, clip_norm, clip_value, want_norm, nonfinite, zero, after, always, counter
             )

@@ -2,28 +2,35 @@
 
 from __future__ import annotations
 
+import weakref
+from collections.abc import Callable
+from typing import Any
+
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from fastopt.backends.torch import Tensors
-from fastopt.engine import Group
+from fastopt.engine import Buffers, Group
 from fastopt.torch.optimizer import Optimizer
 
 
 class InBackward:
     """What `step_in_backward` returns."""
 
-    def __init__(self, steps: list[StepOfOne]) -> None:
+    def __init__(self, optimizer: Optimizer, steps: list[StepOfOne]) -> None:
+        self._optimizer = optimizer
         self._steps = steps
         self._handles: list[RemovableHandle] = [
-            step.param.register_post_accumulate_grad_hook(step)  # type: ignore[no-untyped-call]
+            step.param.register_post_accumulate_grad_hook(hook_of(step))  # type: ignore[no-untyped-call]
             for step in steps
         ]
+        optimizer._in_backward = (*optimizer._in_backward, *steps)
 
     def remove(self) -> None:
         """Go back to stepping after the backward pass."""
         for handle in self._handles:
             handle.remove()
+        self._optimizer._in_backward = tuple(step for step in self._optimizer._in_backward if step not in self._steps)
         for step in self._steps:
             step.engine.undo()
 
@@ -47,7 +54,7 @@ def step_in_backward(optimizer: Optimizer) -> InBackward:
     Returns
     -------
     InBackward
-        Its `remove()` undoes this.
+        Its `remove()` undoes this. While there is neither this nor the optimizer any more, gradients just accumulate.
 
     Raises
     ------
@@ -79,32 +86,60 @@ def step_in_backward(optimizer: Optimizer) -> InBackward:
         for step in steps:
             step.engine.undo()
         raise
-    return InBackward(steps)
+    return InBackward(optimizer, steps)
+
+
+def hook_of(step: StepOfOne) -> Callable[[Tensor], None]:
+    """Return what a parameter is to call.
+
+    Python's garbage collector does not see what a parameter's hooks hold: a hook that held the optimizer, which holds
+    the parameter, would keep both for ever.
+    """
+    known = weakref.ref(step)
+
+    def hook(param: Tensor) -> None:
+        step = known()
+        if step is not None:
+            step(param)
+
+    return hook
+
+
+class TensorOfOne(Tensors):
+    """The step of one parameter, which frees the gradient."""
+
+    def calls(self, grads: list[Any], bound: dict[int, Buffers], zero: bool) -> tuple[bool, list[Any], list[Any]]:
+        """Add that the gradient is freed: no interrupt comes between the step and this."""
+        zero, after, after_zeroing = super().calls(grads, bound, zero)
+        return zero, [*after, (setattr, self.params[0], "grad", None)], after_zeroing
 
 
 class StepOfOne:
-    """The hook that steps one parameter."""
+    """Steps one parameter. The optimizer keeps it."""
 
     def __init__(self, optimizer: Optimizer, number: int, position: int) -> None:
-        self.optimizer = optimizer
+        self.optimizer = weakref.ref(optimizer)
         self.number = number
         self.position = position
         group = optimizer.param_groups[number]
         self.param: Tensor = group["params"][position]
-        self.engine = Tensors(optimizer, [(group, [self.param])])
+        self.engine = TensorOfOne(optimizer, [(group, [self.param])])
 
     def __call__(self, param: Tensor) -> None:
         """Step, and free the gradient."""
-        optimizer = self.optimizer
+        optimizer = self.optimizer()
+        if optimizer is None:
+            return
         with optimizer._turn.to_step:
-            self.follow()
+            self.follow(optimizer)
             check_needs_no_norm(self.engine.options())
             optimizer.last_step = optimizer._stepped(self.engine, None)
-        param.grad = None
+            if optimizer.last_step.skipped:
+                param.grad = None
 
-    def follow(self) -> None:
+    def follow(self, optimizer: Optimizer) -> None:
         """Find the parameter's group: groups may have been put elsewhere, or replaced, as in loading a checkpoint."""
-        groups, (known,) = self.optimizer.param_groups, self.engine.groups
+        groups, (known,) = optimizer.param_groups, self.engine.groups
         if self.number < len(groups) and groups[self.number] is known:
             params = known["params"]
             if self.position < len(params) and params[self.position] is self.param:
@@ -114,7 +149,7 @@ class StepOfOne:
                 if param is self.param:
                     self.number, self.position = number, position
                     if group is not known:
-                        self.engine = Tensors(self.optimizer, [(group, [param])])
+                        self.engine = TensorOfOne(optimizer, [(group, [param])])
                     return
         raise RuntimeError("step_in_backward: a parameter is none of the optimizer's any more; remove() this first")
 

@@ -83,6 +83,9 @@ class Optimizer(Face, torch.optim.Optimizer):
 
     __signature__: ClassVar[inspect.Signature]
 
+    _in_backward: tuple[Any, ...] = ()
+    """What steps parameters in the backward pass: see `step_in_backward`. Copies and pickles have none."""
+
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if "method" not in vars(cls) and "__init__" in vars(cls):  # someone's own subclass of one of ours
