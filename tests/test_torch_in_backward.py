@@ -8,6 +8,7 @@ import subprocess
 import sys
 import weakref
 from collections import defaultdict
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -350,7 +351,9 @@ def test_groups_that_change_places_keep_their_options() -> None:
     params = [torch.zeros(1, requires_grad=True) for _ in range(2)]
     opt = fastopt.torch.SGD([{"params": [param], "lr": rate} for param, rate in zip(params, (1.0, 10.0), strict=True)])
     fastopt.torch.step_in_backward(opt)
-    for change in (lambda: None, opt.param_groups.reverse, lambda: opt.param_groups.insert(0, opt.param_groups.pop())):
+    groups: list[Any] = opt.param_groups
+    changes: list[Callable[[], None]] = [lambda: None, groups.reverse, lambda: groups.insert(0, groups.pop())]
+    for change in changes:
         change()
         sum(params).backward()
         opt.step()
@@ -370,7 +373,7 @@ def test_the_first_velocity_is_the_gradient_whatever_the_dampening(odd: str) -> 
         for _ in range(3):
             opt.zero_grad()
             gradient = torch.ones(1, dtype=torch.float64).expand(2) if "expanded" in odd else torch.ones_like(param)
-            param.backward(gradient)  # type: ignore[no-untyped-call]
+            param.backward(gradient)
             opt.step()
         found.append(param.tolist())
     assert found[0] == found[1]
