@@ -6,94 +6,41 @@ from typing import Any
 
 import numpy as np
 import pytest
-from arrays import Array, assert_close, joined, nonzero, unchanged
-from cases import CASES, MAKERS, Case
+from arrays import nonzero, unchanged
+from cases import MAKERS, Case
 
 import fastopt
 from fastopt import optimizers
 
 torch = pytest.importorskip("torch")
 
-TWINS = [name for name, cls in optimizers.registry().items() if vars(cls.method).get("twin")]
-"""The optimizers that torch has too."""
+from torch_cases import NAMES, SHARED, STEPS, OnArrays, Twins, theirs, torch_options  # noqa: E402
 
-STEPS = 50
+LAYOUTS = ("contiguous", "aligned to elements", "scalar")
 
-ULPS = {"float32": 10, "float64": 10}
+ULPS = 10
 """After so many steps, in the unit of the largest number on the way."""
 
-
-def signature_of(name: str) -> inspect.Signature:
-    return inspect.signature(getattr(torch.optim, name))
-
-
-def torch_options(case: Case, step: int = 0) -> dict[str, Any]:
-    """The options of a case that torch has too, schedules evaluated."""
-    known = signature_of(case.optimizer).parameters
-    return {name: value for name, value in case.options_at(step).items() if name in known}
-
-
-def torch_has(case: Case) -> bool:
-    if case.optimizer not in TWINS:
-        return False
-    known = {*signature_of(case.optimizer).parameters, "clip_norm", "clip_value"}
-    return case.options.keys() <= known
-
-
-SHARED = [case for case in CASES if torch_has(case)]
 shared_case = pytest.mark.parametrize("case", SHARED)
 
 
-class Pair:
-    """The same parameters with torch's optimizer and with ours."""
+def signature_of(name: str) -> inspect.Signature:
+    return inspect.signature(theirs(name))
 
-    def __init__(self, case: Case, dtype: str, rng: np.random.Generator) -> None:
-        self.case, self.dtype, self.rng = case, dtype, rng
-        self.shapes = [(7, 5), (33,), ()]
-        self.arrays: list[Array] = [np.asarray(nonzero(rng, shape, dtype)) for shape in self.shapes]
-        self.tensors = [torch.tensor(array, requires_grad=True) for array in self.arrays]
-        self.ours = case.make(self.arrays)
-        self.torchs = getattr(torch.optim, case.optimizer)(self.tensors, **torch_options(case))
-        self.largest = np.maximum(np.abs(joined(self.arrays)), 1.0)
 
-    def step(self, missing: int | None = None) -> None:
-        grads: list[Any] = [np.asarray(nonzero(self.rng, shape, self.dtype)) for shape in self.shapes]
-        if missing is not None:
-            grads[missing] = None
-        for tensor, grad in zip(self.tensors, grads, strict=True):
-            tensor.grad = None if grad is None else torch.tensor(grad)
-        clip_norm, clip_value = self.case.clipping_at(self.ours.step_count)
-        if math.isfinite(clip_norm):
-            torch.nn.utils.clip_grad_norm_(self.tensors, clip_norm)
-        if math.isfinite(clip_value):
-            torch.nn.utils.clip_grad_value_(self.tensors, clip_value)
-        self.torchs.param_groups[0].update(torch_options(self.case, self.ours.step_count))
-        self.torchs.step()
-        self.ours.step(grads)
-        self.largest = np.maximum(self.largest, np.abs(self.torch_values()))
-
-    def torch_values(self) -> Array:
-        return joined([tensor.detach().numpy() for tensor in self.tensors])
-
-    def assert_same(self, what: str = "parameter") -> None:
-        assert_close(joined(self.arrays), self.torch_values(), self.largest, self.dtype, what, ulps=ULPS[self.dtype])
+def twins_on_arrays(case: Case, dtype: str) -> Twins:
+    return Twins(case, LAYOUTS, getattr(torch, dtype), on_arrays=True)
 
 
 # ---- numbers ----
 
 
 @shared_case
-def test_same_numbers(case: Case, dtype: str, rng: np.random.Generator) -> None:
-    pair = Pair(case, dtype, rng)
+def test_same_numbers(case: Case, dtype: str) -> None:
+    twins = twins_on_arrays(case, dtype)
     for step in range(STEPS):
-        pair.step(missing=1 if step % 7 == 3 else None)
-    pair.assert_same()
-    ours, theirs = pair.ours.state_dict()["state"], pair.torchs.state_dict()["state"]
-    assert ours.keys() == theirs.keys()
-    for name in theirs.get(0, ()):
-        expected = joined([theirs[index][name].numpy() for index in theirs])
-        actual = joined([np.asarray(ours[index][name]) for index in theirs])
-        assert_close(actual, expected, float(np.abs(expected).max()), dtype, name, ulps=ULPS[dtype])
+        twins.step(missing=[1] if step % 7 == 3 else [])
+    twins.assert_close(ulps=ULPS)
 
 
 @pytest.mark.parametrize("max_norm", [0.0, 0.5, 1e6, math.inf])
@@ -131,7 +78,7 @@ def test_same_clipping_by_value(dtype: str, rng: np.random.Generator) -> None:
 # ---- arguments and messages ----
 
 
-@pytest.mark.parametrize("name", TWINS)
+@pytest.mark.parametrize("name", NAMES)
 def test_same_arguments_in_the_same_order_with_the_same_defaults(name: str) -> None:
     """Ours has all that are not about how torch runs the step; what is ours alone is keyword-only."""
     about_execution = {"foreach", "fused", "capturable", "differentiable"}
@@ -175,46 +122,44 @@ def test_same_message_for_no_parameters() -> None:
 
 
 @shared_case
-def test_a_checkpoint_of_torch_goes_on_here(case: Case, dtype: str, rng: np.random.Generator) -> None:
-    pair = Pair(case, dtype, rng)
+def test_a_checkpoint_of_torch_goes_on_here(case: Case, dtype: str) -> None:
+    twins = twins_on_arrays(case, dtype)
     for _ in range(3):
-        pair.step()
-    checkpoint = pair.torchs.state_dict()
-    for array, tensor in zip(pair.arrays, pair.tensors, strict=True):
-        array[...] = tensor.detach().numpy()
-    pair.ours = case.make(pair.arrays)
-    pair.ours.load_state_dict({**checkpoint, "step_count": 3})
-    schedules = {name: value for name, value in case.options.items() if name in pair.ours.defaults}
-    pair.ours.param_groups[0].update(schedules)  # torch's numbers have taken their places
+        twins.step()
+    for param, twin in zip(twins.params, twins.twins, strict=True):
+        param.data.copy_(twin)
+    twins.ours = OnArrays(case, twins.params)
+    twins.ours.opt.load_state_dict({**twins.theirs.state_dict(), "step_count": 3})
+    schedules = {name: value for name, value in case.options.items() if name in twins.ours.opt.defaults}
+    twins.ours.opt.param_groups[0].update(schedules)  # torch's numbers have taken their places
     for step in range(5):
-        pair.step(missing=2 if step == 1 else None)
-        pair.assert_same(f"step {step} from the checkpoint: parameter")
+        twins.step(missing=[2] if step == 1 else [])
+        twins.assert_close(f"step {step} from the checkpoint:", ULPS)
 
 
 @shared_case
-def test_a_checkpoint_from_here_goes_on_in_torch(case: Case, dtype: str, rng: np.random.Generator) -> None:
-    pair = Pair(case, dtype, rng)
+def test_a_checkpoint_from_here_goes_on_in_torch(case: Case, dtype: str) -> None:
+    twins = twins_on_arrays(case, dtype)
     for step in range(3):
-        pair.step(missing=2 if step == 1 else None)
-    checkpoint = pair.ours.state_dict()
-    for state in checkpoint["state"].values():
-        state.update({name: torch.tensor(value) for name, value in state.items()})
+        twins.step(missing=[2] if step == 1 else [])
+    checkpoint = twins.ours.opt.state_dict()
+    checkpoint["state"] = dict(zip(checkpoint["state"], twins.ours.state.values(), strict=True))
     checkpoint["param_groups"][0].update(torch_options(case, 3))
-    for array, tensor in zip(pair.arrays, pair.tensors, strict=True):
-        tensor.data.copy_(torch.tensor(array))
-    pair.torchs = getattr(torch.optim, case.optimizer)(pair.tensors)
-    pair.torchs.load_state_dict(checkpoint)
+    for param, twin in zip(twins.params, twins.twins, strict=True):
+        twin.data.copy_(param)
+    twins.theirs = theirs(case.optimizer)(twins.twins)
+    twins.theirs.load_state_dict(checkpoint)
     for step in range(5):
-        pair.step(missing=0 if step == 1 else None)
-        pair.assert_same(f"step {step} from the checkpoint: parameter")
+        twins.step(missing=[0] if step == 1 else [])
+        twins.assert_close(f"step {step} from the checkpoint:", ULPS)
 
 
-def test_a_checkpoint_of_torch_brings_its_number_of_steps_along(rng: np.random.Generator) -> None:
-    pair = Pair(Case("Adam", "adam", {"lr": 0.1}), "float64", rng)
+def test_a_checkpoint_of_torch_brings_its_number_of_steps_along() -> None:
+    twins = twins_on_arrays(Case("Adam", "adam", {"lr": 0.1}), "float64")
     for _ in range(4):
-        pair.step()
-    fresh = fastopt.Adam([np.zeros(shape) for shape in pair.shapes])
-    fresh.load_state_dict(pair.torchs.state_dict())
+        twins.step()
+    fresh = fastopt.Adam([np.zeros(param.shape) for param in twins.params])
+    fresh.load_state_dict(twins.theirs.state_dict())
     assert fresh.step_count == 4
 
 

@@ -138,17 +138,45 @@ def torch_options(case: Case, step: int = 0) -> dict[str, Any]:
     return {name: value for name, value in case.options_at(step).items() if name in known}
 
 
+class OnArrays:
+    """An optimizer for arrays, on the memory of tensors and driven as torch's are."""
+
+    def __init__(self, case: Case, params: list[Tensor]) -> None:
+        self.params = params
+        self.opt = case.make([param.detach().numpy() for param in params])
+
+    def step(self) -> None:
+        self.opt.step([None if param.grad is None else param.grad.numpy() for param in self.params])
+
+    @property
+    def state(self) -> dict[Tensor, dict[str, Tensor]]:
+        """The states in tensors, and the numbers of steps as torch has them."""
+        return {
+            self.params[index]: {
+                name: torch.tensor(value, dtype=torch.float32) if name == "step" else torch.from_numpy(value)
+                for name, value in state.items()
+            }
+            for index, state in self.opt.state_dict()["state"].items()
+        }
+
+
 class Twins:
     """The same parameters with torch's optimizer (contiguous ones, in the slowest and surest way) and with ours."""
 
     def __init__(
-        self, case: Case, layouts: Iterable[str] = LAYOUTS, dtype: torch.dtype = torch.float32, **more: Any
+        self,
+        case: Case,
+        layouts: Iterable[str] = LAYOUTS,
+        dtype: torch.dtype = torch.float32,
+        on_arrays: bool = False,
+        **more: Any,
     ) -> None:
         self.case = case
         self.generator = torch.Generator().manual_seed(20240229)
         self.params, self.places = parameters(layouts, dtype, self.generator)
         self.twins = copied(self.params)
-        self.ours = ours(case.optimizer)(self.params, **{**case.options, **more})
+        options = {**case.options, **more}
+        self.ours: Any = OnArrays(case, self.params) if on_arrays else ours(case.optimizer)(self.params, **options)
         self.theirs = theirs(case.optimizer)(self.twins, **torch_options(case))
         self.steps = 0
         # The largest numbers on the way, of each element. (Gradients are of order one.)
@@ -176,15 +204,15 @@ class Twins:
                 top = self.tops.get((index, name), torch.ones(()))
                 self.tops[index, name] = torch.maximum(top, absolute(value))
 
-    def assert_close(self, what: str = "") -> None:
+    def assert_close(self, what: str = "", ulps: float = ULPS) -> None:
         """Compare parameters and states."""
         for index, (param, twin, largest) in enumerate(zip(self.params, self.twins, self.largest, strict=True)):
             label = f"{what} parameter {index}"
-            assert_close(real(param), real(twin), largest, label, ULPS)
+            assert_close(real(param), real(twin), largest, label, ulps)
             mine, other = self.ours.state.get(param, {}), self.theirs.state.get(twin, {})
             assert mine.keys() == other.keys(), label
             for name in other:
-                assert_close(real(mine[name]), real(other[name]), self.tops[index, name], f"{label}: {name}", ULPS)
+                assert_close(real(mine[name]), real(other[name]), self.tops[index, name], f"{label}: {name}", ulps)
 
 
 def real(tensor: Tensor) -> Tensor:
