@@ -206,3 +206,19 @@ def test_half_complex_parameters() -> None:
     param.grad = torch.tensor([2 - 4j, 8 + 1j], dtype=torch.complex32)
     fastopt.torch.SGD([param], lr=0.25).step()
     assert param.detach().to(torch.complex64).tolist() == [0.5 + 3j, -5 + 0.25j]
+
+
+@pytest.mark.parametrize("grad_dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("gaps", [False, True])
+def test_gradients_in_a_precision_of_their_own_are_not_rounded(dtype: Any, grad_dtype: Any, gaps: bool) -> None:
+    """The first velocity is the gradient."""
+    values = torch.linspace(-1.0, 1.0, 1500).reshape(3, 500)
+    values = values.repeat_interleave(2, 1)[:, ::2] if gaps else values
+    param = torch.zeros_like(values, dtype=dtype).requires_grad_()
+    param.grad_dtype = grad_dtype
+    param.grad = values.to(grad_dtype)
+    opt = fastopt.torch.SGD([param], lr=1.0, momentum=0.9, state_dtype=torch.float32)
+    opt.step()
+    assert_equal(opt.state[param]["momentum_buffer"], values.to(grad_dtype).float())
+    assert_equal(param.grad, values.to(grad_dtype))
