@@ -41,16 +41,16 @@ class Plan:
     def of_gradients(gradients: list[tuple[int, int, int]], kept: Any) -> Plan: ...
     def step(
         self,
+        threads: int,
+        made: list[Any],
         unscale: float,
         clip_norm: float,
         clip_value: float,
         want_norm: bool,
         nonfinite: str,
         zero_grad: bool,
-        threads: int,
         after: list[Any],
         always: list[Any],
-        made: list[Any],
         counter: Any,
     ) -> tuple[float, float, bool]: ...
     def norm(self, threads: int) -> float: ...

@@ -192,8 +192,8 @@ cdef class Plan:
         self.cut = True
         return 0
 
-    def step(self, double unscale, double clip_norm, double clip_value, bint want_norm, str nonfinite,
-             bint zero_grad, int threads, list after, list always, list made, counter) -> tuple:
+    def step(self, int threads, list made, double unscale, double clip_norm, double clip_value, bint want_norm,
+             str nonfinite, bint zero_grad, list after, list always, counter) -> tuple:
         """Run the step; return (norm before clipping or NaN, clip coefficient, skipped).
 
         What belongs to a step that was taken is done here, so that no interrupt can come between: the calls in `after`,

@@ -139,6 +139,24 @@ class Buffers(NamedTuple):
     """Where they cannot: what copies back after the step."""
 
 
+class Request(NamedTuple):
+    """What a step is to do with the gradients that the plan has been pointed at."""
+
+    unscale: float
+    clip_norm: float
+    """Infinity: do not clip."""
+    clip_value: float
+    want_norm: bool
+    nonfinite: str
+    zero: bool
+    after: list[Call]
+    """What belongs to a step that was taken."""
+    always: list[Call]
+    """What is called after a skipped step too."""
+    counter: Any
+    """Of this object the attribute `step_count` counts the steps taken."""
+
+
 class Engine(ABC):
     """The step of some parameters of an optimizer. The backends say what it has to know of a framework's buffers.
 
@@ -296,8 +314,7 @@ class Engine(ABC):
             bound = {slot: self.bind(slot, grads[slot], zero) for slot in self.look(grads, zero)}
             zero_in_pass, after, after_zeroing = self.calls(grads, bound, zero)
             skips = nonfinite == "skip"
-            norm, coefficient, skipped = self.run(
-                grads,
+            request = Request(
                 unscale,
                 math.inf if clip_norm is None else clip_norm,
                 math.inf if whole["clip_value"] is None else whole["clip_value"],
@@ -308,6 +325,7 @@ class Engine(ABC):
                 after_zeroing if skips else [],
                 counter,
             )
+            norm, coefficient, skipped = self.run(grads, request)
         except BaseException:
             self.undo()
             raise
@@ -318,33 +336,9 @@ class Engine(ABC):
         known = clip_norm is not None or nonfinite != "propagate"
         return StepInfo(lr, norm if known else None, coefficient != 1.0, skipped)
 
-    def run(
-        self,
-        grads: list[Any],
-        unscale: float,
-        clip_norm: float,
-        clip_value: float,
-        want_norm: bool,
-        nonfinite: str,
-        zero: bool,
-        after: list[Any],
-        always: list[Any],
-        counter: Any,
-    ) -> tuple[float, float, bool]:
+    def run(self, grads: list[Any], request: Request) -> tuple[float, float, bool]:
         """Call the kernels; return the norm before clipping, the clip coefficient and whether the step was skipped."""
-        return self.plan.step(
-            unscale,
-            clip_norm,
-            clip_value,
-            want_norm,
-            nonfinite,
-            zero,
-            self.threads(),
-            after,
-            always,
-            self.made,
-            counter,
-        )
+        return self.plan.step(self.threads(), self.made, *request)
 
     def bind(self, slot: int, grad: Any, zero: bool = False) -> Buffers:
         """Check a parameter, its gradient and its states, made where there are none; point the plan at them."""

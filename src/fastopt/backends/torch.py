@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fastopt import _core, _dlpack, environment
 from fastopt.clipping import clip_coefficient
-from fastopt.engine import Buffers, Call, Engine, Group
+from fastopt.engine import Buffers, Call, Engine, Group, Request
 
 try:
     from torch.distributed.tensor import DTensor as DTensor
@@ -241,37 +241,29 @@ class Tensors(Engine):
         others = [grad for slot, grad in enumerate(grads) if grad is not None and not (apart and slot not in bound)]
         return apart, after, [(increment, directly), *((grad.zero_,) for grad in others)]
 
-    def run(
-        self,
-        grads: list[Any],
-        unscale: float,
-        clip_norm: float,
-        clip_value: float,
-        want_norm: bool,
-        nonfinite: str,
-        zero: bool,
-        after: list[Any],
-        always: list[Any],
-        counter: Any,
-    ) -> tuple[float, float, bool]:
+    def run(self, grads: list[Any], request: Request) -> tuple[float, float, bool]:
         """Call the kernels; of sharded parameters the norm is that of all processes' parts."""
-        norm, coefficient, skipped = math.nan, 1.0, False
-        if self.sharded and (want_norm or nonfinite != "propagate"):
-            norm = unscale * norm_of_shards([grad for grad in grads if grad is not None])
-            skipped = nonfinite != "propagate" and not math.isfinite(norm)
-            if skipped:
-                with torch.no_grad():
-                    for function, *arguments in always:
-                        function(*arguments)
-                return norm, coefficient, skipped
-            coefficient = clip_coefficient(norm, clip_norm) if math.isfinite(clip_norm) else 1.0
-            unscale, clip_norm, want_norm, nonfinite = unscale * coefficient, math.inf, False, "propagate"
-        records = (len(after) > 1 or always) and torch.is_grad_enabled()
+        watch = request.nonfinite != "propagate"
+        if not (self.sharded and (request.want_norm or watch)):
+            return self.run_unrecorded(grads, request)
+        norm = request.unscale * norm_of_shards([grad for grad in grads if grad is not None])
+        if watch and not math.isfinite(norm):
+            with torch.no_grad():
+                for function, *arguments in request.always:
+                    function(*arguments)
+            return norm, 1.0, True
+        coefficient = clip_coefficient(norm, request.clip_norm) if math.isfinite(request.clip_norm) else 1.0
+        scaled = request._replace(
+            unscale=request.unscale * coefficient, clip_norm=math.inf, want_norm=False, nonfinite="propagate"
+        )
+        self.run_unrecorded(grads, scaled)
+        return norm, coefficient, False
+
+    def run_unrecorded(self, grads: list[Any], request: Request) -> tuple[float, float, bool]:
+        """Call the kernels; autograd does not record what is copied back or zeroed after them."""
+        records = (len(request.after) > 1 or request.always) and torch.is_grad_enabled()
         with torch.no_grad() if records else nullcontext():
-            found = super().run(
-                grads, unscale, clip_norm, clip_value, want_norm, nonfinite, zero, after, always, counter
-            )
-        return found if math.isnan(norm) else (norm, coefficient, skipped)
+            return super().run(grads, request)
 
     def is_finite(self, grad: Any) -> bool:
         """Whether all entries of this process's part are finite."""
