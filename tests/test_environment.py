@@ -168,6 +168,7 @@ def test_a_limit_on_openmp_is_heeded_unless_a_number_was_asked_for() -> None:
 
 def test_a_training_leaves_no_number_of_threads_behind(tmp_path: Path) -> None:
     """Not even the number that it found: nobody had asked for that."""
+    pytest.importorskip("typer")
     (tmp_path / "rows.csv").write_text("\n".join(["x,y", *(f"{k},{k % 2}" for k in range(40))]))
     run = f"""
 from fastopt import environment
