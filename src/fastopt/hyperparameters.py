@@ -56,6 +56,14 @@ def plain(value: Any) -> Any:
     return value.item() if single else value
 
 
+def as_count(value: Any, label: str) -> int:
+    """Return a number of steps, checked; torch's is a tensor of one float."""
+    number = plain(value)
+    if not is_number(number) or number < 0 or number != int(number):
+        raise ValueError(f"{label}: expected a whole number of at least 0, got {value!r}")
+    return int(number)
+
+
 def is_scheduled(value: Any) -> bool:
     """Whether the value, or an entry of it (as in `betas`), is a schedule."""
     if isinstance(value, (tuple, list)):

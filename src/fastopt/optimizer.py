@@ -14,7 +14,7 @@ from fastopt import _arrays, _core, methods, trees
 from fastopt._turn import Turn
 from fastopt.backends.numpy import Arrays
 from fastopt.engine import Face, Group, StepInfo
-from fastopt.hyperparameters import is_number, plain
+from fastopt.hyperparameters import as_count
 from fastopt.methods.base import Method
 
 Array = NDArray[np.float32] | NDArray[np.float64]
@@ -409,14 +409,6 @@ def expect(label: str, value: Any, kind: type | tuple[type, ...], words: str) ->
     """Raise `TypeError` unless the value is of that kind."""
     if not isinstance(value, kind):
         raise TypeError(f"{label}: expected {words}, got {type(value).__name__}")
-
-
-def as_count(value: Any, label: str) -> int:
-    """Return a number of steps, checked; torch's is a tensor of one float."""
-    number = plain(value)
-    if not is_number(number) or number < 0 or number != int(number):
-        raise ValueError(f"{label}: expected a whole number of at least 0, got {value!r}")
-    return int(number)
 
 
 def made_from(method: type[Method]) -> type[Optimizer]:

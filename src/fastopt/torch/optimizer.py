@@ -17,7 +17,7 @@ from torch import Tensor
 from fastopt._turn import Turn
 from fastopt.backends.torch import Tensors
 from fastopt.engine import Face, StepInfo, WholeOption
-from fastopt.hyperparameters import at_step, is_number, is_scheduled, plain
+from fastopt.hyperparameters import as_count, at_step, is_scheduled
 from fastopt.methods.base import WHOLE_OF_TORCH, Method
 
 REFUSED = ("capturable", "differentiable")
@@ -223,9 +223,9 @@ class Optimizer(Face, torch.optim.Optimizer):
     def _loaded_step_count(self, state_dict: Mapping[str, Any]) -> int:
         """Return the number of steps taken, checked; where nothing says it, this optimizer's own."""
         entries = [entry for entry in state_dict["state"].values() if isinstance(entry, dict)]
-        steps = [as_count(entry["step"], "step") for entry in entries if "step" in entry]
+        steps = [as_count(entry["step"], "state_dict: step") for entry in entries if "step" in entry]
         if "step_count" in state_dict:
-            return as_count(state_dict["step_count"], "step_count")
+            return as_count(state_dict["step_count"], "state_dict: step_count")
         return max(steps, default=self.step_count)
 
     # ---- the step ----
@@ -325,14 +325,6 @@ class Optimizer(Face, torch.optim.Optimizer):
                         f"parameter {names[position]!r}" if names else f"param_groups[{number}]['params'][{position}]"
                     )
         return "a parameter"
-
-
-def as_count(value: Any, label: str) -> int:
-    """Return a number of steps, checked."""
-    number = plain(value)
-    if not is_number(number) or number < 0 or number != int(number):
-        raise ValueError(f"state_dict: {label}: expected a whole number of at least 0, got {value!r}")
-    return int(number)
 
 
 def signature_beside(twin: type[torch.optim.Optimizer], method: type[Method]) -> inspect.Signature:
