@@ -38,6 +38,8 @@ DTYPE_NAMES = {
 EXACT = 2**24
 """Where float32 stops counting."""
 
+_core.find_openmp()  # torch has come: its threads are the ones to share now
+
 
 class Tensors(Engine):
     """The step of parameters that are tensors. `look` finds the gradients by itself."""
