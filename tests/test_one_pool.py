@@ -1,4 +1,4 @@
-"""One pool of threads in a process: fastopt takes the threads of the OpenMP runtime that is there, whoever brought it."""
+"""One pool of threads in a process: fastopt takes those of the OpenMP runtime that is there, whoever brought it."""
 
 import json
 import sys

@@ -4,6 +4,7 @@
 from cpython.exc cimport PyErr_Clear
 from cpython.pycapsule cimport PyCapsule_GetPointer, PyCapsule_New
 from cpython.ref cimport Py_DECREF, Py_INCREF
+from cpython.tuple cimport PyTuple_Check, PyTuple_GET_ITEM
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 
@@ -109,14 +110,16 @@ cdef int describe_by_asking(void *py_object, DLTensor *out) noexcept:
     tensor = <object>py_object
     try:
         address = tensor.data_ptr()
-        shape, strides = <tuple?>tensor.shape, <tuple?>tensor.stride()
+        shape, strides = tensor.shape, tensor.stride()
         code, bits = asked_dtypes.get(tensor.dtype, (0, 0))
         out.data, out.dtype.code, out.dtype.bits = <void *><uint64_t>address, code, bits
         out.device.type = 1 if tensor.is_cpu else 0
+        if not (PyTuple_Check(shape) and PyTuple_Check(strides) and len(shape) == len(strides) <= MOST_DIMENSIONS):
+            return -1
         out.ndim = <int32_t>len(shape)
         out.shape, out.strides = asked_extents, asked_extents + out.ndim
         for k in range(out.ndim):
-            out.shape[k], out.strides[k] = shape[k], strides[k]
+            out.shape[k], out.strides[k] = <object>PyTuple_GET_ITEM(shape, k), <object>PyTuple_GET_ITEM(strides, k)
         return 0 if address or 0 in shape else -1  # (a tensor subclass may have memory that is not its own)
     except Exception:
         return -1
