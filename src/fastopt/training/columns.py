@@ -201,7 +201,7 @@ def recognise(raw: RawTable, name: str, is_kept: bool = False) -> Finding:
     texts = known_texts(series)
     different = texts.drop_nulls().unique()
     if not len(different):
-        return Finding(None, None, len(texts), 0, "all missing: left out")
+        return Finding(None, None, len(texts), 0, "all missing")
     missing = int(texts.null_count())
     for column in _candidates(raw, name, different):
         return _typed(raw, column, series)
@@ -216,7 +216,7 @@ def recognise(raw: RawTable, name: str, is_kept: bool = False) -> Finding:
             return Finding(None, None, missing, len(different), fault=fault)
     covered = texts.drop_nulls().value_counts()["count"].sort(descending=True)[:MOST_KINDS]
     if covered.filter(covered > 1).sum() < LEAST_COVERED * all_known and not is_kept:
-        note = f"{len(different):,} different texts, looks like an identifier: left out; --keep {name!r} to use it"
+        note = f"{len(different):,} different texts, looks like an identifier; --keep {name} uses it"
         return Finding(None, None, missing, len(different), note)
     return Finding(Column(name, "category"), Cells(texts, texts.is_null().to_numpy()), missing, len(different), note)
 
@@ -235,7 +235,7 @@ def read_cells(raw: RawTable, column: Column) -> Cells:
         return Cells(texts, texts.is_null().to_numpy())
     finding = _typed(raw, column, series)
     if finding.fault or finding.cells is None:
-        raise TrainingError(f"{raw.source}, column {column.name!r}: {finding.fault}")
+        raise TrainingError(f"{column.name}: {finding.fault}")
     return finding.cells
 
 
@@ -314,7 +314,7 @@ def _typed(raw: RawTable, column: Column, series: pl.Series) -> Finding:
             fault = f"{is_so.sum():,} of {len(series):,} cells are {what}: {_places(raw, known, is_so)}"
             return Finding(None, None, missing, kinds, fault=fault)
     if not kinds:
-        return Finding(None, None, missing, 0, "all missing: left out")
+        return Finding(None, None, missing, 0, "all missing")
     cells = Cells(values.fill_null(0.0).to_numpy(), values.is_null().to_numpy())
     return Finding(column, cells, missing, kinds, _note(column, known, kinds))
 

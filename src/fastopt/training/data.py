@@ -237,14 +237,16 @@ def _digits() -> tuple[Array, Array]:
     return digits.images, digits.target
 
 
-def read_npz(path: Path) -> tuple[Array, Array]:
-    """Return the arrays ``X`` and ``y`` of a file."""
+def read_npz(path: Path, needs_labels: bool = True) -> tuple[Array, Array]:
+    """Return the arrays ``X`` and ``y`` of a file; where it needs no labels, zeros may stand for them."""
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             found = list(archive)
             arrays = [archive[name] for name in ("X", "y") if name in found]
     except Exception as error:  # a damaged archive leads zipfile, zlib and NumPy into errors of any type
         raise TrainingError(f"{path}: not a readable .npz file of plain arrays ({error})") from error
+    if not needs_labels and "X" in found:
+        arrays = [arrays[0], np.zeros(arrays[0].shape[:1])]
     if len(arrays) < 2:
         raise TrainingError(f"{path}: expected the arrays 'X' and 'y', found {', '.join(found) or 'none'}")
     samples, labels = arrays
@@ -307,7 +309,7 @@ def _classes(source: str, different: Array, codes: Array) -> tuple[Array, tuple[
         Which of them each row has.
     """
     if different.dtype.kind == "U":
-        values = [_decimal(label) for label in different.tolist()]
+        values = [as_number(label) for label in different.tolist()]
         unknown = np.array([isinstance(value, Decimal) and not value.is_finite() for value in values])
         names = _shortest_spellings(different.tolist(), values)
     else:
@@ -339,7 +341,7 @@ def _shortest_spellings(labels: list[str], values: list[Decimal | str]) -> Array
     return np.array([shortest[value] for value in values], str)
 
 
-def _decimal(label: str) -> Decimal | str:
+def as_number(label: str) -> Decimal | str:
     """Return the number that a label spells, else the label."""
     try:  # not as a float: long numbers that identify something may differ only after its last digit
         return label if _number(label) is None else Decimal(label.strip())
@@ -387,10 +389,11 @@ class Standardization:
 
     def apply(self, features: Array, targets: Array, dtype: str) -> "Batch":
         """Scale rows and give them the precision of the model; classes keep their integers."""
-        scaled = ((features - self.mean) / self.scale).astype(dtype)
+        scaled = features - self.mean
+        scaled /= self.scale
         if targets.dtype.kind == "f":
             targets = ((targets - self.target_mean) / self.target_scale).astype(dtype)
-        return Batch(scaled, targets)
+        return Batch(scaled.astype(dtype, copy=False), targets)
 
 
 def _mean_and_scale(values: Array, axis: int | None) -> tuple[Any, Any]:
@@ -473,9 +476,10 @@ def split(table: Table, seed: int, dtype: str) -> Split:
     features, columns = found.encode(train) if found else (table.features, ())
     assert isinstance(features, np.ndarray)
     flags = np.array([flag for column in columns for flag in column.flags], bool)
-    standardization = Standardization.fit(features[train], table.targets[train], table.one_unit, flags)
+    known = features[train]
+    standardization = Standardization.fit(known, table.targets[train], table.one_unit, flags)
     return Split(
-        standardization.apply(features[train], table.targets[train], dtype),
+        standardization.apply(known, table.targets[train], dtype),
         standardization.apply(features[test], table.targets[test], dtype),
         standardization,
         table.classes,

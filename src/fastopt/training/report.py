@@ -123,9 +123,9 @@ def show_columns(console: Console, job: Job) -> None:
             if len(found.findings) > MANY_COLUMNS:
                 continue
         missing, kinds = (f"{count:,}" if count else "-" for count in (finding.missing, finding.kinds))
-        grid.add_row(Text(name), column.kind if column else "-", missing, kinds, Text("; ".join(notes)))
+        grid.add_row(Text(name), column.kind if column else "left out", missing, kinds, Text("; ".join(notes)))
     for name in found.reading.drop:
-        grid.add_row(Text(name), "-", "", "", "left out as asked")
+        grid.add_row(Text(name), "left out", "", "", "as asked")
     if grid.row_count:
         console.print(grid)
     if len(found.findings) > MANY_COLUMNS and plain:
