@@ -61,6 +61,7 @@ def test_no_arguments_train_the_digits(empty_directory: Path) -> None:
         "checkpoint.safetensors",
         "config.json",
         "metrics.csv",
+        "scores.json",
         "training.png",
     }
     assert (out / "training.png").read_bytes().startswith(b"\x89PNG")
@@ -225,6 +226,7 @@ def test_transformer_learns_a_text() -> None:
         "config.json",
         "metrics.csv",
         "sample.txt",
+        "scores.json",
         "training.png",
     }
     header, *_, last = (out / "metrics.csv").read_text().splitlines()

@@ -30,7 +30,7 @@ from fastopt.training.errors import TrainingError
 from fastopt.training.job import Job
 from fastopt.training.loop import Model
 from fastopt.training.recipes import configure
-from fastopt.training.session import CHECKPOINT, run_session
+from fastopt.training.session import CHECKPOINT, Outcome, run_session
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="kills and interrupts with POSIX signals")
 
@@ -183,7 +183,7 @@ def new_job(data: Path, optimizer: str = "adamw", task: str = "classification") 
 
 def run_whole(directory: Path, job: Job) -> Path:
     directory.mkdir()
-    assert run_session(job, directory, QUIET)
+    assert run_session(job, directory, QUIET) is not Outcome.STOPPED
     return directory
 
 
@@ -203,10 +203,10 @@ def test_interrupted_in_every_step(tmp_path: Path, data: Path, optimizer: str, t
     job = new_job(data, optimizer, task)
     for step in range(1, job.run.total_steps):
         job.run.model = InterruptedModel(job.run.model)
-        assert not run_session(job, out, QUIET)
+        assert run_session(job, out, QUIET) is Outcome.STOPPED
         job = Job.resume(out / CHECKPOINT, {})
         assert job.run.step == step
-    assert run_session(job, out, QUIET)
+    assert run_session(job, out, QUIET) is not Outcome.STOPPED
     assert_same_bits(out, whole, "metrics.csv", *(["sample.txt"] if data.suffix == ".txt" else []))
 
 
@@ -251,14 +251,14 @@ def test_killed_between_metrics_and_checkpoint(
     rows = len((out / "metrics.csv").read_text().splitlines()) - 1
     job = Job.resume(out / CHECKPOINT, {})
     assert job.run.step < rows
-    assert run_session(job, out, QUIET)
+    assert run_session(job, out, QUIET) is not Outcome.STOPPED
     assert_same_bits(out, whole, "metrics.csv")
 
 
 def test_resuming_a_complete_run_changes_nothing(tmp_path: Path, table: Path) -> None:
     whole = run_whole(tmp_path / "whole", new_job(table))
     before = {file: (whole / file).read_bytes() for file in (CHECKPOINT, "metrics.csv", "training.png")}
-    assert run_session(Job.resume(whole / CHECKPOINT, {}), whole, QUIET)
+    assert run_session(Job.resume(whole / CHECKPOINT, {}), whole, QUIET) is not Outcome.STOPPED
     assert {file: (whole / file).read_bytes() for file in before} == before
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from fastopt.training.columns import Column, Finding, encode, known_texts, recognise
+from fastopt.training.columns import Column, Finding, encode, known_texts, read_cells, recognise
 from fastopt.training.errors import TrainingError
 from fastopt.training.randomness import Stream, generator
 from fastopt.training.tables import SUFFIXES, RawTable, is_table_file, read_table
@@ -195,7 +195,11 @@ def _numbers_of(raw: RawTable, target: str) -> tuple[RawTable, Array, tuple[str,
     """Return the rows with a target, and the targets as numbers."""
     finding = recognise(raw, target)
     if finding.column is None or finding.cells is None or finding.column.kind == "category":
-        reason = finding.fault or f"the column {target!r} has such as {raw.frame[target][0]!r}"
+        try:
+            read_cells(raw, Column(target, "number"))
+            reason = f"{target}: {finding.note}"
+        except TrainingError as error:
+            reason = error.message
         raise TrainingError(f"{raw.source}: regression needs numeric targets, but {reason}")
     known = ~finding.cells.missing
     _check_rows(raw.source, int(known.sum()))

@@ -11,8 +11,8 @@ from sklearn.utils.validation import check_is_fitted, validate_data  # type: ign
 from fastopt.training.config import MLPConfig
 from fastopt.training.data import Batch, Split, Standardization, Task
 from fastopt.training.job import Job
-from fastopt.training.losses import softmax
 from fastopt.training.loop import train
+from fastopt.training.losses import softmax
 from fastopt.training.recipes import configure
 from fastopt.training.table_problem import TableProblem
 
@@ -58,11 +58,12 @@ class _Perceptron(BaseEstimator):  # type: ignore[misc]
         scaling = Standardization.fit(samples, targets, one_unit=False)
         rows = scaling.apply(samples, targets, config.dtype)
         nothing = Batch(rows.features[:0], rows.targets[:0])
-        job = Job(config, TableProblem(config, Split(rows, nothing, scaling, classes)))
+        problem = TableProblem(config, Split(rows, nothing, scaling, classes))
+        job = Job(config, problem)
         job.run.evaluate = dict
         with job.arithmetic():
             train(job.run, observe=lambda record: None, save=lambda: None, should_stop=lambda: False)
-        self.standardization_, self.model_ = scaling, job.run.model
+        self.standardization_, self.model_ = scaling, problem.model
         self.n_iter_ = config.epochs
         return self
 
@@ -75,7 +76,12 @@ class _Perceptron(BaseEstimator):  # type: ignore[misc]
         return outputs
 
 
-_PARAMETERS = """
+class Classifier(ClassifierMixin, _Perceptron):  # type: ignore[misc]
+    """The perceptron of ``fastopt train`` as a classifier of scikit-learn.
+
+    Features are standardised by the rows that it is fitted to, all of which are learned from: to hold rows out is
+    scikit-learn's part.
+
     Parameters
     ----------
     hidden : tuple of int, default (256, 128)
@@ -99,15 +105,7 @@ _PARAMETERS = """
     threads : int, optional
         Threads of the optimizer and of the matrix products. By default one for the products, and for the optimizer
         those of :func:`fastopt.get_num_threads`.
-"""
 
-
-class Classifier(ClassifierMixin, _Perceptron):  # type: ignore[misc]
-    __doc__ = f"""The perceptron of ``fastopt train`` as a classifier of scikit-learn.
-
-    Features are standardised by the rows that it is fitted to, all of which are learned from: to hold rows out is
-    scikit-learn's part.
-{_PARAMETERS}
     Attributes
     ----------
     classes_ : ndarray
@@ -145,11 +143,16 @@ class Classifier(ClassifierMixin, _Perceptron):  # type: ignore[misc]
 
 
 class Regressor(RegressorMixin, _Perceptron):  # type: ignore[misc]
-    __doc__ = f"""The perceptron of ``fastopt train`` as a regressor of scikit-learn.
+    """The perceptron of ``fastopt train`` as a regressor of scikit-learn.
 
     Features and targets are standardised by the rows that it is fitted to, all of which are learned from: to hold rows
     out is scikit-learn's part.
-{_PARAMETERS}"""
+
+    Parameters
+    ----------
+    hidden, optimizer, lr, schedule, warmup, weight_decay, clip_norm, batch_size, epochs, seed, dtype, threads
+        As of :class:`Classifier`.
+    """
 
     _task = "regression"
 

@@ -137,7 +137,8 @@ class TrainedModel:
     def decide(self, outputs: Array) -> Array:
         """Return classes or numbers for outputs."""
         if self.classes:
-            return np.array(self.classes, str)[outputs.argmax(axis=1)]
+            decided: Array = np.array(self.classes, str)[outputs.argmax(axis=1)]
+            return decided
         numbers: Array = outputs[:, 0].astype(np.float64) * self._target_scale + self._target_mean
         return numbers
 

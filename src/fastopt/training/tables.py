@@ -115,26 +115,27 @@ def _read_separated(path: Path, separator: str | None) -> RawTable:
         content = path.read_bytes()
         if path.suffix.lower() == ".gz":
             content = gzip.decompress(content)
-        content = content.removeprefix(b"\xef\xbb\xbf")
+        content = content.removeprefix(b"\xef\xbb\xbf").replace(b"\r\n", b"\n")
         starts, ends, outside = _lines(path, content)
         first = next((line for line, end in enumerate(ends) if content[starts[line] : end].strip()), None)
         if first is None:
             raise TrainingError(f"{path}: there are no columns: the file is empty")
-        heading = content[starts[first] : ends[first]].decode("utf-8").strip("\r\n")
+        heading = content[starts[first] : ends[first]].decode("utf-8")
         separator = separator or _likeliest_separator(heading)
         names = _names(path, next(csv.reader([heading], delimiter=separator, strict=True)))
-        lines = _whole_lines(path, content, separator, len(names), starts, ends, outside, first + 1)
-        body = content[ends[first] + 1 :]
-        schema = dict.fromkeys(names, pl.String)
-        frame = (
-            pl.read_csv(body, has_header=False, separator=separator, schema=schema, empty_string_is_null=False)
-            if len(lines)
-            else pl.DataFrame(schema=schema)
-        )
+        is_row, number = _rows(path, content, separator, len(names), starts, ends, outside, first + 1)
+        frame = pl.DataFrame(schema=(schema := dict.fromkeys(names, pl.String)))
+        if is_row.any():
+            start = int(is_row.argmax())
+            body = content[starts[start] :]
+            frame = pl.read_csv(body, has_header=False, separator=separator, schema=schema, empty_string_is_null=False)
+            if len(frame) == len(is_row) - start:  # blank lines are rows to the reader
+                frame = frame.filter(pl.Series(is_row[start:]))
     except UnicodeDecodeError as error:
         raise TrainingError(f"{path}: not a table in UTF-8 ({error})") from error
     except (csv.Error, EOFError, zlib.error, gzip.BadGzipFile, pl.exceptions.PolarsError) as error:
         raise TrainingError(f"{path}: not a readable table in UTF-8 ({_first_line(error)})") from error
+    lines = number[is_row]
     if len(frame) != len(lines):
         raise TrainingError(f"{path}: not a readable table ({len(frame)} rows in {len(lines)} lines)")
     return RawTable(str(path), frame, separator, lines)
@@ -169,7 +170,7 @@ def _names(path: Path, cells: Sequence[str]) -> list[str]:
     return names
 
 
-def _whole_lines(
+def _rows(
     path: Path,
     content: bytes,
     separator: str,
@@ -178,8 +179,8 @@ def _whole_lines(
     ends: NDArray[Any],
     outside: NDArray[Any] | None,
     first: int,
-) -> NDArray[Any]:
-    """Return the lines that rows begin in, after finding that all have as many cells as there are columns.
+) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Return which lines are rows of the table, and the numbers of the lines; refuse rows with too few or many cells.
 
     The reader itself would fill short rows with missing cells, and not say where long ones are.
     """
@@ -189,9 +190,7 @@ def _whole_lines(
         is_separator &= outside
     separators = np.flatnonzero(is_separator)
     cells = np.searchsorted(separators, ends) - np.searchsorted(separators, starts) + 1
-    length = ends - starts
-    is_blank = (length == 0) | ((length == 1) & (data[np.minimum(starts, len(data) - 1)] == ord("\r")))
-    is_row = ~is_blank if columns > 1 else np.ones(len(starts), bool)
+    is_row = (starts < ends) | (columns == 1)  # a blank line is a missing cell where there is one column
     is_row[:first] = False
     number = np.arange(len(starts)) + 1
     if outside is not None:  # lines of the file, those within quotes included
@@ -201,8 +200,7 @@ def _whole_lines(
         shown = ", ".join(f"line {number[line]}: {cells[line]} cells" for line in wrong[:SHOWN])
         more = f", and {len(wrong) - SHOWN:,} more" if len(wrong) > SHOWN else ""
         raise TrainingError(f"{path}, {shown}{more} under {columns} columns")
-    rows: NDArray[Any] = number[is_row]
-    return rows
+    return is_row, number
 
 
 def _first_line(error: Exception) -> str:
