@@ -29,6 +29,7 @@ from fastopt.training.data import Batch
 from fastopt.training.errors import TrainingError
 from fastopt.training.job import Job
 from fastopt.training.loop import Model
+from fastopt.training.prediction import load
 from fastopt.training.recipes import configure
 from fastopt.training.session import CHECKPOINT, Outcome, run_session
 
@@ -370,6 +371,22 @@ def test_damaged_checkpoints_are_told_before_anything_is_written(complete: Path,
 def test_checkpoints_without_a_checksum_are_resumed(complete: Path) -> None:
     edited(complete / CHECKPOINT, lambda tensors, metadata: None, checksum=False)
     assert Job.resume(complete / CHECKPOINT, {}).run.is_complete
+
+
+def test_checkpoints_from_before_tables_had_texts_are_resumed(complete: Path) -> None:
+    def as_then(tensors: dict[str, np.ndarray], metadata: dict[str, Any]) -> None:
+        for name in ("drop", "keep", "separator"):
+            del metadata["config"][name]
+        for name in ("columns", "target", "left_out"):
+            del metadata["data"][name]
+
+    edited(complete / CHECKPOINT, as_then, checksum=True)
+    before = (complete / CHECKPOINT).read_bytes()
+    with pytest.raises(TrainingError, match=r"written before runs kept what predictions need; .* --resume --out"):
+        load(complete)
+    assert run_session(Job.resume(complete / CHECKPOINT, {}), complete, QUIET) is not Outcome.STOPPED
+    assert (complete / CHECKPOINT).read_bytes() != before
+    assert load(complete).features == tuple("012345")
 
 
 def test_flipped_bits_are_noticed(complete: Path) -> None:

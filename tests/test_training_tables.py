@@ -165,6 +165,11 @@ def test_what_looks_like_an_identifier_is_left_out_unless_kept() -> None:
     assert learned.has_other
 
 
+def test_a_column_that_counts_the_rows_is_told() -> None:
+    assert column_of(*map(str, range(7, 27))).note == "counts the rows, as an identifier does; --drop x leaves it out"
+    assert column_of(*map(str, [*range(7, 27), 3])).note == ""
+
+
 def test_columns_without_use() -> None:
     assert column_of("", "NA").note == "all missing"
     assert column_of(None, None).note == "all missing"

@@ -38,6 +38,9 @@ MOSTLY = 0.9
 FEW_NUMBERS = 10
 """Where there are no more different numbers than this beside other texts, as in 0, 1, 2, 3+, they are kinds."""
 
+COUNTED_ROWS = 10
+"""Rows from which on a column that grows by one in each is said to count them."""
+
 YES_AND_NO = (("true", "false"), ("yes", "no"), ("y", "n"), ("t", "f"))
 
 MOST_SPELLINGS = 32  # of yes and no: five letters, each large or small
@@ -316,7 +319,10 @@ def _typed(raw: RawTable, column: Column, series: pl.Series) -> Finding:
     if not kinds:
         return Finding(None, None, missing, 0, "all missing")
     cells = Cells(values.fill_null(0.0).to_numpy(), values.is_null().to_numpy())
-    return Finding(column, cells, missing, kinds, _note(column, known, kinds))
+    note = _note(column, known, kinds)
+    if kinds == len(values) >= COUNTED_ROWS and (np.diff(cells.values) == 1).all():
+        note = f"counts the rows, as an identifier does; --drop {column.name} leaves it out"
+    return Finding(column, cells, missing, kinds, note)
 
 
 def _note(column: Column, known: pl.Series, kinds: int) -> str:
