@@ -7,13 +7,14 @@ rate and beta the steps needed grow as the square root of the condition number i
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from fastopt import SGD
-from fastopt.lessons.drawing import GREEN, ORANGE
+from fastopt.lessons.drawing import GREEN, ORANGE, draw_contours
 from fastopt.lessons.lesson import Array, Lesson, at_least, at_most, near
 from fastopt.surfaces import bowl, ravine, rosenbrock
 from fastopt.trajectories import Trajectory, trajectory
@@ -120,6 +121,45 @@ def zigzag_at_full_speed() -> list[float]:
     return [turns("without, fastest"), turns("with, fastest")]
 
 
+LOW = 0.01
+
+
+@cache
+def to_the_minimum() -> dict[str, Trajectory]:
+    """Run down the ravine with and without momentum, both at a rate of 1.9/L, until the loss stays low."""
+    surface = ravine(CONDITION)
+    settings: dict[str, dict[str, Any]] = {"without momentum": {}, "with, beta 0.9": {"momentum": 0.9}}
+    return {
+        label: until_low(trajectory(surface, SGD, surface.starts[0], steps=200, lr=1.9 / CONDITION, **options))
+        for label, options in settings.items()
+    }
+
+
+def until_low(path: Trajectory) -> Trajectory:
+    """Return the beginning of a path up to the step from which on the loss stays low."""
+    steps = int(np.flatnonzero(path.loss >= LOW)[-1]) + 1
+    return replace(
+        path,
+        points=path.points[: steps + 1],
+        loss=path.loss[: steps + 1],
+        grad_norm=path.grad_norm[: steps + 1],
+        lr=path.lr[:steps],
+    )
+
+
+@LESSON.claim(
+    "At one rate, too, momentum gets down a ravine sooner",
+    setting="the same ravine, lr 1.9/L for both, beta 0.9, velocity the sum of gradients",
+    quantity="steps until the loss stays below 0.01: without, with",
+    expected=(near(127, 0.03), at_most(100)),
+)
+def sooner() -> list[float]:
+    """Without, a step leaves 98.1 % of the distance along the valley, and 1.6 · 0.981¹²⁷ is 0.14, where the loss is 0.01.
+    The velocity along the valley grows to ten gradients.
+    """
+    return [path.steps for path in to_the_minimum().values()]
+
+
 CONDITIONS = (10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0)
 TOLERANCE = 1e-6
 
@@ -209,22 +249,17 @@ def three_forms() -> float:
 
 @LESSON.draw(panels=4)
 def figure(speed: Axes, valley: Axes, growth: Axes, kinks: Axes) -> None:
-    """The velocity of a constant gradient; both paths down a ravine; the steps needed by condition number; the convex
-    function with kinks on which the heavy ball circles.
+    """The velocity of a constant gradient; both paths down a ravine, until the loss stays below 0.01; the steps needed by
+    condition number; the convex function with kinks on which the heavy ball circles.
     """
     speed.plot(np.arange(1, 101), velocity(), label="velocity")
     speed.axhline(10, color="gray", linestyle="--", label="1/(1 - beta)")
     speed.set(xlabel="step", ylabel="velocity / gradient", title="constant gradient, beta 0.9", xlim=(0, 60))
 
-    surface = ravine(CONDITION)
-    across = np.linspace(-2, 2, 200)
-    grid = np.stack(np.meshgrid(across, across), axis=-1)
-    valley.contour(
-        across, across, surface.value(grid), levels=np.geomspace(0.1, 200, 9), colors="lightgray", linewidths=0.8
-    )
-    for style, label in {"o-": "without momentum", "s-": "with"}.items():
-        valley.plot(*in_ravine()[label].points.T, style, markersize=3, linewidth=1, label=label)
-    valley.set(xlabel="x", ylabel="y", title="ravine, condition 100", xlim=(-1.9, 0.2), ylim=(-1.4, 0.2))
+    draw_contours(valley, ravine(CONDITION))
+    for style, (label, path) in zip(("o-", "s-"), to_the_minimum().items(), strict=True):
+        valley.plot(*path.points.T, style, markersize=3, linewidth=1, label=f"{label}: {path.steps} steps")
+    valley.set(title="ravine, condition 100, lr 0.019", xlim=(-1.9, 0.9), ylim=(-1.3, 0.7))
 
     for style, (label, steps) in zip(("o-", "s--", "D-."), steps_needed().items(), strict=True):
         growth.loglog(CONDITIONS, steps, style, label=label)
