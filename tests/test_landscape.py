@@ -91,10 +91,11 @@ def test_noise_is_the_same_for_all_but_gd_which_has_the_exact_gradient() -> None
 def test_momentum_and_betas_can_be_chosen() -> None:
     bowl = surfaces.bowl()
     momentum, adam = landscape.run([bowl], ["momentum", "adam"], [0.05], 10, momentum=0.5, betas=(0.5, 0.6))
-    for run, optimizer, options in [
+    expected_paths: list[tuple[landscape.Run, Any, dict[str, Any]]] = [
         (momentum, optimizers.SGD, {"momentum": 0.5}),
         (adam, optimizers.Adam, {"betas": (0.5, 0.6)}),
-    ]:
+    ]
+    for run, optimizer, options in expected_paths:
         expected = trajectory(bowl, optimizer, bowl.starts[0], 10, lr=0.05, **options)
         np.testing.assert_array_equal(run.path.points, expected.points)
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fastopt import SGD, Adam, Optimizer, RMSprop
+from fastopt.lessons.drawing import INK, draw_contours
 from fastopt.lessons.lesson import Array, Lesson, Range, at_least, at_most, exactly, near
 from fastopt.surfaces import Surface, himmelblau, plateau, random_quadratic, rastrigin, saddle, sharp_and_flat
 from fastopt.trajectories import trajectory
@@ -253,11 +254,44 @@ def ends_flat() -> list[float]:
     return [settled(0.1)[1], settled(0.15)[1]]
 
 
-@LESSON.draw(panels=4)
-def figure(leaving: Axes, share: Axes, width: Axes, valleys: Axes) -> None:
-    """Steps until noise has left the saddle; share of random critical points that are minima; steps over a plateau by
-    its width; where starts around a sharp minimum settle, by learning rate.
+@cache
+def tours() -> dict[Surface, dict[str, Array]]:
+    """Return paths to draw over each landscape."""
+    ridge, flat, hills, pair = saddle(), plateau(), himmelblau(), sharp_and_flat()
+    hilltop = np.array([-0.27, -0.92])
+    around = [hilltop + np.array([x, y]) for x in (-0.5, 0.5) for y in (-0.5, 0.5)]
+
+    def tour(surface: Surface, optimizer: Callable[..., Optimizer], start: Array, steps: int, lr: float) -> Array:
+        return trajectory(surface, optimizer, start, steps, lr=lr).points
+
+    return {
+        ridge: {
+            "from the ridge": tour(ridge, SGD, np.array([1.5, 0.0]), 40, 0.1),
+            "a hundredth beside it": tour(ridge, SGD, np.array([1.5, 0.01]), 30, 0.1),
+        },
+        flat: {
+            "SGD, lr 0.1, 500 steps": tour(flat, SGD, flat.starts[0], 500, 0.1),
+            "RMSprop, lr 0.1, 50 steps": tour(flat, RMSprop, flat.starts[0], 50, 0.1),
+        },
+        hills: {f"start {number}": tour(hills, SGD, start, 300, 0.005) for number, start in enumerate(around, 1)},
+        pair: {f"lr {lr:g}": tour(pair, SGD, pair.starts[0], 60, lr) for lr in (0.05, 0.15)},
+    }
+
+
+@LESSON.draw(panels=8)
+def figure(
+    ridge: Axes, flat: Axes, hills: Axes, pair: Axes, leaving: Axes, share: Axes, width: Axes, valleys: Axes
+) -> None:
+    """The landscapes, with paths of descent: a saddle, a plateau, many minima, a sharp minimum beside a flat one. Then
+    the steps until noise has left the saddle; the share of random critical points that are minima; the steps over a
+    plateau by its width; where starts around a sharp minimum settle, by learning rate.
     """
+    for axes, (surface, paths) in zip((ridge, flat, hills, pair), tours().items(), strict=True):
+        draw_contours(axes, surface)
+        for style, (label, path) in zip(("o-", "s--", "D-.", "^:"), paths.items(), strict=False):
+            axes.plot(*path.T, style, markersize=3, linewidth=1.2, label=label)
+            axes.plot(*path[-1], "*", color=INK, markersize=11)
+        axes.set(xlim=surface.domain[:, 0], ylim=surface.domain[:, 1], title=surface.name.replace("_", " "))
     leaving.semilogx(NOISES, [np.median(escapes(noise)) for noise in NOISES], "o", label="median of 200")
     most = np.median(escapes(NOISES[-1]))
     line = most - np.log(np.array(NOISES) / NOISES[-1]) / np.log(1 + 2 * LR)

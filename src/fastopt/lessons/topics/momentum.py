@@ -154,8 +154,8 @@ def until_low(path: Trajectory) -> Trajectory:
     expected=(near(127, 0.03), at_most(100)),
 )
 def sooner() -> list[float]:
-    """Without, a step leaves 98.1 % of the distance along the valley, and 1.6 · 0.981¹²⁷ is 0.14, where the loss is 0.01.
-    The velocity along the valley grows to ten gradients.
+    """Without, a step leaves 98.1 % of the distance along the valley, and 1.6 · 0.981¹²⁷ is 0.14, where the loss is
+    0.01. The velocity along the valley grows to ten gradients.
     """
     return [path.steps for path in to_the_minimum().values()]
 
@@ -249,8 +249,8 @@ def three_forms() -> float:
 
 @LESSON.draw(panels=4)
 def figure(speed: Axes, valley: Axes, growth: Axes, kinks: Axes) -> None:
-    """The velocity of a constant gradient; both paths down a ravine, until the loss stays below 0.01; the steps needed by
-    condition number; the convex function with kinks on which the heavy ball circles.
+    """The velocity of a constant gradient; both paths down a ravine, until the loss stays below 0.01; the steps needed
+    by condition number; the convex function with kinks on which the heavy ball circles.
     """
     speed.plot(np.arange(1, 101), velocity(), label="velocity")
     speed.axhline(10, color="gray", linestyle="--", label="1/(1 - beta)")
