@@ -234,7 +234,7 @@ def traps() -> Station:
             "from 0.01 beside it": run([1.5, 0.01], 40),
             "from the ridge, with noise": run([1.5, 0.0], 40, 0.3, seed=2),
         },
-        lessons=["landscapes", "clipping"],
+        lessons=["landscapes", "depth"],
         landscape="surface=saddle&lr=0.1",
     )
 
