@@ -157,6 +157,7 @@ def sharpness_with(decay: float) -> float:
     quantity="largest Hessian eigenvalue at the end without / with",
     expected=at_least(1.5),
     digits=2,
+    varies=True,
 )
 def wider() -> float:
     """The curvature is one over the square of a length in weights: shorter ones bend less in what they multiply."""

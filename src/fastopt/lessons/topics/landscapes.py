@@ -279,6 +279,7 @@ def losses_at_the_ends(width: int) -> Array:
     quantity="worst loss at the end with 32 units, median and best with 2",
     expected=(at_most(0.05), at_least(0.3), at_least(0.3)),
     digits=1,
+    varies=True,
 )
 def good_enough() -> list[float]:
     """Where there are more weights than rows, there is a way down from nearly everywhere (Choromanska et al. 2015).
