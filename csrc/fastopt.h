@@ -6,7 +6,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-enum { FO_MAX_STATES = 6 };
+enum { FO_MAX_STATES = 6, FO_MAX_SUMS = 3, FO_MAX_NUMBERS = 4 };
 
 /* A block is what a kernel is called on: small enough to stay in the second-level cache between the
  * passes, large enough to make the call free. A multiple of 64 keeps vectors and cache lines whole. */
@@ -24,6 +24,24 @@ typedef enum {
 #include "rules.def"
     FO_RULES
 } fo_rule;
+
+/* What a rule needs besides arrays of states: see rules.def. */
+typedef struct {
+    unsigned char states, numbers, sums;
+    bool over_plan;     /* the sums are over all tensors of the rule, not over each */
+    bool writes_states; /* measuring updates the states, so that the step only reads them */
+} fo_rule_needs;
+
+enum { FO_TENSOR_SCOPE, FO_PLAN_SCOPE, FO_KEPT_STATES = 0, FO_WRITTEN_STATES };
+
+static const fo_rule_needs fo_needs[FO_RULES] = {
+#define RULE(name, of_states) [FO_RULE_##name].states = of_states,
+#define NUMBERS(name, of_numbers) [FO_RULE_##name].numbers = of_numbers,
+#define MEASURE(name, of_sums, scope, of_states)                                                                     \
+    [FO_RULE_##name].sums = of_sums, [FO_RULE_##name].over_plan = FO_##scope##_SCOPE == FO_PLAN_SCOPE,               \
+    [FO_RULE_##name].writes_states = FO_##of_states##_STATES == FO_WRITTEN_STATES,
+#include "rules.def"
+};
 
 /* What the user chose, as numbers: flags are 0 or 1, choices count from 0. */
 typedef struct {
@@ -57,6 +75,7 @@ enum {
 typedef struct {
     fo_hyper_f64 f64;
     fo_hyper_f32 f32;
+    double before[FO_MAX_NUMBERS]; /* the rule's numbers before the step */
 } fo_hyper;
 
 /* An array of numbers. */
@@ -89,6 +108,7 @@ static inline uint64_t fo_mix(uint64_t a, uint64_t b)
 typedef struct {
     const char *isa;
     void (*step[FO_RULES])(const fo_block *);
+    void (*measure[FO_RULES])(const fo_block *, double *sums); /* NULL: the rule needs no sums */
     double (*sum_of_squares)(const fo_stream *, size_t n, double scale);
     double (*max_abs)(const fo_stream *, size_t n);
     void (*scale)(const fo_stream *, size_t n, double factor);
@@ -105,16 +125,6 @@ static inline size_t fo_storage_size(fo_storage storage)
     return bytes_of[storage];
 }
 
-/* Number of state arrays. */
-static inline int fo_rule_states(size_t rule)
-{
-    static const unsigned char states_of[] = {
-#define RULE(name, states) states,
-#include "rules.def"
-    };
-    return states_of[rule];
-}
-
 /* ---- names.c: the lists above, for Python; a name is NULL past the end ---- */
 const char *fo_rule_name(size_t rule);
 const char *fo_option_name(size_t index); /* in the order of fo_options */
@@ -124,11 +134,15 @@ const char *fo_compiler(void);
 
 /* ---- scalars.c ---- */
 
-/* Form the scalars of a rule's step (the first is 1) in double and in float; scale multiplies the gradients. Returns 0,
- * or 1 + the number of a scalar that is not finite in the arithmetic's precision (double if `wide`); a clip_value of
- * infinity is none, and a scale may be NaN or infinite, as the norm that it comes from. */
-int fo_form_scalars(fo_rule rule, const fo_options *options, double step, double scale, double clip_value, bool wide,
-                    fo_hyper *hyper);
+/* Form the scalars of a rule's step (the first is 1) in double and in float; scale multiplies the gradients. The rule's
+ * numbers become those after the step; `hyper` keeps those before. Returns 0, or 1 + the number of a scalar that is not
+ * finite in the arithmetic's precision (double if `wide`); a clip_value of infinity is none, and a scale may be NaN or
+ * infinite, as the norm that it comes from. */
+int fo_form_scalars(fo_rule rule, const fo_options *options, double step, double *numbers, double scale,
+                    double clip_value, bool wide, fo_hyper *hyper);
+
+/* Form those that depend on what was measured of n elements. They may be anything, as the gradients. */
+void fo_settle_scalars(fo_rule rule, const fo_options *options, const double *sums, double n, fo_hyper *hyper);
 
 /* ---- dispatch.c: which kernels ---- */
 const fo_kernels *fo_best_kernels(void);
@@ -137,15 +151,21 @@ const char *fo_available_isa(size_t index);         /* best first; NULL past the
 
 /* ---- step.c: the plan and the parallel passes ---- */
 
+/* A number that is kept from step to step: a double, or a float. */
+typedef struct {
+    void *at;
+    bool single;
+} fo_number;
+
 /* One parameter. A NULL gradient leaves it out of the pass. */
 typedef struct {
     fo_stream param, grad, state[FO_MAX_STATES];
-    void *count; /* how many steps it has taken: a double, or a float; NULL counts as none */
+    fo_number count; /* how many steps it has taken; nowhere counts as none */
+    fo_number number[FO_MAX_NUMBERS];
     const fo_options *options;
     size_t n;
     size_t hyper; /* row of the plan's table of scalars, in a step */
     fo_rule rule;
-    bool float_count;
 } fo_tensor;
 
 typedef struct {
@@ -154,7 +174,7 @@ typedef struct {
     size_t *first_block; /* count + 1: block numbers, over all tensors */
     size_t *first_byte;  /* count + 1: position on the axis along which threads share the work */
     fo_hyper *hypers;    /* at most one a tensor: those with equal options and counts share theirs */
-    double *partial;     /* one a block: what a reduction found there */
+    double *partial;     /* FO_MAX_SUMS a block: what a reduction found there */
     size_t blocks;       /* how many partial has room for */
 } fo_plan;
 
@@ -183,7 +203,8 @@ void fo_plan_free(fo_plan *plan);
 bool fo_plan_cut(fo_plan *plan); /* after lengths have changed; false: out of memory */
 bool fo_params_overlap(const fo_plan *plan); /* whether two share memory (or there is none to find out) */
 
-/* One optimizer step, counted: at most two passes over memory, nothing allocated. */
+/* One optimizer step, counted: a pass over memory, one more for the norm and one for a rule's sums. Nothing is
+ * allocated. */
 fo_result fo_step(const fo_kernels *kernels, fo_plan *plan, const fo_request *request);
 
 /* The same passes over gradients alone. */

@@ -105,7 +105,7 @@ static fo_stream *stream_of(const fo_tensor *t, int k)
     return (fo_stream *)(k == 0 ? &t->param : k == 1 ? &t->grad : &t->state[k - 2]);
 }
 
-static int streams_of(const fo_tensor *t) { return 2 + fo_rule_states(t->rule); }
+static int streams_of(const fo_tensor *t) { return 2 + fo_needs[t->rule].states; }
 
 typedef enum { ORDINARY, POSITIVE, ANY_BITS } numbers;
 
@@ -242,7 +242,7 @@ static void check_rules(const fo_kernels *kernels)
                 for (int s = 0; s < FO_STORAGES; s++) {
                     fo_tensor t = {.rule = (fo_rule)rule};
                     t.param.storage = (fo_storage)p, t.grad.storage = (fo_storage)g;
-                    for (int k = 0; k < fo_rule_states((size_t)rule); k++)
+                    for (int k = 0; k < fo_needs[rule].states; k++)
                         t.state[k].storage = (fo_storage)((s + k) % FO_STORAGES);
                     if (p == FO_F64) {
                         if (g != FO_F64 || s != FO_F64) continue;
@@ -433,7 +433,7 @@ static fo_plan *plan_of(const problem *p, outcome *o, bool split)
         t->n = lengths[i];
         t->options = &p->options[p->owners[tensor]];
         o->counts[i] = p->counts[tensor];
-        t->count = &o->counts[i];
+        t->count.at = &o->counts[i];
         for (int k = 0; k < streams_of(t); k++) {
             fo_stream *s = stream_of(t, k);
             s->at = (char *)s->at + from * fo_storage_size(s->storage);
@@ -692,7 +692,7 @@ static void time_level(fo_rule rule, size_t combination, size_t bytes)
     t.n = bytes / bytes_each / 64 * 64;
     allocate(&t, ORDINARY);
     floor = t;
-    floor.rule = (fo_rule)(FO_RULE_floor0 + fo_rule_states(rule));
+    floor.rule = (fo_rule)(FO_RULE_floor0 + fo_needs[rule].states);
     const char *isa;
     for (size_t i = 0; (isa = fo_available_isa(i)); i++) {
         all[count].name = isa, all[count].kernels = fo_find_kernels(isa), all[count].run = blocks;

@@ -4,7 +4,7 @@ from libc.stdint cimport uint64_t
 
 cdef extern from "fastopt.h" nogil:
     enum:
-        FO_MAX_STATES
+        FO_MAX_STATES, FO_RULES
     ctypedef enum fo_storage:
         FO_F32, FO_F64, FO_BF16, FO_F16
     ctypedef struct fo_stream:
@@ -16,15 +16,24 @@ cdef extern from "fastopt.h" nogil:
         pass
     ctypedef struct fo_kernels:
         const char *isa
+    ctypedef struct fo_number:
+        void *at
+        bint single
+    ctypedef struct fo_rule_needs:
+        int states
+        int numbers
+        int sums
+        bint over_plan
+    const fo_rule_needs *fo_needs
     ctypedef struct fo_tensor:
         fo_stream param
         fo_stream grad
         fo_stream state[6]
-        void *count
+        fo_number count
+        fo_number number[4]
         const fo_options *options
         size_t n
         fo_rule rule
-        bint float_count
     ctypedef struct fo_plan:
         fo_tensor *tensors
         size_t count
@@ -46,7 +55,6 @@ cdef extern from "fastopt.h" nogil:
         size_t tensor
 
     const char *fo_rule_name(size_t)
-    int fo_rule_states(size_t)
     const char *fo_option_name(size_t)
     const char *fo_scalar_name(size_t)
     const char *fo_storage_name(size_t)

@@ -1,6 +1,7 @@
 from typing import Any
 
 RULES: dict[str, tuple[int, int]]
+SCOPES: dict[str, str]
 OPTIONS: dict[str, int]
 SCALARS: tuple[str, ...]
 STORAGES: dict[str, int]
@@ -32,7 +33,7 @@ class Plan:
         length: int,
         param: tuple[int, int],
         states: list[tuple[int, int]],
-        count: tuple[int, bool] = (0, False),
+        numbers: list[tuple[int, bool]] = ...,
     ) -> None: ...
     def set_gradient(self, tensor: int, place: tuple[int, int] | None) -> None: ...
     def gradients_are_apart(self) -> bool: ...

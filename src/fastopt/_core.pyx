@@ -17,8 +17,11 @@ cdef list names(const char *(*name)(size_t) noexcept nogil):
 
 cdef const fo_kernels *kernels = fo_best_kernels()
 
-RULES = {name: (i, fo_rule_states(i)) for i, name in enumerate(names(fo_rule_name))}
+RULES = {name: (i, fo_needs[i].states) for i, name in enumerate(names(fo_rule_name))}
 """Rule name -> (index, number of state arrays)."""
+
+SCOPES = {name: "plan" if fo_needs[i].over_plan else "tensor" for name, (i, _) in RULES.items() if fo_needs[i].sums}
+"""Rule that measures before it steps -> what its sums are over."""
 
 OPTIONS = {name: i for i, name in enumerate(names(fo_option_name))}
 """Name of an option that the kernels' scalars are formed from -> index."""
@@ -139,20 +142,27 @@ cdef class Plan:
                 new.append(owner)
         return new
 
-    def bind(self, size_t tensor, str rule, size_t length, tuple param, list states, tuple count=(0, False)) -> None:
-        """Say where a tensor and its states are, as (address, storage), and its number of steps: (address, is float32).
+    def bind(self, size_t tensor, str rule, size_t length, tuple param, list states, list numbers=[]) -> None:
+        """Say where a tensor and its states are, as (address, storage).
 
-        It has no gradient then.
+        Its numbers are (address, is float32): how many steps it has taken, where that counts, and those of the rule. It
+        has no gradient then.
         """
         cdef fo_tensor *t = &self.plan.tensors[tensor]
-        if len(states) != RULES[rule][1]:
-            raise ValueError(f"{rule}: expected {RULES[rule][1]} states, got {len(states)}")
-        t.rule = <fo_rule><int>RULES[rule][0]
+        cdef fo_number *place
+        cdef size_t index = RULES[rule][0]
+        if len(states) != fo_needs[index].states:
+            raise ValueError(f"{rule}: expected {fo_needs[index].states} states, got {len(states)}")
+        if len(numbers[1:]) != fo_needs[index].numbers:
+            raise ValueError(f"{rule}: expected {fo_needs[index].numbers} numbers, got {len(numbers[1:])}")
+        t.rule = <fo_rule>index
         t.param.at, t.param.storage = <void *><uintptr_t>param[0], <fo_storage><int>param[1]
         t.grad.at, t.grad.storage = NULL, t.param.storage
         for k, (address, storage) in enumerate(states):
             t.state[k].at, t.state[k].storage = <void *><uintptr_t>address, <fo_storage><int>storage
-        t.count, t.float_count = <void *><uintptr_t>count[0], count[1]
+        for k, (address, single) in enumerate(numbers or [(0, False)]):
+            place = &t.count if k == 0 else &t.number[<int>k - 1]
+            place.at, place.single = <void *><uintptr_t>address, single
         self.cut = self.cut and t.n == length
         t.n = length
 

@@ -7,7 +7,7 @@ from libc.stdint cimport int32_t, int64_t, uint8_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 
 from fastopt._core import same_objects
-from fastopt._core cimport FO_BF16, FO_F16, FO_F32, FO_F64, Plan, fo_storage, fo_tensor
+from fastopt._core cimport FO_BF16, FO_F16, FO_F32, FO_F64, Plan, fo_number, fo_storage, fo_tensor
 
 cdef extern from "dlpack.h" nogil:
     ctypedef struct DLDataType:
@@ -229,6 +229,7 @@ cdef class Watch:
         cdef Known *known = &self.known[i]
         cdef fo_tensor *tensor = &self.plan.plan.tensors[i]
         cdef DLTensor now
+        cdef const fo_number *place
         cdef list states
         cdef tuple names
         cdef int32_t k
@@ -254,8 +255,9 @@ cdef class Watch:
             if (not self.describe(self.seen[8 * i + k + 1].object, &now) or now.data != tensor.state[k].at
                     or not self.same_dtype(now.dtype, known.state_dtype[k]) or not self.alike(known, &now)):
                 return False
-        for k in range(known.tensors - 1, <int32_t>len(states)):  # the number of steps: its memory may be shared by now
-            if not self.look_at(states[k], &now) or now.data != tensor.count:
+        for k in range(known.tensors - 1, <int32_t>len(states)):  # numbers: their memory may be shared by now
+            place = &tensor.count if k == known.tensors - 1 else &tensor.number[k - known.tensors]
+            if not self.look_at(states[k], &now) or now.data != place.at:
                 return False
         return True
 

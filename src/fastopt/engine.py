@@ -11,7 +11,7 @@ import math
 import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, cast
 
 from fastopt import _core
 from fastopt.hyperparameters import at_step, is_fixed
@@ -209,8 +209,8 @@ class Engine(ABC):
         """Return the dict that has a parameter's states."""
 
     @abstractmethod
-    def start_state(self, slot: int, value: float) -> Any:
-        """Return a new state."""
+    def start_state(self, slot: int, value: float | None) -> Any:
+        """Return a new state; None makes it a copy of the parameter."""
 
     @abstractmethod
     def fit_state(self, slot: int, name: str, state: Any) -> Any:
@@ -219,6 +219,14 @@ class Engine(ABC):
     @abstractmethod
     def count_place(self, slot: int, entry: dict[str, Any], fresh: bool) -> tuple[int, bool]:
         """Return where a parameter's steps are counted, and whether in float32. `fresh`: a state was made just now."""
+
+    @abstractmethod
+    def start_number(self, slot: int, value: float) -> Any:
+        """Return a new number, which steps write."""
+
+    @abstractmethod
+    def number_place(self, slot: int, entry: dict[str, Any], name: str) -> tuple[int, bool]:
+        """Return where a number of an entry is, and whether in float32; one that cannot be written is replaced."""
 
     @abstractmethod
     def buffers(self, slot: int, grad: Any, states: list[Any], zero: bool) -> Buffers:
@@ -345,24 +353,28 @@ class Engine(ABC):
         self.watch.release(slot)
         self.check(slot)
         rule, names = self.rules[self.owners[slot]]
-        entry = self.entry(slot) if names or self.method.counts_steps else {}
+        kept = self.method.numbers
+        entry = self.entry(slot) if names or kept or self.method.counts_steps else {}
         fresh = [name for name in names if entry.get(name) is None]
-        count = self.count_place(slot, entry, bool(fresh))
-        for name in names:
-            if name in fresh:
-                entry[name] = self.start_state(slot, self.method.start(name, self.start_options(slot)))
-                self.made.append((slot, name, entry[name]))
-            else:
+        numbers = [self.count_place(slot, entry, bool(fresh))]
+        for name in (*names, *kept):
+            if entry.get(name) is None:
+                start = self.method.start(name, self.start_options(slot))
+                made = self.start_number(slot, cast(float, start)) if name in kept else self.start_state(slot, start)
+                entry[name] = made
+                self.made.append((slot, name, made))
+            elif name in names:
                 fit = self.fit_state(slot, name, entry[name])
                 if fit is not entry[name]:
                     entry[name] = fit
+        numbers += [self.number_place(slot, entry, name) for name in kept]
         states = [entry[name] for name in names]
         buffers = self.buffers(slot, grad, states, zero)
-        self.plan.bind(slot, rule, buffers.length, buffers.param, buffers.states, count)
+        self.plan.bind(slot, rule, buffers.length, buffers.param, buffers.states, numbers)
         self.plan.set_gradient(slot, buffers.grad)
         if buffers.stay:
             counted = ("step",) if "step" in entry else ()
-            self.watch.hold(slot, self.params[slot], entry or None, (*names, *counted), states)
+            self.watch.hold(slot, self.params[slot], entry or None, (*names, *counted, *kept), states)
         return buffers
 
     def bind_all(self) -> None:

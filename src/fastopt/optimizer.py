@@ -14,7 +14,7 @@ from fastopt import _arrays, _core, methods, trees
 from fastopt._turn import Turn
 from fastopt.backends.numpy import Arrays
 from fastopt.engine import Face, Group, StepInfo
-from fastopt.hyperparameters import as_count
+from fastopt.hyperparameters import as_count, is_number, plain
 from fastopt.methods.base import Method
 
 Array = NDArray[np.float32] | NDArray[np.float64]
@@ -339,12 +339,19 @@ class Optimizer(Face):
             label = self._labels[tensor]
             expect(f"state_dict: state of {label}", given, Mapping, "a dict")
             _, names = self.method.rule(self.method.at(group, self.step_count))
-            expected = {*names, "step"} if self.method.counts_steps else {*names}
+            numbers = self.method.numbers.keys()
+            expected = {*names, *numbers, "step"} if self.method.counts_steps else {*names, *numbers}
             if not expected <= given.keys():
                 raise ValueError(f"state_dict: state of {label}: expected {sorted(expected)}, got {sorted(given)}")
             # Also the arrays that no option asks for at present: it may be switched on again. (torch has None there.)
-            arrays = given.keys() - {"step"} - {name for name in given if given[name] is None and name not in names}
+            idle = {name for name in given if given[name] is None and name not in names}
+            arrays = given.keys() - {"step", *numbers} - idle
             states[-1] = {name: self._loaded_array(tensor, name, given[name]) for name in sorted(arrays)}
+            for name in numbers:
+                number = plain(given[name])
+                if not is_number(number):
+                    raise TypeError(f"state_dict: {name} of {label}: expected a number, got {given[name]!r}")
+                states[-1][name] = np.array(float(number))
             counts = self.method.counts_steps
             steps[tensor] = as_count(given["step"], f"state_dict: step of {label}") if counts else 1
         return states, steps

@@ -40,9 +40,11 @@ class Arrays(Engine):
         state: dict[str, Any] = self.face._state[slot]
         return state
 
-    def start_state(self, slot: int, value: float) -> Any:
+    def start_state(self, slot: int, value: float | None) -> Any:
         """Return an array in the parameter's memory order."""
         param = self.params[slot]
+        if value is None:
+            return param.copy(order="K")
         return np.full(param.shape, value, param.dtype, order="C" if param.flags.c_contiguous else "F")
 
     def fit_state(self, slot: int, name: str, state: Any) -> Any:
@@ -55,6 +57,14 @@ class Arrays(Engine):
         if fresh and not self.method.counts_steps:
             steps[slot] = 0  # what is counted there is how often the states were updated
         return steps.ctypes.data + slot * steps.itemsize, False
+
+    def start_number(self, slot: int, value: float) -> Any:
+        """Return an array of no dimension."""
+        return np.array(value)
+
+    def number_place(self, slot: int, entry: dict[str, Any], name: str) -> tuple[int, bool]:
+        """Return the address of an array of no dimension."""
+        return entry[name].ctypes.data, False
 
     def buffers(self, slot: int, grad: Any, states: list[Any], zero: bool) -> Buffers:
         """Return where the arrays are; the gradient is checked."""

@@ -122,10 +122,12 @@ class Tensors(Engine):
         """Return the options that say what states start as: the optimizer's, as in torch."""
         return self.face.defaults
 
-    def start_state(self, slot: int, value: float) -> Any:
+    def start_state(self, slot: int, value: float | None) -> Any:
         """Return a tensor in the parameter's memory order."""
         param = self.params[slot].detach()
         with outside_inference(), torch.no_grad():
+            if value is None:
+                return torch.empty_like(param, dtype=self.state_dtype(slot)).copy_(param)
             start = complex(value, value) if param.is_complex() else value
             return torch.full_like(param, start, dtype=self.state_dtype(slot))
 
@@ -174,6 +176,18 @@ class Tensors(Engine):
         if single:
             self.left = min(self.left, EXACT - float(step))
         return step.data_ptr(), single
+
+    def start_number(self, slot: int, value: float) -> Any:
+        """Return a tensor of one float, in the precision that torch has for such."""
+        with outside_inference():
+            double = torch.get_default_dtype() == torch.float64
+            return torch.tensor(value, dtype=torch.float64 if double else torch.float32, device="cpu")
+
+    def number_place(self, slot: int, entry: dict[str, Any], name: str) -> tuple[int, bool]:
+        """Return the address of a tensor of one float, made of what is there if need be."""
+        if not counts(entry[name], exact=False):
+            entry[name] = self.start_number(slot, float(entry[name]))
+        return entry[name].data_ptr(), entry[name].dtype == torch.float32
 
     # ---- buffers ----
 
@@ -367,15 +381,18 @@ def ordered(tensor: Tensor, like: Tensor | None, write_back: list[Call]) -> Tens
     return copy
 
 
-def counts(step: Any) -> bool:
-    """Whether the kernels can count in this object: a tensor of one float, which may be shared with other processes."""
+def counts(step: Any, exact: bool = True) -> bool:
+    """Whether the kernels can count in this object: a tensor of one float, which may be shared with other processes.
+
+    Where not `exact`, they only have to write there.
+    """
     return (
         isinstance(step, Tensor)
         and not isinstance(step, DTensor)
         and step.numel() == 1
         and step.device.type == "cpu"
         and step.layout == torch.strided
-        and (step.dtype == torch.float64 or (step.dtype == torch.float32 and float(step) < EXACT))
+        and (step.dtype == torch.float64 or (step.dtype == torch.float32 and (not exact or float(step) < EXACT)))
         and step.data_ptr() != 0
     )
 

@@ -208,8 +208,22 @@ WHOLE_OF_TORCH: dict[str, Option] = {
 
 # ---- states ----
 
-Start = float | str
-"""What a state starts as: a number, or the name of the option that says it."""
+Start = float | str | None
+"""What a state starts as: a number, the name of the option that says it, or None: a copy of the parameter."""
+
+
+@dataclass(frozen=True)
+class State:
+    """An array beside the parameter, of its shape."""
+
+    start: Start = 0.0
+    kind: Literal["moment", "square", "exact"] = "exact"
+    """How it may be stored in fewer bits: as an average of gradients or updates, of either sign; as one of squares
+    (never negative, and only its root matters); or not at all, like a copy of the parameter."""
+
+
+MOMENT = State(kind="moment")
+SQUARE = State(kind="square")
 
 
 # ---- the description ----
@@ -225,8 +239,12 @@ class Method:
     options: ClassVar[dict[str, Option]] = {}
     """The options by name: the attributes of the class."""
 
-    states: ClassVar[dict[str, Start]] = {}
-    """The state arrays, in torch's names (or those of the reference implementation), with what they start as."""
+    states: ClassVar[dict[str, State]] = {}
+    """The state arrays, in torch's names (or those of the reference implementation)."""
+
+    numbers: ClassVar[dict[str, Start]] = {}
+    """Numbers that are kept for each parameter from step to step, in the order of the kernel's (csrc/rules.def), with
+    what they start as. (The number of steps is none of these.)"""
 
     counts_steps: ClassVar[bool] = True
     """Whether the update depends on the number of steps, so that it is part of a parameter's state."""
@@ -268,10 +286,11 @@ class Method:
         return bool(options.get("weight_decay", 0) == 0)
 
     @classmethod
-    def start(cls, state: str, options: Mapping[str, Any]) -> float:
-        """Return what a state starts as."""
-        start = cls.states[state]
-        return float(at_step(options[start], 0) if isinstance(start, str) else start)
+    def start(cls, name: str, options: Mapping[str, Any]) -> float | None:
+        """Return what a state or a number starts as; None is a copy of the parameter."""
+        start = cls.states[name].start if name in cls.states else cls.numbers[name]
+        value = at_step(options[start], 0) if isinstance(start, str) else start
+        return None if value is None else float(value)
 
     @classmethod
     def at(cls, group: Mapping[str, Any], step: int) -> dict[str, Any]:
