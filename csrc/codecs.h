@@ -25,8 +25,8 @@ typedef struct {
 } fo_context;
 
 typedef struct {
-    void (*decode)(float *restrict out, const void *restrict in, size_t n);
-    void (*encode)(void *restrict out, const float *restrict in, size_t n, const fo_context *context);
+    void (*decode)(float *restrict out, const fo_stream *in, size_t n);
+    void (*encode)(const fo_stream *out, const float *restrict in, size_t n, const fo_context *context);
 } fo_codec;
 
 FO_INLINE float fo_float_of(uint32_t bits)
@@ -45,16 +45,16 @@ FO_INLINE uint32_t fo_bits_of(float x)
 
 /* ---- float64 beside float32 ---- */
 
-static void decode_F64(float *restrict out, const void *restrict in, size_t n)
+static void decode_F64(float *restrict out, const fo_stream *in, size_t n)
 {
-    const double *x = in;
+    const double *restrict x = in->at;
     VECTORISE for (size_t i = 0; i < n; i++) out[i] = (float)x[i];
 }
 
-static void encode_F64(void *restrict out, const float *restrict in, size_t n, const fo_context *context)
+static void encode_F64(const fo_stream *out, const float *restrict in, size_t n, const fo_context *context)
 {
     (void)context;
-    double *x = out;
+    double *restrict x = out->at;
     VECTORISE for (size_t i = 0; i < n; i++) x[i] = (double)in[i];
 }
 
@@ -69,16 +69,16 @@ FO_INLINE uint16_t fo_upper_half(uint32_t bits, uint32_t added)
     return (uint16_t)(((bits + added) | nan) >> 16);
 }
 
-static void decode_BF16(float *restrict out, const void *restrict in, size_t n)
+static void decode_BF16(float *restrict out, const fo_stream *in, size_t n)
 {
-    const uint16_t *x = in;
+    const uint16_t *restrict x = in->at;
     VECTORISE for (size_t i = 0; i < n; i++) out[i] = fo_float_of((uint32_t)x[i] << 16);
 }
 
-static void encode_BF16(void *restrict out, const float *restrict in, size_t n, const fo_context *context)
+static void encode_BF16(const fo_stream *out, const float *restrict in, size_t n, const fo_context *context)
 {
     (void)context;
-    uint16_t *x = out;
+    uint16_t *restrict x = out->at;
     VECTORISE for (size_t i = 0; i < n; i++) {
         uint32_t bits = fo_bits_of(in[i]);
         x[i] = fo_upper_half(bits, 0x7fffu + ((bits >> 16) & 1u));
@@ -92,9 +92,9 @@ static void encode_BF16(void *restrict out, const float *restrict in, size_t n, 
 
 /* The random number is a hash of the element's number under a key, so that nothing else has a part in it: Wellons'
  * lowbias32, half of the key before each of its rounds. */
-static void encode_BF16_STOCHASTIC(void *restrict out, const float *restrict in, size_t n, const fo_context *context)
+static void encode_BF16_STOCHASTIC(const fo_stream *out, const float *restrict in, size_t n, const fo_context *context)
 {
-    uint16_t *x = out;
+    uint16_t *restrict x = out->at;
     const uint64_t key = fo_mix(fo_mix(context->seed, context->stream), (uint64_t)context->first >> 32);
     const uint32_t first = (uint32_t)context->first, key1 = (uint32_t)key, key2 = (uint32_t)(key >> 32);
     VECTORISE for (size_t i = 0; i < n; i++) {
@@ -136,9 +136,9 @@ FO_INLINE uint16_t fo_to_f16(float x)
     return (uint16_t)(sign | result);
 }
 
-static void decode_F16(float *restrict out, const void *restrict in, size_t n)
+static void decode_F16(float *restrict out, const fo_stream *in, size_t n)
 {
-    const uint16_t *x = in;
+    const uint16_t *restrict x = in->at;
     size_t i = 0;
 #if defined(__F16C__)
     for (; i + 8 <= n; i += 8) _mm256_storeu_ps(out + i, _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(x + i))));
@@ -146,10 +146,10 @@ static void decode_F16(float *restrict out, const void *restrict in, size_t n)
     VECTORISE for (; i < n; i++) out[i] = fo_from_f16(x[i]);
 }
 
-static void encode_F16(void *restrict out, const float *restrict in, size_t n, const fo_context *context)
+static void encode_F16(const fo_stream *out, const float *restrict in, size_t n, const fo_context *context)
 {
     (void)context;
-    uint16_t *x = out;
+    uint16_t *restrict x = out->at;
     size_t i = 0;
 #if defined(__F16C__)
     for (; i + 16 <= n; i += 16) {
@@ -161,13 +161,152 @@ static void encode_F16(void *restrict out, const float *restrict in, size_t n, c
     VECTORISE for (; i < n; i++) x[i] = fo_to_f16(in[i]);
 }
 
+/* ---- 8 bits and a scale for each group: an average of gradients, of either sign ----
+ *
+ * x in units of the largest magnitude s of its group is companded, 2x/(1 + |x|), to 127 steps: small numbers have finer
+ * ones, about s/254. ("FlashOptim", arXiv 2602.23349, but the scale is float32: in float16 it would be zero for gradients below 6e-8.)
+ *
+ * What is not finite makes all of its group NaN. A group below the smallest normal number is zero. */
+
+/* The largest magnitude, as bits: their order is that of the numbers, and NaN is above infinity. */
+FO_INLINE int32_t fo_largest(const float *restrict in, size_t n)
+{
+    int32_t largest = 0;
+    VECTORISE for (size_t i = 0; i < n; i++) {
+        int32_t bits = (int32_t)(fo_bits_of(in[i]) & 0x7fffffffu);
+        largest = bits > largest ? bits : largest;
+    }
+    return largest;
+}
+
+/* What a group is divided by, from its largest magnitude. */
+FO_INLINE float fo_scale_of(int32_t largest)
+{
+    return largest >= 0x7f800000 ? fo_float_of(0x7fc00000u) : largest < 0x00800000 ? 0 : fo_float_of((uint32_t)largest);
+}
+
+/* Adding this rounds to nearest, ties to even, and leaves the integer in the lower bits. */
+static const float fo_rounder = 0x1.8p23f;
+
+FO_INLINE void fo_decode_signed8(float *restrict out, const int8_t *restrict x, float scale, size_t n)
+{
+    VECTORISE for (size_t i = 0; i < n; i++) {
+        float y = (float)x[i];
+        out[i] = y / (254 - __builtin_fabsf(y)) * scale;
+    }
+}
+
+FO_INLINE void fo_encode_signed8(int8_t *restrict x, float *restrict beside, const float *restrict in, size_t n)
+{
+    const float scale = fo_scale_of(fo_largest(in, n)), inverse = scale > 0 ? 1 / scale : 0;
+    const uint32_t kept = scale == scale ? 0xffffffffu : 0;
+    *beside = scale;
+    VECTORISE for (size_t i = 0; i < n; i++) {
+        float y = fo_float_of(fo_bits_of(in[i]) & kept) * inverse;
+        y = 254 * y / (1 + __builtin_fabsf(y));
+        x[i] = (int8_t)fo_bits_of(y + fo_rounder);
+    }
+}
+
+/* ---- 8 bits and a scale for each group: an average of squares, by its root ----
+ *
+ * In 255 steps up to the largest root of the group; what is not zero stays so, or a moment that is left would be divided
+ * by epsilon alone. */
+
+FO_INLINE void fo_decode_root8(float *restrict out, const uint8_t *restrict x, float scale, size_t n)
+{
+    VECTORISE for (size_t i = 0; i < n; i++) {
+        float y = (float)x[i] * (1 / 255.0f) * scale;
+        out[i] = y * y;
+    }
+}
+
+FO_INLINE void fo_encode_root8(uint8_t *restrict x, float *restrict beside, const float *restrict in, size_t n)
+{
+    const float scale = __builtin_sqrtf(fo_scale_of(fo_largest(in, n))), inverse = scale > 0 ? 255 / scale : 0;
+    const uint32_t kept = scale == scale ? 0x7fffffffu : 0;
+    *beside = scale == scale ? scale : fo_float_of(0x7fc00000u);
+    VECTORISE for (size_t i = 0; i < n; i++) {
+        float square = fo_float_of(fo_bits_of(in[i]) & kept);
+        float y = __builtin_sqrtf(square) * inverse, least = square * 0x1p126f; /* 1 for any normal number, at least */
+        least = least < 1 ? least : 1;
+        y = y > least ? y : least;
+        x[i] = (uint8_t)fo_bits_of(y + fo_rounder);
+    }
+}
+
+/* By groups, the last of which may be shorter. */
+#define BY_GROUPS(NAME, name, code)                                                                                  \
+    static void decode_##NAME(float *restrict out, const fo_stream *in, size_t n)                                    \
+    {                                                                                                                \
+        const code *x = in->at;                                                                                      \
+        const float *scale = in->beside;                                                                             \
+        for (; n >= FO_GROUP; n -= FO_GROUP, x += FO_GROUP, out += FO_GROUP)                                         \
+            fo_decode_##name(out, x, *scale++, FO_GROUP);                                                            \
+        if (n) fo_decode_##name(out, x, *scale, n);                                                                  \
+    }                                                                                                                \
+    static void encode_##NAME(const fo_stream *out, const float *restrict in, size_t n, const fo_context *context)   \
+    {                                                                                                                \
+        (void)context;                                                                                               \
+        code *x = out->at;                                                                                           \
+        float *scale = out->beside;                                                                                  \
+        for (; n >= FO_GROUP; n -= FO_GROUP, x += FO_GROUP, in += FO_GROUP)                                          \
+            fo_encode_##name(x, scale++, in, FO_GROUP);                                                              \
+        if (n) fo_encode_##name(x, scale, in, n);                                                                    \
+    }
+
+BY_GROUPS(SIGNED8, signed8, int8_t)
+BY_GROUPS(ROOT8, root8, uint8_t)
+#undef BY_GROUPS
+
+/* ---- float32, or 24 bits of it, in two pieces: bfloat16, rounded to nearest, and what has to be added to its bits ---- */
+
+static void decode_SPLIT(float *restrict out, const fo_stream *in, size_t n)
+{
+    const uint16_t *restrict x = in->at;
+    const int16_t *restrict rest = in->beside;
+    VECTORISE for (size_t i = 0; i < n; i++) out[i] = fo_float_of(((uint32_t)x[i] << 16) + (uint32_t)rest[i]);
+}
+
+/* (Ties go up here, so that 16 bits hold what is left.) */
+static void encode_SPLIT(const fo_stream *out, const float *restrict in, size_t n, const fo_context *context)
+{
+    (void)context;
+    uint16_t *restrict x = out->at;
+    int16_t *restrict rest = out->beside;
+    VECTORISE for (size_t i = 0; i < n; i++) {
+        uint32_t bits = fo_bits_of(in[i]);
+        x[i] = fo_upper_half(bits, 0x8000u);
+        rest[i] = in[i] == in[i] ? (int16_t)bits : 0;
+    }
+}
+
+static void decode_SPLIT8(float *restrict out, const fo_stream *in, size_t n)
+{
+    const uint16_t *restrict x = in->at;
+    const int8_t *restrict rest = in->beside;
+    VECTORISE for (size_t i = 0; i < n; i++) out[i] = fo_float_of(((uint32_t)x[i] << 16) + ((uint32_t)rest[i] << 8));
+}
+
+static void encode_SPLIT8(const fo_stream *out, const float *restrict in, size_t n, const fo_context *context)
+{
+    (void)context;
+    uint16_t *restrict x = out->at;
+    int8_t *restrict rest = out->beside;
+    VECTORISE for (size_t i = 0; i < n; i++) {
+        uint32_t bits = fo_bits_of(in[i]) + 0x80u;
+        x[i] = in[i] == in[i] ? (uint16_t)((bits + 0x8000u) >> 16) : 0xffffu;
+        rest[i] = in[i] == in[i] ? (int8_t)(bits >> 8) : 0;
+    }
+}
+
 /* ---- the table: float32 needs none ---- */
 
 #define decode_F32 NULL
 #define encode_F32 NULL
 
 static const fo_codec fo_codecs[FO_STORAGES] = {
-#define STORAGE(NAME, name, bytes) [FO_##NAME] = {decode_##NAME, encode_##NAME},
+#define STORAGE(NAME, name, bytes, beside) [FO_##NAME] = {decode_##NAME, encode_##NAME},
 #include "codecs.def"
 };
 

@@ -8,8 +8,6 @@ typedef void fo_loop(void *param, const void *grad, void *const *state, size_t n
 
 static fo_storage arithmetic_of(const fo_stream *s) { return s->storage == FO_F64 ? FO_F64 : FO_F32; }
 
-static void *place(const fo_stream *s, size_t element) { return (char *)s->at + element * fo_storage_size(s->storage); }
-
 /* Elements from here to the end of the chunk; chunks are counted from the beginning of the tensor. */
 static size_t chunk_at(size_t element, size_t rest)
 {
@@ -20,9 +18,9 @@ static size_t chunk_at(size_t element, size_t rest)
 /* A chunk of a stream as the arithmetic wants it. */
 static void *opened(const fo_stream *s, fo_storage arithmetic, size_t from, size_t n, float *buffer)
 {
-    void *stored = place(s, from);
-    if (s->storage == arithmetic) return stored;
-    fo_codecs[s->storage].decode(buffer, stored, n);
+    const fo_stream stored = fo_from(*s, from);
+    if (s->storage == arithmetic) return stored.at;
+    fo_codecs[s->storage].decode(buffer, &stored, n);
     return buffer;
 }
 
@@ -30,7 +28,8 @@ static void *opened(const fo_stream *s, fo_storage arithmetic, size_t from, size
 static void closed(const fo_stream *s, fo_storage arithmetic, size_t from, size_t n, const float *buffer,
                    const fo_context *context)
 {
-    if (s->storage != arithmetic) fo_codecs[s->storage].encode(place(s, from), buffer, n, context);
+    const fo_stream stored = fo_from(*s, from);
+    if (s->storage != arithmetic) fo_codecs[s->storage].encode(&stored, buffer, n, context);
 }
 
 /* ---- a step ---- */
@@ -218,16 +217,14 @@ static void lerp(const fo_stream *target, const fo_stream *source, size_t n, dou
 static void convert(const fo_stream *target, const fo_stream *source, size_t n)
 {
     fo_buffer buffer;
-    if (target->storage == source->storage) {
+    if (target->storage == source->storage && !fo_beside_size(source->storage)) {
         memcpy(target->at, source->at, n * fo_storage_size(source->storage));
         return;
     }
     for (size_t from = 0, m; from < n; from += m) {
         m = chunk_at(from, n - from);
-        float *x = target->storage == FO_F32 ? place(target, from) : buffer;
-        const float *y = source->storage == FO_F32 ? place(source, from) : x;
-        if (source->storage != FO_F32) fo_codecs[source->storage].decode(x, place(source, from), m);
-        closed(target, FO_F32, from, m, y, &(fo_context){.first = from});
+        float *x = target->storage == FO_F32 ? (float *)target->at + from : buffer;
+        closed(target, FO_F32, from, m, opened(source, FO_F32, from, m, x), &(fo_context){.first = from});
     }
 }
 

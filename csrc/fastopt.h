@@ -12,9 +12,12 @@ enum { FO_MAX_STATES = 6, FO_MAX_SUMS = 4, FO_MAX_NUMBERS = 4 };
  * passes, large enough to make the call free. A multiple of 64 keeps vectors and cache lines whole. */
 enum { FO_BLOCK = 8192 };
 
+/* Elements that share what a storage has beside them. */
+enum { FO_GROUP = 32 };
+
 /* How numbers are stored. float64 is computed in float64, everything else in float32. */
 typedef enum {
-#define STORAGE(NAME, name, bytes) FO_##NAME,
+#define STORAGE(NAME, name, bytes, beside) FO_##NAME,
 #include "codecs.def"
     FO_STORAGES
 } fo_storage;
@@ -81,6 +84,7 @@ typedef struct {
 /* An array of numbers. */
 typedef struct {
     void *at;
+    void *beside; /* scales of groups, or what is left of each element; NULL where the storage needs none */
     fo_storage storage;
 } fo_stream;
 
@@ -121,10 +125,28 @@ typedef struct {
 static inline size_t fo_storage_size(fo_storage storage)
 {
     static const unsigned char bytes_of[] = {
-#define STORAGE(NAME, name, bytes) bytes,
+#define STORAGE(NAME, name, bytes, beside) bytes,
 #include "codecs.def"
     };
     return bytes_of[storage];
+}
+
+/* Bytes of a group that lie beside its elements. */
+static inline size_t fo_beside_size(fo_storage storage)
+{
+    static const unsigned char bytes_of[] = {
+#define STORAGE(NAME, name, bytes, beside) beside,
+#include "codecs.def"
+    };
+    return bytes_of[storage];
+}
+
+/* A stream from one of its elements on, the first of a group if the storage has something beside them. */
+static inline fo_stream fo_from(fo_stream s, size_t element)
+{
+    if (s.at) s.at = (char *)s.at + element * fo_storage_size(s.storage);
+    if (s.beside) s.beside = (char *)s.beside + element / FO_GROUP * fo_beside_size(s.storage);
+    return s;
 }
 
 /* ---- names.c: the lists above, for Python; a name is NULL past the end ---- */

@@ -17,7 +17,7 @@ static const char *const scalars[] = {
 };
 
 static const char *const storages[] = {
-#define STORAGE(NAME, name, bytes) #name,
+#define STORAGE(NAME, name, bytes, beside) #name,
 #include "codecs.def"
 };
 

@@ -162,19 +162,14 @@ static void set(fo_number x, double value)
 
 /* ---- the work on one block ---- */
 
-static fo_stream from(fo_stream s, size_t offset)
-{
-    return (fo_stream){s.at ? (char *)s.at + offset * fo_storage_size(s.storage) : NULL, s.storage};
-}
-
 static fo_block block_of(const fo_pass *pass, const fo_tensor *t, size_t offset, size_t n)
 {
     const fo_plan *plan = pass->plan;
-    fo_block b = {.param = from(t->param, offset), .grad = from(t->grad, offset), .n = n,
+    fo_block b = {.param = fo_from(t->param, offset), .grad = fo_from(t->grad, offset), .n = n,
                   .hyper = &plan->hypers[t->hyper], .first = offset,
                   .seed = fo_mix(t->count.at ? (uint64_t)value_of(t->count) : 0, (uint64_t)(t - plan->tensors)),
                   .from_memory = plan->first_byte[plan->count] >= BYTES_FROM_MEMORY};
-    for (int k = 0; k < fo_needs[t->rule].states; k++) b.state[k] = from(t->state[k], offset);
+    for (int k = 0; k < fo_needs[t->rule].states; k++) b.state[k] = fo_from(t->state[k], offset);
     return b;
 }
 
@@ -191,11 +186,11 @@ static void step_block(const fo_pass *pass, const fo_tensor *t, size_t block, si
     fo_block b = block_of(pass, t, offset, n);
     pass->kernels->step[t->rule](&b);
     if (t->average.at) {
-        fo_stream average = from(t->average, offset);
+        fo_stream average = fo_from(t->average, offset);
         pass->kernels->lerp(&average, &b.param, n, pass->factor);
     }
     if (t->copy.at) {
-        fo_stream copy = from(t->copy, offset);
+        fo_stream copy = fo_from(t->copy, offset);
         pass->kernels->convert(&copy, &b.param, n);
     }
     if (pass->zero_grad) memset(b.grad.at, 0, n * fo_storage_size(b.grad.storage));
@@ -203,40 +198,40 @@ static void step_block(const fo_pass *pass, const fo_tensor *t, size_t block, si
 
 static void sum_block(const fo_pass *pass, const fo_tensor *t, size_t block, size_t offset, size_t n)
 {
-    fo_stream grad = from(t->grad, offset);
+    fo_stream grad = fo_from(t->grad, offset);
     pass->plan->partial[FO_MAX_SUMS * block] = pass->kernels->sum_of_squares(&grad, n, pass->factor);
 }
 
 static void max_block(const fo_pass *pass, const fo_tensor *t, size_t block, size_t offset, size_t n)
 {
-    fo_stream grad = from(t->grad, offset);
+    fo_stream grad = fo_from(t->grad, offset);
     pass->plan->partial[FO_MAX_SUMS * block] = pass->kernels->max_abs(&grad, n);
 }
 
 static void scale_block(const fo_pass *pass, const fo_tensor *t, size_t block, size_t offset, size_t n)
 {
     (void)block;
-    fo_stream grad = from(t->grad, offset);
+    fo_stream grad = fo_from(t->grad, offset);
     pass->kernels->scale(&grad, n, pass->factor);
 }
 
 static void lerp_block(const fo_pass *pass, const fo_tensor *t, size_t block, size_t offset, size_t n)
 {
     (void)block;
-    fo_stream target = from(t->param, offset), source = from(t->grad, offset);
+    fo_stream target = fo_from(t->param, offset), source = fo_from(t->grad, offset);
     pass->kernels->lerp(&target, &source, n, pass->factor);
 }
 
 static void zero_block(const fo_pass *pass, const fo_tensor *t, size_t block, size_t offset, size_t n)
 {
     (void)pass, (void)block;
-    memset(from(t->grad, offset).at, 0, n * fo_storage_size(t->grad.storage));
+    memset(fo_from(t->grad, offset).at, 0, n * fo_storage_size(t->grad.storage));
 }
 
 static void clamp_block(const fo_pass *pass, const fo_tensor *t, size_t block, size_t offset, size_t n)
 {
     (void)block;
-    fo_stream grad = from(t->grad, offset);
+    fo_stream grad = fo_from(t->grad, offset);
     pass->kernels->clamp(&grad, n, pass->factor);
 }
 

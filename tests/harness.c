@@ -42,7 +42,11 @@ static const struct {
 } formats[FO_STORAGES] = {
     [FO_F32] = {23, 127}, [FO_F64] = {52, 1023}, [FO_F16] = {10, 15},
     [FO_BF16] = {7, 127}, [FO_BF16_STOCHASTIC] = {7, 127},
+    [FO_SPLIT] = {7, 127}, [FO_SPLIT8] = {7, 127},
 };
+
+/* The storages before this one have nothing beside their elements. */
+enum { WITH_BESIDE = FO_SIGNED8 };
 
 static uint64_t bits_at(const fo_stream *s, size_t i)
 {
@@ -52,8 +56,33 @@ static uint64_t bits_at(const fo_stream *s, size_t i)
     return bits;
 }
 
+static size_t beside_bytes(const fo_stream *s, size_t n)
+{
+    const size_t group = fo_beside_size(s->storage), each = group / FO_GROUP;
+    return each ? n * each : (n + FO_GROUP - 1) / FO_GROUP * group;
+}
+
+/* Of a storage with something beside the elements. */
+static double value_of_two(const fo_stream *s, size_t i)
+{
+    const void *at = s->at, *beside = s->beside;
+    const uint32_t upper = (uint32_t)(bits_at(s, i) << 16);
+    double q;
+    float x;
+    switch (s->storage) {
+    case FO_SIGNED8: q = ((const int8_t *)at)[i]; return q / (254 - fabs(q)) * ((const float *)beside)[i / FO_GROUP];
+    case FO_ROOT8: q = ((const uint8_t *)at)[i] / 255.0 * ((const float *)beside)[i / FO_GROUP]; return q * q;
+    default: break;
+    }
+    const int32_t rest = s->storage == FO_SPLIT ? ((const int16_t *)beside)[i] : ((const int8_t *)beside)[i] * 256;
+    const uint32_t bits = upper + (uint32_t)rest;
+    memcpy(&x, &bits, sizeof x);
+    return x;
+}
+
 static double value_at(const fo_stream *s, size_t i)
 {
+    if ((int)s->storage >= WITH_BESIDE) return value_of_two(s, i);
     const int fraction = formats[s->storage].fraction, bias = formats[s->storage].bias;
     const int width = 8 * (int)fo_storage_size(s->storage);
     const uint64_t bits = bits_at(s, i), hidden = (uint64_t)1 << fraction;
@@ -113,6 +142,11 @@ typedef enum { ORDINARY, POSITIVE, ANY_BITS } numbers;
  * infinities and subnormal numbers among them. */
 static void fill(const fo_stream *s, size_t n, numbers kind, double scale)
 {
+    const bool coded = s->storage == FO_SIGNED8 || s->storage == FO_ROOT8;
+    for (size_t i = 0; i < beside_bytes(s, n); i++) ((unsigned char *)s->beside)[i] = (unsigned char)(draw() >> 56);
+    for (size_t i = 0; coded && kind != ANY_BITS && i < (n + FO_GROUP - 1) / FO_GROUP; i++)
+        ((float *)s->beside)[i] = (float)(scale * (1 + uniform()));
+    if (coded) kind = ANY_BITS;
     for (size_t i = 0; i < n; i++) {
         const uint64_t bits = draw();
         const size_t size = fo_storage_size(s->storage);
@@ -132,6 +166,7 @@ static void allocate(fo_tensor *t, numbers kind)
         void *room;
         if (posix_memalign(&room, MARGIN, MARGIN + t->n * size)) abort();
         s->at = (char *)room + MARGIN;
+        s->beside = malloc(beside_bytes(s, t->n) + 1);
         fill(s, t->n, kind == ORDINARY && k >= 2 ? POSITIVE : kind, k < 2 ? 1 : ldexp(1, -2 * (k - 2)));
     }
 }
@@ -141,6 +176,7 @@ static void release(fo_tensor *t, size_t shift)
     for (int k = 0; k < streams_of(t); k++) {
         const fo_stream *s = stream_of(t, k);
         free((char *)s->at - MARGIN - shift * fo_storage_size(s->storage));
+        free(s->beside);
     }
 }
 
@@ -176,7 +212,7 @@ static void step_block(const fo_kernels *kernels, const fo_tensor *t, const fo_h
     fo_tensor part = *t;
     for (int k = 0; k < streams_of(t); k++) {
         fo_stream *s = stream_of(&part, k);
-        s->at = (char *)s->at + from * fo_storage_size(s->storage);
+        *s = fo_from(*s, from);
     }
     b.param = part.param, b.grad = part.grad;
     memcpy(b.state, part.state, sizeof b.state);
@@ -237,13 +273,13 @@ static void check_rule(const fo_kernels *kernels, fo_tensor t)
 static void check_rules(const fo_kernels *kernels)
 {
     for (int rule = 0; rule < FO_RULES; rule++)
-        for (int p = 0; p < FO_STORAGES; p++)
-            for (int g = 0; g < FO_STORAGES; g++)
-                for (int s = 0; s < FO_STORAGES; s++) {
+        for (int p = 0; p < WITH_BESIDE; p++)
+            for (int g = 0; g < WITH_BESIDE; g++)
+                for (int s = 0; s < WITH_BESIDE; s++) {
                     fo_tensor t = {.rule = (fo_rule)rule};
                     t.param.storage = (fo_storage)p, t.grad.storage = (fo_storage)g;
                     for (int k = 0; k < fo_needs[rule].states; k++)
-                        t.state[k].storage = (fo_storage)((s + k) % FO_STORAGES);
+                        t.state[k].storage = (fo_storage)((s + k) % WITH_BESIDE);
                     if (p == FO_F64) {
                         if (g != FO_F64 || s != FO_F64) continue;
                         for (int k = 0; k < FO_MAX_STATES; k++) t.state[k].storage = FO_F64;
@@ -264,8 +300,8 @@ static void check_codecs(const fo_kernels *kernels)
 {
     enum { N = 1 << 17 };
     const fo_hyper h = copying();
-    for (int g = 0; g < FO_STORAGES; g++)
-        for (int s = 0; s < FO_STORAGES; s++) {
+    for (int g = 0; g < WITH_BESIDE; g++)
+        for (int s = 0; s < WITH_BESIDE; s++) {
             fo_tensor t = {.rule = FO_RULE_momentum, .n = N, .grad.storage = (fo_storage)g};
             t.state[0].storage = (fo_storage)s;
             allocate(&t, ANY_BITS);
@@ -312,6 +348,83 @@ static void check_stochastic(const fo_kernels *kernels)
     release(&parts, 0);
 }
 
+/* Codes are the nearest there are, whatever the magnitude of a group; what they stand for has the same codes again. */
+static void check_codes(const fo_kernels *kernels, fo_storage storage)
+{
+    enum { N = 40 * FO_BLOCK + 1001, NAN_IN = 5, INFINITY_IN = 7, ZERO = 9 };
+    const fo_hyper h = copying();
+    fo_tensor t = {.rule = FO_RULE_momentum, .n = N, .state[0].storage = storage}, again;
+    again = t;
+    allocate(&t, ORDINARY);
+    allocate(&again, ORDINARY);
+    memset(t.state[0].beside, 0, beside_bytes(&t.state[0], N));
+    memset(again.state[0].beside, 0, beside_bytes(&t.state[0], N));
+    float *x = t.grad.at, *y = again.grad.at;
+    for (size_t group = 0; group * FO_GROUP < N; group++) {
+        const int exponent = (int)below(220) - 100;
+        for (size_t i = group * FO_GROUP; i < (group + 1) * FO_GROUP && i < N; i++) {
+            x[i] = below(10) ? (float)ldexp(uniform() - (storage == FO_SIGNED8) * 0.5, exponent - (int)below(8)) : 0;
+            if (group == ZERO) x[i] = 0;
+            if (group == NAN_IN && i % 8 == 3) x[i] = NAN;
+            if (group == INFINITY_IN && i % 8 == 3) x[i] = INFINITY;
+        }
+    }
+    step_block(kernels, &t, &h, 0, N);
+    for (size_t i = 0; i < N; i++) {
+        double largest = 0;
+        const size_t group = i / FO_GROUP;
+        for (size_t k = group * FO_GROUP; k < (group + 1) * FO_GROUP && k < N; k++) largest = fmax(largest, fabs(x[k]));
+        const double found = value_at(&t.state[0], i), step = (1 + 1e-5) / (storage == FO_SIGNED8 ? 254 : 510);
+        y[i] = (float)found;
+        if (group == NAN_IN || group == INFINITY_IN) {
+            if (!isnan(found)) fail("a group with a NaN has numbers", &t, 2);
+        } else if (largest == 0) {
+            if (found != 0) fail("zeros are none", &t, 2);
+        } else if (storage == FO_SIGNED8) {
+            const double share = 1 + fmax(fabs(x[i]), fabs(found)) / largest;
+            if (!(fabs(found - x[i]) <= step * largest * share * share / 2)) fail("not the nearest code", &t, 2);
+            if (fabs(x[i]) == largest && found != x[i]) fail("the largest is not exact", &t, 2);
+        } else {
+            const double root = sqrt(x[i]), off = fabs(sqrt(found) - root), unit = sqrt(largest);
+            if (!(off <= step * unit) && !(root > 0 && root < step * unit && ((uint8_t *)t.state[0].at)[i] == 1))
+                fail("not the nearest code", &t, 2);
+            if ((found == 0) != (x[i] == 0)) fail("zero or not", &t, 2);
+        }
+    }
+    step_block(kernels, &again, &h, 0, N);
+    if (memcmp(t.state[0].at, again.state[0].at, N)) fail("other codes the second time", &t, 2);
+    release(&t, 0);
+    release(&again, 0);
+}
+
+/* In two pieces a parameter is float32, or its upper 24 bits; the larger piece is what bfloat16 would be. */
+static void check_split(const fo_kernels *kernels, fo_storage storage)
+{
+    enum { N = 2 * FO_BLOCK + 77, STEPS = 4 };
+    fo_tensor t = {.rule = FO_RULE_adam, .n = N, .param.storage = storage}, whole;
+    fo_hyper h = scalars_of_order_one();
+    narrow(&h);
+    whole = t;
+    whole.param.storage = FO_F32;
+    allocate(&t, ORDINARY);
+    allocate(&whole, ORDINARY);
+    for (int k = 1; k < streams_of(&t); k++) memcpy(stream_of(&whole, k)->at, stream_of(&t, k)->at, N * sizeof(float));
+    for (int step = 0; step < STEPS; step++) {
+        for (size_t i = 0; i < N; i++) ((float *)whole.param.at)[i] = (float)value_at(&t.param, i);
+        step_block(kernels, &t, &h, 0, N);
+        step_block(kernels, &whole, &h, 0, N);
+        for (size_t i = 0; i < N; i++) {
+            const double x = value_at(&whole.param, i), y = value_at(&t.param, i);
+            const double off = storage == FO_SPLIT ? 0 : ldexp(last_place(FO_BF16, x), -9);
+            const fo_stream upper = {.at = t.param.at, .storage = FO_BF16};
+            if (!(fabs(y - x) <= off)) fail("bits were lost", &t, 0);
+            if (!(fabs(value_at(&upper, i) - y) <= last_place(FO_BF16, y) / 2)) fail("not the nearest bfloat16", &t, 0);
+        }
+    }
+    release(&t, 0);
+    release(&whole, 0);
+}
+
 static int check(void)
 {
     const char *isa;
@@ -319,6 +432,10 @@ static int check(void)
         check_rules(fo_find_kernels(isa));
         check_codecs(fo_find_kernels(isa));
         check_stochastic(fo_find_kernels(isa));
+        check_codes(fo_find_kernels(isa), FO_SIGNED8);
+        check_codes(fo_find_kernels(isa), FO_ROOT8);
+        check_split(fo_find_kernels(isa), FO_SPLIT);
+        check_split(fo_find_kernels(isa), FO_SPLIT8);
         printf("%s: right\n", isa);
     }
     return 0;
@@ -354,7 +471,7 @@ static fo_tensor any_tensor(void)
     fo_tensor t = {.n = length(), .rule = (fo_rule)below(FO_RULES)};
     const bool wide = below(4) == 0, plain = below(2);
     for (int k = 0; k < streams_of(&t); k++) {
-        const fo_storage any = (fo_storage)below(FO_STORAGES);
+        const fo_storage any = (fo_storage)below(k == 1 ? WITH_BESIDE : FO_STORAGES);
         stream_of(&t, k)->storage = wide ? FO_F64 : plain || (k == 0 && any == FO_F64) ? FO_F32 : any;
     }
     return t;
@@ -410,19 +527,22 @@ static void place(outcome *o, const problem *p, bool aligned)
             memset(room, 0x5a, before);
             memcpy(room + before, s->at, p->tensors[i].n * size);
             s->at = room + before;
+            const size_t beside = beside_bytes(s, p->tensors[i].n);
+            const void *given = s->beside;
+            s->beside = memcpy(malloc(beside + 1), given, beside);
         }
     }
 }
 
 /* One tensor of the plan for each parameter or, with `split`, two. (The bits do not depend on it where no norm and no
- * stochastic rounding does: both count within a tensor.) */
+ * stochastic rounding does, nor a sum that the rule measures: these count within a tensor. Groups stay whole.) */
 static fo_plan *plan_of(const problem *p, outcome *o, bool split)
 {
     size_t lengths[2 * MOST_TENSORS] = {0}, count = 0;
     for (size_t i = 0; i < p->count; i++) {
-        const size_t first = split ? below(p->tensors[i].n + 1) : p->tensors[i].n;
+        const size_t n = p->tensors[i].n, first = split ? below(n + 1) / FO_GROUP * FO_GROUP : n;
         lengths[count++] = first;
-        if (split) lengths[count++] = p->tensors[i].n - first;
+        if (split) lengths[count++] = n - first;
     }
     fo_plan *plan = fo_plan_new(count);
     for (size_t i = 0; i < count; i++) {
@@ -435,7 +555,7 @@ static fo_plan *plan_of(const problem *p, outcome *o, bool split)
         t->count.at = &o->counts[i];
         for (int k = 0; k < streams_of(t); k++) {
             fo_stream *s = stream_of(t, k);
-            s->at = (char *)s->at + from * fo_storage_size(s->storage);
+            *s = fo_from(*s, from);
         }
         if (!p->has_grad[tensor]) t->grad.at = NULL;
     }
@@ -479,6 +599,7 @@ static void compare(const problem *p, const outcome *a, const outcome *b, bool n
     for (size_t i = 0; i < p->count; i++)
         for (int k = 0; k < streams_of(&p->tensors[i]); k++) {
             const fo_stream *x = stream_of(&a->tensors[i], k), *y = stream_of(&b->tensors[i], k);
+            if (memcmp(x->beside, y->beside, beside_bytes(x, p->tensors[i].n))) fail("the scales differ", &p->tensors[i], k);
             for (size_t e = 0; e < p->tensors[i].n; e++)
                 if (bits_at(x, e) != bits_at(y, e) && !same(value_at(x, e), value_at(y, e)))
                     fail("the bits differ", &p->tensors[i], k);
@@ -492,11 +613,14 @@ static const fo_kernels *any_with_fma(void)
     return fo_find_kernels(fo_available_isa(count ? below(count) : 0));
 }
 
-static bool is_stochastic(const problem *p)
+/* Whether bits depend on where a tensor begins and ends. */
+static bool knows_tensors(const problem *p)
 {
-    for (size_t i = 0; i < p->count; i++)
+    for (size_t i = 0; i < p->count; i++) {
+        if (fo_needs[p->tensors[i].rule].sums) return true;
         for (int k = 0; k < streams_of(&p->tensors[i]); k++)
             if (stream_of(&p->tensors[i], k)->storage == FO_BF16_STOCHASTIC) return true;
+    }
     return false;
 }
 
@@ -507,7 +631,7 @@ static int fuzz(uint64_t seed, size_t rounds)
     for (size_t round = 0; round < rounds; round++) {
         problem p;
         draw_problem(&p);
-        const bool portable = below(4) == 0, split = isinf(p.request.clip_norm) && !is_stochastic(&p) && below(2);
+        const bool portable = below(4) == 0, split = isinf(p.request.clip_norm) && !knows_tensors(&p) && below(2);
         const fo_kernels *one = portable ? fo_find_kernels("portable") : any_with_fma();
         const fo_kernels *other = portable ? one : any_with_fma();
         outcome expected = run(&p, one, 1, true, false), found = run(&p, other, 1 + (int)below(9), false, split);
@@ -530,15 +654,18 @@ static int fuzz(uint64_t seed, size_t rounds)
 
 static const struct {
     const char *name;
-    fo_storage param, grad, state;
+    fo_storage param, grad, state, others; /* the first state, and any other */
 } combinations[] = {
-    {"float32", FO_F32, FO_F32, FO_F32},
-    {"float64", FO_F64, FO_F64, FO_F64},
-    {"bfloat16", FO_BF16, FO_BF16, FO_BF16},
-    {"bfloat16/float32", FO_BF16, FO_BF16, FO_F32},
-    {"float16", FO_F16, FO_F16, FO_F16},
-    {"float16/float32", FO_F16, FO_F16, FO_F32},
-    {"stochastic", FO_BF16, FO_F32, FO_BF16_STOCHASTIC},
+    {"float32", FO_F32, FO_F32, FO_F32, FO_F32},
+    {"float64", FO_F64, FO_F64, FO_F64, FO_F64},
+    {"bfloat16", FO_BF16, FO_BF16, FO_BF16, FO_BF16},
+    {"bfloat16/float32", FO_BF16, FO_BF16, FO_F32, FO_F32},
+    {"float16", FO_F16, FO_F16, FO_F16, FO_F16},
+    {"float16/float32", FO_F16, FO_F16, FO_F32, FO_F32},
+    {"stochastic", FO_BF16, FO_F32, FO_BF16_STOCHASTIC, FO_BF16_STOCHASTIC},
+    {"float32/8bit", FO_F32, FO_F32, FO_SIGNED8, FO_ROOT8},
+    {"split8/8bit", FO_SPLIT8, FO_BF16, FO_SIGNED8, FO_ROOT8},
+    {"split/float32", FO_SPLIT, FO_BF16, FO_F32, FO_F32},
 };
 
 enum { COMBINATIONS = sizeof combinations / sizeof *combinations };
@@ -547,7 +674,8 @@ static fo_tensor tensor_of(fo_rule rule, size_t combination, size_t n)
 {
     fo_tensor t = {.rule = rule, .n = n, .param.storage = combinations[combination].param,
                    .grad.storage = combinations[combination].grad};
-    for (int k = 0; k < FO_MAX_STATES; k++) t.state[k].storage = combinations[combination].state;
+    for (int k = 0; k < FO_MAX_STATES; k++)
+        t.state[k].storage = k == 0 ? combinations[combination].state : combinations[combination].others;
     return t;
 }
 
@@ -573,7 +701,7 @@ static uint64_t hash_of(const fo_kernels *kernels, fo_rule rule, size_t combinat
                                 .beta1 = 0.9, .beta2 = 0.999, .eps = 1e-8, .eps_root = 1e-12};
     fo_plan *plan = fo_plan_new(1);
     plan->tensors[0] = t;
-    plan->tensors[0].count = &count;
+    plan->tensors[0].count.at = &count;
     plan->tensors[0].options = &options;
     if (!fo_plan_cut(plan)) abort();
     for (int step = 0; step < STEPS; step++) {
@@ -613,7 +741,7 @@ static int count_instructions(const char *isa)
             step_block(kernels, &t, &h, 0, FO_BLOCK);
             release(&t, 0);
         }
-    for (int s = 0; s < FO_STORAGES; s++) {
+    for (int s = 0; s < WITH_BESIDE; s++) {
         fo_tensor t = {.rule = FO_RULE_sgd, .n = FO_BLOCK, .param.storage = s == FO_F64 ? FO_F32 : (fo_storage)s,
                        .grad.storage = s == FO_F64 ? FO_F64 : FO_F32};
         allocate(&t, ORDINARY);

@@ -2,11 +2,12 @@
 
 cdef extern from "fastopt.h" nogil:
     enum:
-        FO_MAX_STATES, FO_RULES
+        FO_MAX_STATES, FO_RULES, FO_GROUP
     ctypedef enum fo_storage:
         FO_F32, FO_F64, FO_BF16, FO_F16
     ctypedef struct fo_stream:
         void *at
+        void *beside
         fo_storage storage
     ctypedef enum fo_rule:
         pass
@@ -59,6 +60,7 @@ cdef extern from "fastopt.h" nogil:
     const char *fo_option_name(size_t)
     const char *fo_scalar_name(size_t)
     const char *fo_storage_name(size_t)
+    size_t fo_beside_size(fo_storage)
     const char *fo_compiler()
     const fo_kernels *fo_best_kernels()
     const fo_kernels *fo_find_kernels(const char *)

@@ -32,6 +32,12 @@ SCALARS = tuple(names(fo_scalar_name))
 STORAGES = {name: i for i, name in enumerate(names(fo_storage_name))}
 """How a stream is stored -> index."""
 
+GROUP = FO_GROUP
+"""How many elements share what is stored beside them."""
+
+BESIDE = {name: fo_beside_size(<fo_storage><int>i) for name, i in STORAGES.items() if fo_beside_size(<fo_storage><int>i)}
+"""Storage that has something beside its elements -> bytes of it for each group."""
+
 
 def isa() -> str:
     return kernels.isa.decode()
@@ -100,9 +106,10 @@ def members_are(list groups, list params, list owners) -> bool:
 
 
 cdef fo_stream stream(tuple place):
-    """An (address, storage)."""
+    """An (address, storage), or (address, storage, address of what lies beside)."""
     cdef fo_stream found
     found.at, found.storage = <void *><uintptr_t>place[0], <fo_storage><int>place[1]
+    found.beside = <void *><uintptr_t>(place[2] if len(place) > 2 else 0)
     return found
 
 
@@ -185,7 +192,7 @@ cdef class Plan:
             raise ValueError(f"{rule}: expected {fo_needs[index].numbers} numbers, got {len(numbers[1:])}")
         t.rule = <fo_rule>index
         t.param = stream(param)
-        t.grad.at, t.grad.storage = NULL, t.param.storage
+        t.grad.at, t.grad.beside, t.grad.storage = NULL, NULL, t.param.storage
         for k, state in enumerate(states):
             t.state[<int>k] = stream(state)
         for k, (address, single) in enumerate(numbers or [(0, False)]):
@@ -198,7 +205,7 @@ cdef class Plan:
         """Say where the moving average of a parameter is, and its copy, each (address, storage) or None."""
         cdef fo_tensor *t = &self.plan.tensors[tensor]
         cdef fo_stream none
-        none.at, none.storage = NULL, t.param.storage
+        none.at, none.beside, none.storage = NULL, NULL, t.param.storage
         t.average = stream(average) if average is not None else none
         t.copy = stream(copy) if copy is not None else none
 
