@@ -347,7 +347,7 @@ static void settle(fo_plan *plan)
 }
 
 /* Measure, if a rule needs it, and form the scalars that depend on that. */
-static void measure(const fo_kernels *kernels, fo_plan *plan, uint64_t seed, int threads)
+static void measure_rules(const fo_kernels *kernels, fo_plan *plan, uint64_t seed, int threads)
 {
     bool any = false;
     for (size_t i = 0; i < plan->count; i++) any = any || (plan->tensors[i].grad.at && fo_needs[plan->tensors[i].rule].sums);
@@ -403,7 +403,7 @@ fo_result fo_step(const fo_kernels *kernels, fo_plan *plan, const fo_request *re
     }
     form_scalars(plan, request, &result);
     if (result.unfit) return result;
-    measure(kernels, plan, request->seed, request->threads);
+    measure_rules(kernels, plan, request->seed, request->threads);
     fo_pass pass = {.work = step_block, .kernels = kernels, .plan = plan, .zero_grad = request->zero_grad,
                     .seed = request->seed};
     run(&pass, request->threads);
