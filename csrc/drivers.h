@@ -1,9 +1,6 @@
 /* From streams to loops: a stream that is stored as the arithmetic computes is used in place, any other goes through a
  * buffer, chunk by chunk. Nothing here knows a rule or a storage. */
 
-/* Elements of a chunk: few enough for its buffers to stay in the first-level cache. */
-enum { CHUNK = 1024 };
-
 /* Buffers are not a power of two apart: addresses whose last 12 bits agree get in each other's way. */
 typedef float fo_buffer[CHUNK + 32];
 
@@ -45,7 +42,8 @@ static bool is_direct(const fo_block *b, int states, fo_storage arithmetic)
     return direct;
 }
 
-static void drive(const fo_block *b, int states, fo_loop *loop_f32, fo_loop *loop_f64)
+/* The last states from `written` on are only read. */
+static void drive(const fo_block *b, int states, int written, fo_loop *loop_f32, fo_loop *loop_f64)
 {
     const fo_storage arithmetic = arithmetic_of(&b->param);
     fo_loop *const loop = arithmetic == FO_F64 ? loop_f64 : loop_f32;
@@ -60,7 +58,7 @@ static void drive(const fo_block *b, int states, fo_loop *loop_f32, fo_loop *loo
         loop(param, grad, state, n, b->hyper, b->from_memory && direct);
         fo_context context = {.seed = b->seed, .first = b->first + from};
         closed(&b->param, arithmetic, from, n, param_buffer, &context);
-        for (int k = 0; k < states; k++) {
+        for (int k = 0; k < written; k++) {
             context.stream = 1 + (uint32_t)k;
             closed(&b->state[k], arithmetic, from, n, state_buffer[k], &context);
         }
@@ -68,8 +66,47 @@ static void drive(const fo_block *b, int states, fo_loop *loop_f32, fo_loop *loo
 }
 
 #define RULE(name, states)                                                                                           \
-    static void step_##name(const fo_block *b) { drive(b, states, loop_##name##_f32, loop_##name##_f64); }
+    static void step_##name(const fo_block *b)                                                                       \
+    {                                                                                                                \
+        drive(b, states, fo_needs[FO_RULE_##name].writes_states ? 0 : states, loop_##name##_f32, loop_##name##_f64); \
+    }
 #define FLOOR(name, states)
+#include "rules.def"
+
+/* ---- what a rule measures before it ---- */
+
+typedef void fo_meter(const void *param, const void *grad, void *const *state, size_t n, const fo_hyper *hyper,
+                      fo_parts *part);
+
+static void measure(const fo_block *b, const fo_rule_needs *needs, fo_meter *meter_f32, fo_meter *meter_f64,
+                    double *sums)
+{
+    const fo_storage arithmetic = arithmetic_of(&b->param);
+    fo_meter *const meter = arithmetic == FO_F64 ? meter_f64 : meter_f32;
+    fo_buffer param_buffer, grad_buffer, state_buffer[FO_MAX_STATES];
+    fo_parts part[FO_MAX_SUMS];
+    void *state[FO_MAX_STATES];
+    double lane[FO_MAX_SUMS][LANES] = {0};
+    for (size_t from = 0, n; from < b->n; from += n) {
+        n = chunk_at(b->first + from, b->n - from);
+        const void *param = opened(&b->param, arithmetic, from, n, param_buffer);
+        const void *grad = opened(&b->grad, arithmetic, from, n, grad_buffer);
+        for (int k = 0; k < needs->states; k++) state[k] = opened(&b->state[k], arithmetic, from, n, state_buffer[k]);
+        meter(param, grad, state, n, b->hyper, part);
+        for (int k = 0; k < needs->sums; k++) add_parts(part[k], n, lane[k]);
+        for (int k = 0; needs->writes_states && k < needs->states; k++) {
+            fo_context context = {.seed = b->seed, .first = b->first + from, .stream = 1 + (uint32_t)k};
+            closed(&b->state[k], arithmetic, from, n, state_buffer[k], &context);
+        }
+    }
+    for (int k = 0; k < needs->sums; k++) sums[k] = sum_of_lanes(lane[k]);
+}
+
+#define MEASURE(name, sums_, scope, states)                                                                          \
+    static void measure_##name(const fo_block *b, double *sums)                                                      \
+    {                                                                                                                \
+        measure(b, &fo_needs[FO_RULE_##name], measure_##name##_f32, measure_##name##_f64, sums);                     \
+    }
 #include "rules.def"
 
 /* ---- the floors: read the gradient, read and write the parameter and the states, as words of memory ---- */
@@ -130,9 +167,7 @@ static double sum_of_squares(const fo_stream *x, size_t n, double factor)
         const void *v = opened(x, arithmetic, from, m, buffer);
         (arithmetic == FO_F64 ? add_squares_f64 : add_squares_f32)(v, m, factor, lane);
     }
-    for (size_t width = LANES / 2; width > 0; width /= 2)
-        for (size_t l = 0; l < width; l++) lane[l] += lane[l + width];
-    return lane[0];
+    return sum_of_lanes(lane);
 }
 
 /* Largest |x|, NaN if there is one. */
@@ -163,6 +198,40 @@ static void change(const fo_stream *x, size_t n, double value, fo_change *change
         closed(x, arithmetic, from, m, buffer, &(fo_context){.first = from});
     }
 }
+
+/* ---- two streams ---- */
+
+static void lerp(const fo_stream *target, const fo_stream *source, size_t n, double weight)
+{
+    const fo_storage arithmetic = arithmetic_of(target);
+    fo_buffer target_buffer, source_buffer;
+    for (size_t from = 0, m; from < n; from += m) {
+        m = chunk_at(from, n - from);
+        void *x = opened(target, arithmetic, from, m, target_buffer);
+        const void *y = opened(source, arithmetic, from, m, source_buffer);
+        (arithmetic == FO_F64 ? lerp_f64 : lerp_f32)(x, y, m, weight);
+        closed(target, arithmetic, from, m, target_buffer, &(fo_context){.first = from});
+    }
+}
+
+/* Store the same numbers otherwise. */
+static void convert(const fo_stream *target, const fo_stream *source, size_t n)
+{
+    fo_buffer buffer;
+    if (target->storage == source->storage) {
+        memcpy(target->at, source->at, n * fo_storage_size(source->storage));
+        return;
+    }
+    for (size_t from = 0, m; from < n; from += m) {
+        m = chunk_at(from, n - from);
+        float *x = target->storage == FO_F32 ? place(target, from) : buffer;
+        const float *y = source->storage == FO_F32 ? place(source, from) : x;
+        if (source->storage != FO_F32) fo_codecs[source->storage].decode(x, place(source, from), m);
+        closed(target, FO_F32, from, m, y, &(fo_context){.first = from});
+    }
+}
+
+/* ---- changes to one ---- */
 
 static void scale(const fo_stream *x, size_t n, double factor) { change(x, n, factor, scale_f32, scale_f64); }
 

@@ -6,7 +6,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-enum { FO_MAX_STATES = 6 };
+enum { FO_MAX_STATES = 6, FO_MAX_SUMS = 4, FO_MAX_NUMBERS = 4 };
 
 /* A block is what a kernel is called on: small enough to stay in the second-level cache between the
  * passes, large enough to make the call free. A multiple of 64 keeps vectors and cache lines whole. */
@@ -24,6 +24,24 @@ typedef enum {
 #include "rules.def"
     FO_RULES
 } fo_rule;
+
+/* What a rule needs besides arrays of states: see rules.def. */
+typedef struct {
+    unsigned char states, numbers, sums;
+    bool over_plan;     /* the sums are over all tensors of the rule, not over each */
+    bool writes_states; /* measuring updates the states: the step only reads them, and no gradient */
+} fo_rule_needs;
+
+enum { FO_TENSOR_SCOPE, FO_PLAN_SCOPE, FO_KEPT_STATES = 0, FO_WRITTEN_STATES };
+
+static const fo_rule_needs fo_needs[FO_RULES] = {
+#define RULE(name, of_states) [FO_RULE_##name].states = of_states,
+#define NUMBERS(name, of_numbers) [FO_RULE_##name].numbers = of_numbers,
+#define MEASURE(name, of_sums, scope, of_states)                                                                     \
+    [FO_RULE_##name].sums = of_sums, [FO_RULE_##name].over_plan = FO_##scope##_SCOPE == FO_PLAN_SCOPE,               \
+    [FO_RULE_##name].writes_states = FO_##of_states##_STATES == FO_WRITTEN_STATES,
+#include "rules.def"
+};
 
 /* What the user chose, as numbers: flags are 0 or 1, choices count from 0. */
 typedef struct {
@@ -57,6 +75,7 @@ enum {
 typedef struct {
     fo_hyper_f64 f64;
     fo_hyper_f32 f32;
+    double before[FO_MAX_NUMBERS]; /* the rule's numbers before the step */
 } fo_hyper;
 
 /* An array of numbers. */
@@ -72,7 +91,7 @@ typedef struct {
     size_t n;
     const fo_hyper *hyper;
     size_t first;     /* number of the block's first element in its tensor, */
-    uint64_t seed;    /* of the tensor in this step: stochastic rounding depends on these */
+    uint64_t seed;    /* of the tensor in this step; stochastic rounding depends on these */
     bool from_memory; /* the streams are not in the caches: fetching ahead pays */
 } fo_block;
 
@@ -89,8 +108,11 @@ static inline uint64_t fo_mix(uint64_t a, uint64_t b)
 typedef struct {
     const char *isa;
     void (*step[FO_RULES])(const fo_block *);
+    void (*measure[FO_RULES])(const fo_block *, double *sums); /* NULL: the rule needs no sums */
     double (*sum_of_squares)(const fo_stream *, size_t n, double scale);
     double (*max_abs)(const fo_stream *, size_t n);
+    void (*lerp)(const fo_stream *target, const fo_stream *source, size_t n, double weight);
+    void (*convert)(const fo_stream *target, const fo_stream *source, size_t n);
     void (*scale)(const fo_stream *, size_t n, double factor);
     void (*clamp)(const fo_stream *, size_t n, double limit);
 } fo_kernels;
@@ -105,16 +127,6 @@ static inline size_t fo_storage_size(fo_storage storage)
     return bytes_of[storage];
 }
 
-/* Number of state arrays. */
-static inline int fo_rule_states(size_t rule)
-{
-    static const unsigned char states_of[] = {
-#define RULE(name, states) states,
-#include "rules.def"
-    };
-    return states_of[rule];
-}
-
 /* ---- names.c: the lists above, for Python; a name is NULL past the end ---- */
 const char *fo_rule_name(size_t rule);
 const char *fo_option_name(size_t index); /* in the order of fo_options */
@@ -124,11 +136,15 @@ const char *fo_compiler(void);
 
 /* ---- scalars.c ---- */
 
-/* Form the scalars of a rule's step (the first is 1) in double and in float; scale multiplies the gradients. Returns 0,
- * or 1 + the number of a scalar that is not finite in the arithmetic's precision (double if `wide`); a clip_value of
- * infinity is none, and a scale may be NaN or infinite, as the norm that it comes from. */
-int fo_form_scalars(fo_rule rule, const fo_options *options, double step, double scale, double clip_value, bool wide,
-                    fo_hyper *hyper);
+/* Form the scalars of a rule's step (the first is 1) in double and in float; scale multiplies the gradients. The rule's
+ * numbers become those after the step; `hyper` keeps those before. Returns 0, or 1 + the number of a scalar that is not
+ * finite in the arithmetic's precision (double if `wide`); a clip_value of infinity is none, and a scale may be NaN or
+ * infinite, as the norm that it comes from. */
+int fo_form_scalars(fo_rule rule, const fo_options *options, double step, double *numbers, double scale,
+                    double clip_value, bool wide, fo_hyper *hyper);
+
+/* Form those that depend on what was measured of n elements. They may be anything, as the gradients. */
+void fo_settle_scalars(fo_rule rule, const fo_options *options, const double *sums, double n, fo_hyper *hyper);
 
 /* ---- dispatch.c: which kernels ---- */
 const fo_kernels *fo_best_kernels(void);
@@ -137,15 +153,22 @@ const char *fo_available_isa(size_t index);         /* best first; NULL past the
 
 /* ---- step.c: the plan and the parallel passes ---- */
 
+/* A number that is kept from step to step: a double, or a float. */
+typedef struct {
+    void *at;
+    bool single;
+} fo_number;
+
 /* One parameter. A NULL gradient leaves it out of the pass. */
 typedef struct {
     fo_stream param, grad, state[FO_MAX_STATES];
-    void *count; /* how many steps it has taken: a double, or a float; NULL counts as none */
+    fo_stream average, copy; /* of the parameter, written after it: a moving average, and itself as otherwise stored */
+    fo_number count; /* how many steps it has taken; nowhere counts as none */
+    fo_number number[FO_MAX_NUMBERS];
     const fo_options *options;
     size_t n;
     size_t hyper; /* row of the plan's table of scalars, in a step */
     fo_rule rule;
-    bool float_count;
 } fo_tensor;
 
 typedef struct {
@@ -154,7 +177,7 @@ typedef struct {
     size_t *first_block; /* count + 1: block numbers, over all tensors */
     size_t *first_byte;  /* count + 1: position on the axis along which threads share the work */
     fo_hyper *hypers;    /* at most one a tensor: those with equal options and counts share theirs */
-    double *partial;     /* one a block: what a reduction found there */
+    double *partial;     /* FO_MAX_SUMS a block: what a reduction found there */
     size_t blocks;       /* how many partial has room for */
 } fo_plan;
 
@@ -166,7 +189,7 @@ typedef struct {
     bool skip_nonfinite;
     bool zero_grad;
     bool zero_skipped; /* zero_grad also where the step is skipped */
-    uint64_t seed;     /* of stochastic rounding: another one each step */
+    double average_weight; /* the parameters' in their moving average */
     int threads;
 } fo_request;
 
@@ -183,18 +206,30 @@ void fo_plan_free(fo_plan *plan);
 bool fo_plan_cut(fo_plan *plan); /* after lengths have changed; false: out of memory */
 bool fo_params_overlap(const fo_plan *plan); /* whether two share memory (or there is none to find out) */
 
-/* One optimizer step, counted: at most two passes over memory, nothing allocated. */
+/* One optimizer step, counted: a pass over memory, one more for the norm and one for a rule's sums. Nothing is
+ * allocated. */
 fo_result fo_step(const fo_kernels *kernels, fo_plan *plan, const fo_request *request);
 
 /* The same passes over gradients alone. */
 double fo_global_norm(const fo_kernels *kernels, fo_plan *plan, int threads);
 double fo_global_max_abs(const fo_kernels *kernels, fo_plan *plan, int threads);
 void fo_scale_gradients(const fo_kernels *kernels, fo_plan *plan, double factor, int threads);
+/* Moves every parameter towards its gradient, which is no gradient then: p = p + weight*(g - p). */
+void fo_lerp(const fo_kernels *kernels, fo_plan *plan, double weight, int threads);
 void fo_clamp_gradients(const fo_kernels *kernels, fo_plan *plan, double limit, int threads);
 
-/* Threads: how many a pass may take at most; 1 without OpenMP and in a forked child. */
-bool fo_has_openmp(void);
-int fo_hardware_threads(void);
-int fo_usable_threads(int threads);
+/* ---- threads.c: the threads of the OpenMP runtime that the process has ---- */
+
+enum { FO_ANY_THREADS = 0 }; /* in the place of a number of threads: what OpenMP would take */
+
+void fo_load_openmp(void);     /* load one if there is none: once, at start-up, so that whoever sets limits finds it */
+void fo_find_openmp(void);     /* choose among those there are now: torch's first; the first step would do so too */
+const char *fo_spare_openmp(void); /* the file of the one that was loaded, if another is in use now; else NULL */
+bool fo_has_openmp(void);      /* whether one was found */
+int fo_hardware_threads(void); /* how many it would take now; 1 without it */
+
+/* Call the body in each of several threads, at most so many: in one without OpenMP and in a forked child. */
+typedef void fo_body(void *data, size_t thread, size_t threads);
+void fo_parallel(fo_body *body, void *data, int threads);
 
 #endif

@@ -43,8 +43,35 @@ FO_INLINE void fo_fetch(const void *x, size_t bytes)
     for (size_t k = 0; k < bytes; k += CACHE_LINE) __builtin_prefetch((const char *)x + AHEAD + k);
 }
 
-/* Running sums of a reduction. */
+/* Running sums of a reduction: element i goes to lane i % LANES. */
 enum { LANES = 16 };
+
+/* Elements of a chunk: few enough for its buffers to stay in the first-level cache. */
+enum { CHUNK = 1024 };
+
+/* What the elements of a chunk add to a sum. */
+typedef double fo_parts[CHUNK];
+
+static void add_parts(const double *restrict part, size_t n, double *restrict lane)
+{
+    size_t whole = n - n % LANES;
+    for (size_t i = 0; i < whole; i += LANES)
+        for (size_t l = 0; l < LANES; l++) lane[l] += part[i + l];
+    for (size_t i = whole; i < n; i++) lane[i - whole] += part[i];
+}
+
+static double sum_of_lanes(double *lane)
+{
+    for (size_t width = LANES / 2; width > 0; width /= 2)
+        for (size_t l = 0; l < width; l++) lane[l] += lane[l + width];
+    return lane[0];
+}
+
+/* How many states a rule has, for its measuring loop. */
+enum {
+#define RULE(name, states) fo_states_of_##name = states,
+#include "rules.def"
+};
 
 #define T float
 #define SUFFIX f32
@@ -74,9 +101,12 @@ const fo_kernels PASTE(fo_kernels_, FASTOPT_ISA);
 const fo_kernels PASTE(fo_kernels_, FASTOPT_ISA) = {
     .isa = STRING(FASTOPT_ISA),
 #define RULE(name, states) .step[FO_RULE_##name] = step_##name,
+#define MEASURE(name, sums, scope, states) .measure[FO_RULE_##name] = measure_##name,
 #include "rules.def"
     .sum_of_squares = sum_of_squares,
     .max_abs = max_abs,
+    .lerp = lerp,
+    .convert = convert,
     .scale = scale,
     .clamp = clamp,
 };

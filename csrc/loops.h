@@ -13,15 +13,19 @@ FO_INLINE T NAMED(prepare)(T p, T g, bool l2, bool clip, const HYPER *h)
     return l2 ? FMA(h->l2, p, g) : g;
 }
 
+#define LOAD_STATES(states) UNROLL for (int k = 0; k < states; k++) s[k] = all[k][i]
+
 /* States that have decayed into the subnormal range are zero for nearly every purpose, but cost some hundred cycles an
  * operation: what is below h->flush is stored as zero. */
+#define STORE_STATES(states) UNROLL for (int k = 0; k < states; k++) all[k][i] = IS_BELOW(s[k], h.flush) ? 0 : s[k]
+
 #define ELEMENT(name, states, l2, clip)                                                                              \
     {                                                                                                                \
         T s[FO_MAX_STATES];                                                                                          \
-        UNROLL for (int k = 0; k < states; k++) s[k] = all[k][i];                                                    \
+        LOAD_STATES(states);                                                                                         \
         T u = NAMED(name)(p[i], NAMED(prepare)(p[i], g[i], l2, clip, &h), s, &h);                                    \
         p[i] = FMA(h.a, u, h.decay * p[i]);                                                                          \
-        UNROLL for (int k = 0; k < states; k++) all[k][i] = IS_BELOW(s[k], h.flush) ? 0 : s[k];                      \
+        if (!fo_needs[FO_RULE_##name].writes_states) STORE_STATES(states);                                           \
     }
 
 /* In one piece or, fetching ahead, in many. */
@@ -59,6 +63,45 @@ FO_INLINE T NAMED(prepare)(T p, T g, bool l2, bool clip, const HYPER *h)
 
 #undef LOOP
 #undef ELEMENT
+
+/* What a rule measures: an element's part of each sum. */
+#define MEASURE(name, sums, scope, kept)                                                                             \
+    static void NAMED(measure_##name)(const void *param, const void *grad, void *const *state, size_t n,             \
+                                      const fo_hyper *hyper, fo_parts *part)                                         \
+    {                                                                                                                \
+        const T *restrict p = param;                                                                                 \
+        const T *restrict g = grad;                                                                                  \
+        enum { STATES = fo_states_of_##name };                                                                       \
+        T *all[FO_MAX_STATES];                                                                                       \
+        const HYPER h = hyper->SUFFIX;                                                                               \
+        const bool clip = !isinf(h.clip), l2 = h.l2 != 0;                                                            \
+        UNROLL for (int k = 0; k < STATES; k++) all[k] = state[k];                                                   \
+        VECTORISE for (size_t i = 0; i < n; i++) {                                                                   \
+            T s[FO_MAX_STATES];                                                                                      \
+            double sum[FO_MAX_SUMS];                                                                                 \
+            LOAD_STATES(STATES);                                                                                     \
+            NAMED(name##_measure)(p[i], NAMED(prepare)(p[i], g[i], l2, clip, &h), s, &h, sum);                       \
+            UNROLL for (int k = 0; k < sums; k++) part[k][i] = sum[k];                                               \
+            if (fo_needs[FO_RULE_##name].writes_states) STORE_STATES(STATES);                                        \
+        }                                                                                                            \
+    }
+#include "rules.def"
+
+#undef LOAD_STATES
+#undef STORE_STATES
+
+/* From x towards y, which is reached exactly (as in torch). */
+static void NAMED(lerp)(void *target, const void *source, size_t n, double weight)
+{
+    T *restrict x = target;
+    const T *restrict y = source;
+    const T w = (T)(weight < 0.5 ? weight : 1 - weight);
+    if (weight < 0.5) {
+        VECTORISE for (size_t i = 0; i < n; i++) x[i] = FMA(w, y[i] - x[i], x[i]);
+    } else {
+        VECTORISE for (size_t i = 0; i < n; i++) x[i] = FMA(-w, y[i] - x[i], y[i]);
+    }
+}
 
 /* Two changes to an array on its own, for clipping outside a step. */
 static void NAMED(scale)(void *x, size_t n, double factor)

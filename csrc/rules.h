@@ -1,4 +1,4 @@
-/* THE MATHS: two functions a rule, of the same name.
+/* THE MATHS: two functions a rule, of the same name; two more if it has to know sums first.
  *
  * RULE_OF(name) is the rule, a pure function of one element, generic in the arithmetic type T.
  *     In:  the parameter p, its gradient g (scaled, clipped and with L2 decay already in it), the states s[],
@@ -9,12 +9,23 @@
  * SCALARS_OF(name) forms the scalars of its t-th step (the first is 1) from the options o, once a step and in double.
  *     Those that every rule has are there already (scalars.c). Conventions on which frameworks disagree are decided
  *     here, so that they need no kernels of their own: the forms of velocity, where epsilon goes, how bias is corrected.
+ *     What it needs to remember from step to step is in number[], as many as the rule's row of NUMBERS says: what they
+ *     were before the step is replaced by what they are after it.
+ * MEASURE_OF(name) gives an element's part of the sums, which are taken in double; s[] may be updated (rules.def).
+ * SETTLE_OF(name) forms the scalars that depend on the sums: over a tensor, or over all tensors of the rule (rules.def);
+ *     n elements were summed.
  *
  * FMA(a, b, c) is a*b + c, rounded once where the instruction set can. Square root and division are IEEE's. */
 
 #define RULE_OF(name) FO_INLINE T NAMED(name)(T p, T g, T *s, const HYPER *h)
-#define SCALARS_OF(name) FO_INLINE void NAMED(name##_scalars)(const fo_options *o, double t, fo_hyper_f64 *h)
-#define SAME_SCALARS(name, other) SCALARS_OF(name) { NAMED(other##_scalars)(o, t, h); }
+#define SCALARS_OF(name)                                                                                             \
+    FO_INLINE void NAMED(name##_scalars)(const fo_options *o, double t, double *number, fo_hyper_f64 *h)
+#define SAME_SCALARS(name, other) SCALARS_OF(name) { NAMED(other##_scalars)(o, t, number, h); }
+#define MEASURE_OF(name) FO_INLINE void NAMED(name##_measure)(T p, T g, T *s, const HYPER *h, double *sum)
+#define SAME_MEASURE(name, other) MEASURE_OF(name) { NAMED(other##_measure)(p, g, s, h, sum); }
+#define SETTLE_OF(name)                                                                                              \
+    FO_INLINE void NAMED(name##_settle)(const fo_options *o, const double *sum, double n, fo_hyper_f64 *h)
+#define SAME_SETTLE(name, other) SETTLE_OF(name) { NAMED(other##_settle)(o, sum, n, h); }
 
 /* (Neither need use all that it is given.) */
 #pragma GCC diagnostic push
@@ -176,8 +187,52 @@ SCALARS_OF(lion)
     h->flush = 0;
 }
 
+/* LARS (You, Gitman & Ginsburg 2017): momentum on (g + wd*p) * trust, with one ratio a tensor,
+ *   trust = trust_coeff * |p| / (|g| + wd*|p| + eps),   1 where a norm is 0 */
+FO_INLINE T NAMED(trusted)(T p, T g, const HYPER *h) { return FMA(h->wd, p, g) * h->trust; }
+
+RULE_OF(lars) { return NAMED(trusted)(p, g, h); }
+
+RULE_OF(lars_momentum)
+{
+    return NAMED(momentum)(p, NAMED(trusted)(p, g, h), s, h);
+}
+
+SCALARS_OF(lars_momentum)
+{
+    NAMED(momentum_scalars)(o, t, number, h);
+    h->wd = h->l2;
+    h->l2 = 0;
+}
+
+SAME_SCALARS(lars, lars_momentum)
+
+MEASURE_OF(lars)
+{
+    sum[0] = (double)p * (double)p;
+    sum[1] = (double)g * (double)g;
+}
+
+SAME_MEASURE(lars_momentum, lars)
+
+SETTLE_OF(lars)
+{
+    double norm_p = sqrt(sum[0]), norm_g = sqrt(sum[1]);
+    h->trust = 1;
+    if (h->wd == 0 && o->always_adapt == 0) return;
+    if (norm_p != 0 && norm_g != 0) h->trust = o->trust_coeff * norm_p / (norm_g + h->wd * norm_p + o->eps);
+    if (o->trust_clip != 0 && !(h->trust / o->lr < 1)) h->trust = 1;
+    else if (o->trust_clip != 0) h->trust /= o->lr;
+}
+
+SAME_SETTLE(lars_momentum, lars)
+
 #pragma GCC diagnostic pop
 
 #undef RULE_OF
 #undef SCALARS_OF
 #undef SAME_SCALARS
+#undef MEASURE_OF
+#undef SAME_MEASURE
+#undef SETTLE_OF
+#undef SAME_SETTLE

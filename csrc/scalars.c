@@ -14,11 +14,14 @@
 #define SQRT(x) sqrt(x)
 #include "rules.h"
 
-typedef void form_scalars(const fo_options *, double, fo_hyper_f64 *);
-
-static form_scalars *const scalars_of[FO_RULES] = {
+static void (*const scalars_of[FO_RULES])(const fo_options *, double, double *, fo_hyper_f64 *) = {
 #define RULE(name, states) [FO_RULE_##name] = name##_scalars,
 #define FLOOR(name, states)
+#include "rules.def"
+};
+
+static void (*const settle_of[FO_RULES])(const fo_options *, const double *, double, fo_hyper_f64 *) = {
+#define MEASURE(name, sums, scope, states) [FO_RULE_##name] = name##_settle,
 #include "rules.def"
 };
 
@@ -43,11 +46,12 @@ static double flush_below(double least, double smallest_normal, double epsilon)
 /* What is not zero stays so: an epsilon is there to keep 0/0 away. */
 static float narrowed(double x) { return x != 0 && (float)x == 0 ? copysignf(FLT_TRUE_MIN, (float)x) : (float)x; }
 
-int fo_form_scalars(fo_rule rule, const fo_options *options, double step, double scale, double clip_value, bool wide,
-                    fo_hyper *hyper)
+int fo_form_scalars(fo_rule rule, const fo_options *options, double step, double *numbers, double scale,
+                    double clip_value, bool wide, fo_hyper *hyper)
 {
     common_scalars(options, scale, clip_value, &hyper->f64);
-    if (scalars_of[rule]) scalars_of[rule](options, step, &hyper->f64);
+    memcpy(hyper->before, numbers, sizeof hyper->before);
+    if (scalars_of[rule]) scalars_of[rule](options, step, numbers, &hyper->f64);
     const double *in_double = (const double *)&hyper->f64;
     float *in_float = (float *)&hyper->f32;
     for (int k = 0; k < FO_SCALARS; k++) {
@@ -58,4 +62,14 @@ int fo_form_scalars(fo_rule rule, const fo_options *options, double step, double
     hyper->f32.flush = (float)flush_below(hyper->f64.flush, FLT_MIN, FLT_EPSILON);
     hyper->f64.flush = flush_below(hyper->f64.flush, DBL_MIN, DBL_EPSILON);
     return 0;
+}
+
+void fo_settle_scalars(fo_rule rule, const fo_options *options, const double *sums, double n, fo_hyper *hyper)
+{
+    const fo_hyper_f64 formed = hyper->f64;
+    settle_of[rule](options, sums, n, &hyper->f64);
+    const double *before = (const double *)&formed, *in_double = (const double *)&hyper->f64;
+    float *in_float = (float *)&hyper->f32;
+    for (int k = 0; k < FO_SCALARS; k++)
+        if (memcmp(&in_double[k], &before[k], sizeof *before) != 0) in_float[k] = narrowed(in_double[k]);
 }

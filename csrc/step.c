@@ -1,16 +1,11 @@
-/* The plan and the parallel passes: the only file that knows threads.
+/* The plan and the parallel passes.
  *
  * All parameters lie end to end on one axis of bytes, cut into blocks. A thread takes one contiguous share of
  * the axis: every block that begins in it. No block depends on another, and what reductions find is stored by
  * block number and combined in that order, so no result depends on the number of threads. */
 #include <math.h>
-#include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
-
-#ifdef _OPENMP
-#include <omp.h>
-#endif
 
 #include "fastopt.h"
 
@@ -44,7 +39,7 @@ bool fo_plan_cut(fo_plan *plan)
     for (size_t i = 0; i < plan->count; i++)
         plan->first_block[i + 1] = plan->first_block[i] + divide_up(plan->tensors[i].n, FO_BLOCK);
     if (plan->first_block[plan->count] > plan->blocks) {
-        double *grown = realloc(plan->partial, plan->first_block[plan->count] * sizeof *grown);
+        double *grown = realloc(plan->partial, FO_MAX_SUMS * plan->first_block[plan->count] * sizeof *grown);
         if (!grown) return false;
         plan->partial = grown;
         plan->blocks = plan->first_block[plan->count];
@@ -100,46 +95,6 @@ static void lay_out(fo_plan *plan)
     }
 }
 
-/* ---- threads ---- */
-
-static bool forked;
-
-#ifdef _OPENMP
-static bool went_parallel;
-#endif
-
-/* A forked child has the parent's OpenMP state but none of its threads: a parallel region there would wait for ever,
- * ours or that of another library on the same runtime. These are the two globals that change after start-up. */
-static void note_fork(void)
-{
-    forked = true;
-#ifdef _OPENMP
-    if (__atomic_load_n(&went_parallel, __ATOMIC_RELAXED)) omp_set_num_threads(1);
-#endif
-}
-
-__attribute__((constructor)) static void watch_forks(void) { pthread_atfork(NULL, NULL, note_fork); }
-
-bool fo_has_openmp(void)
-{
-#ifdef _OPENMP
-    return true;
-#else
-    return false;
-#endif
-}
-
-int fo_hardware_threads(void)
-{
-#ifdef _OPENMP
-    return omp_get_max_threads();
-#else
-    return 1;
-#endif
-}
-
-int fo_usable_threads(int threads) { return fo_has_openmp() && !forked ? threads : 1; }
-
 /* ---- a pass ---- */
 
 typedef struct fo_pass fo_pass;
@@ -149,9 +104,8 @@ struct fo_pass {
     fo_work *work;
     const fo_kernels *kernels;
     fo_plan *plan;
-    double factor; /* of the reductions and of scale; the limit of clamp */
+    double factor; /* of the reductions and of scale; the limit of clamp; the weight of lerp and of moving averages */
     bool zero_grad;
-    uint64_t seed;
 };
 
 static void run_blocks(const fo_pass *pass, size_t tensor, size_t from, size_t to)
@@ -180,24 +134,30 @@ static void run_share(const fo_pass *pass, size_t from, size_t to)
     }
 }
 
-static void run(const fo_pass *pass, int threads)
+static void run_thread(void *data, size_t thread, size_t threads)
 {
+    const fo_pass *pass = data;
     size_t total = pass->plan->first_byte[pass->plan->count];
-    size_t worth = total / BYTES_A_THREAD;
-    threads = fo_usable_threads(threads);
-    if (worth < (size_t)threads) threads = (int)worth;
-    if (threads <= 1) {
-        run_share(pass, 0, total);
-        return;
-    }
-#ifdef _OPENMP
-    __atomic_store_n(&went_parallel, true, __ATOMIC_RELAXED);
-#pragma omp parallel num_threads(threads)
-    {
-        size_t t = (size_t)omp_get_thread_num(), all = (size_t)omp_get_num_threads();
-        run_share(pass, total / all * t, t + 1 == all ? total : total / all * (t + 1));
-    }
-#endif
+    run_share(pass, total / threads * thread, thread + 1 == threads ? total : total / threads * (thread + 1));
+}
+
+static void run(fo_pass *pass, int threads)
+{
+    size_t worth = pass->plan->first_byte[pass->plan->count] / BYTES_A_THREAD;
+    if (worth > 1 && threads == FO_ANY_THREADS) threads = fo_hardware_threads();
+    fo_parallel(run_thread, pass, worth < (size_t)threads ? (int)worth : threads);
+}
+
+/* ---- numbers kept from step to step ---- */
+
+static double value_of(fo_number x) { return x.single ? (double)*(float *)x.at : *(double *)x.at; }
+
+static void set(fo_number x, double value)
+{
+    if (x.single)
+        *(float *)x.at = (float)value;
+    else
+        *(double *)x.at = value;
 }
 
 /* ---- the work on one block ---- */
@@ -207,29 +167,50 @@ static fo_stream from(fo_stream s, size_t offset)
     return (fo_stream){s.at ? (char *)s.at + offset * fo_storage_size(s.storage) : NULL, s.storage};
 }
 
-static void step_block(const fo_pass *pass, const fo_tensor *t, size_t block, size_t offset, size_t n)
+static fo_block block_of(const fo_pass *pass, const fo_tensor *t, size_t offset, size_t n)
 {
-    (void)block;
     const fo_plan *plan = pass->plan;
     fo_block b = {.param = from(t->param, offset), .grad = from(t->grad, offset), .n = n,
                   .hyper = &plan->hypers[t->hyper], .first = offset,
-                  .seed = fo_mix(pass->seed, (uint64_t)(t - plan->tensors)),
+                  .seed = fo_mix(t->count.at ? (uint64_t)value_of(t->count) : 0, (uint64_t)(t - plan->tensors)),
                   .from_memory = plan->first_byte[plan->count] >= BYTES_FROM_MEMORY};
-    for (int k = 0; k < fo_rule_states(t->rule); k++) b.state[k] = from(t->state[k], offset);
+    for (int k = 0; k < fo_needs[t->rule].states; k++) b.state[k] = from(t->state[k], offset);
+    return b;
+}
+
+static void measure_block(const fo_pass *pass, const fo_tensor *t, size_t block, size_t offset, size_t n)
+{
+    if (!pass->kernels->measure[t->rule]) return;
+    fo_block b = block_of(pass, t, offset, n);
+    pass->kernels->measure[t->rule](&b, &pass->plan->partial[FO_MAX_SUMS * block]);
+}
+
+static void step_block(const fo_pass *pass, const fo_tensor *t, size_t block, size_t offset, size_t n)
+{
+    (void)block;
+    fo_block b = block_of(pass, t, offset, n);
     pass->kernels->step[t->rule](&b);
+    if (t->average.at) {
+        fo_stream average = from(t->average, offset);
+        pass->kernels->lerp(&average, &b.param, n, pass->factor);
+    }
+    if (t->copy.at) {
+        fo_stream copy = from(t->copy, offset);
+        pass->kernels->convert(&copy, &b.param, n);
+    }
     if (pass->zero_grad) memset(b.grad.at, 0, n * fo_storage_size(b.grad.storage));
 }
 
 static void sum_block(const fo_pass *pass, const fo_tensor *t, size_t block, size_t offset, size_t n)
 {
     fo_stream grad = from(t->grad, offset);
-    pass->plan->partial[block] = pass->kernels->sum_of_squares(&grad, n, pass->factor);
+    pass->plan->partial[FO_MAX_SUMS * block] = pass->kernels->sum_of_squares(&grad, n, pass->factor);
 }
 
 static void max_block(const fo_pass *pass, const fo_tensor *t, size_t block, size_t offset, size_t n)
 {
     fo_stream grad = from(t->grad, offset);
-    pass->plan->partial[block] = pass->kernels->max_abs(&grad, n);
+    pass->plan->partial[FO_MAX_SUMS * block] = pass->kernels->max_abs(&grad, n);
 }
 
 static void scale_block(const fo_pass *pass, const fo_tensor *t, size_t block, size_t offset, size_t n)
@@ -237,6 +218,13 @@ static void scale_block(const fo_pass *pass, const fo_tensor *t, size_t block, s
     (void)block;
     fo_stream grad = from(t->grad, offset);
     pass->kernels->scale(&grad, n, pass->factor);
+}
+
+static void lerp_block(const fo_pass *pass, const fo_tensor *t, size_t block, size_t offset, size_t n)
+{
+    (void)block;
+    fo_stream target = from(t->param, offset), source = from(t->grad, offset);
+    pass->kernels->lerp(&target, &source, n, pass->factor);
 }
 
 static void zero_block(const fo_pass *pass, const fo_tensor *t, size_t block, size_t offset, size_t n)
@@ -269,7 +257,7 @@ static double reduce(const fo_kernels *kernels, fo_plan *plan, fo_work *work, do
     for (size_t i = 0; i < plan->count; i++)
         if (plan->tensors[i].grad.at)
             for (size_t b = plan->first_block[i]; b < plan->first_block[i + 1]; b++)
-                result = combine(result, plan->partial[b]);
+                result = combine(result, plan->partial[FO_MAX_SUMS * b]);
     return result;
 }
 
@@ -297,35 +285,92 @@ double fo_global_norm(const fo_kernels *kernels, fo_plan *plan, int threads)
 /* Add to a tensor's number of steps; return it. */
 static double count(const fo_tensor *t, int steps)
 {
-    if (!t->count) return 1;
-    if (t->float_count) return (double)(*(float *)t->count += (float)steps);
-    return *(double *)t->count += steps;
+    if (!t->count.at) return 1;
+    set(t->count, value_of(t->count) + steps);
+    return value_of(t->count);
+}
+
+/* Whether two tensors step alike, from equal numbers before. */
+static bool same_scalars(const fo_tensor *a, const fo_tensor *b, const double *before_a, const double *before_b)
+{
+    return a->options == b->options && a->rule == b->rule && a->param.storage == b->param.storage &&
+           memcmp(before_a, before_b, sizeof(double[FO_MAX_NUMBERS])) == 0 &&
+           (!fo_needs[a->rule].sums || fo_needs[a->rule].over_plan);
 }
 
 /* Count the step of every tensor that has a gradient, and form its scalars, once for neighbours that are alike. (A
  * parameter that is in the list twice is stepped twice, as in torch: the second time is another step.) Where a scalar is
  * unfit, nothing is counted. */
-static void settle(fo_plan *plan, const fo_request *request, fo_result *result)
+static void form_scalars(fo_plan *plan, const fo_request *request, fo_result *result)
 {
     const fo_tensor *last = NULL;
-    double last_step = 0, scale = request->unscale * result->coefficient;
+    double last_step = 0, scale = request->unscale * result->coefficient, after[FO_MAX_NUMBERS];
     size_t used = 0;
     for (size_t i = 0; i < plan->count && !result->unfit; i++) {
         fo_tensor *t = &plan->tensors[i];
         if (!t->grad.at) continue;
-        double step = count(t, 1);
-        if (!last || last->options != t->options || last->rule != t->rule ||
-            last->param.storage != t->param.storage || last_step != step) {
+        double step = count(t, 1), before[FO_MAX_NUMBERS] = {0};
+        for (int k = 0; k < fo_needs[t->rule].numbers; k++) before[k] = value_of(t->number[k]);
+        if (!last || last_step != step || !same_scalars(last, t, plan->hypers[used - 1].before, before)) {
             fo_hyper *hyper = &plan->hypers[used++];
-            result->unfit = fo_form_scalars(t->rule, t->options, step, scale, request->clip_value,
+            memcpy(after, before, sizeof after);
+            result->unfit = fo_form_scalars(t->rule, t->options, step, after, scale, request->clip_value,
                                             t->param.storage == FO_F64, hyper);
             result->tensor = i;
             last = t, last_step = step;
         }
         t->hyper = used - 1;
+        for (int k = 0; k < fo_needs[t->rule].numbers; k++) set(t->number[k], after[k]);
     }
-    for (size_t i = 0; result->unfit && i <= result->tensor; i++)
-        if (plan->tensors[i].grad.at) count(&plan->tensors[i], -1);
+    for (size_t i = result->unfit ? result->tensor + 1 : 0; i-- > 0;) {
+        const fo_tensor *t = &plan->tensors[i];
+        if (!t->grad.at) continue;
+        count(t, -1);
+        for (int k = 0; k < fo_needs[t->rule].numbers; k++) set(t->number[k], plan->hypers[t->hyper].before[k]);
+    }
+}
+
+/* ---- what rules measure ---- */
+
+/* Add what was found in a tensor's blocks. */
+static void add_sums(const fo_plan *plan, size_t tensor, double *sums)
+{
+    for (size_t b = plan->first_block[tensor]; b < plan->first_block[tensor + 1]; b++)
+        for (int k = 0; k < fo_needs[plan->tensors[tensor].rule].sums; k++)
+            sums[k] += plan->partial[FO_MAX_SUMS * b + (size_t)k];
+}
+
+/* Form the scalars that depend on sums: of each tensor, or of all tensors of a rule. */
+static void settle(fo_plan *plan)
+{
+    double of_all[FO_RULES][FO_MAX_SUMS] = {0}, lengths[FO_RULES] = {0};
+    for (size_t i = 0; i < plan->count; i++) {
+        const fo_tensor *t = &plan->tensors[i];
+        if (!t->grad.at || !fo_needs[t->rule].over_plan) continue;
+        add_sums(plan, i, of_all[t->rule]);
+        lengths[t->rule] += (double)t->n;
+    }
+    size_t settled = 0; /* rows of scalars: a row that several tensors share comes once */
+    for (size_t i = 0; i < plan->count; i++) {
+        const fo_tensor *t = &plan->tensors[i];
+        if (!t->grad.at || t->hyper < settled || !fo_needs[t->rule].sums) continue;
+        double sums[FO_MAX_SUMS] = {0};
+        if (!fo_needs[t->rule].over_plan) add_sums(plan, i, sums);
+        fo_settle_scalars(t->rule, t->options, fo_needs[t->rule].over_plan ? of_all[t->rule] : sums,
+                          fo_needs[t->rule].over_plan ? lengths[t->rule] : (double)t->n, &plan->hypers[t->hyper]);
+        settled = t->hyper + 1;
+    }
+}
+
+/* Measure, if a rule needs it, and form the scalars that depend on that. */
+static void measure_and_settle(const fo_kernels *kernels, fo_plan *plan, int threads)
+{
+    bool any = false;
+    for (size_t i = 0; i < plan->count; i++) any = any || (plan->tensors[i].grad.at && fo_needs[plan->tensors[i].rule].sums);
+    if (!any) return;
+    fo_pass pass = {.work = measure_block, .kernels = kernels, .plan = plan};
+    run(&pass, threads);
+    settle(plan);
 }
 
 /* ---- what Cython calls ---- */
@@ -340,6 +385,11 @@ static void run_over_gradients(fo_work *work, const fo_kernels *kernels, fo_plan
 void fo_scale_gradients(const fo_kernels *kernels, fo_plan *plan, double factor, int threads)
 {
     run_over_gradients(scale_block, kernels, plan, factor, threads);
+}
+
+void fo_lerp(const fo_kernels *kernels, fo_plan *plan, double weight, int threads)
+{
+    run_over_gradients(lerp_block, kernels, plan, weight, threads);
 }
 
 void fo_clamp_gradients(const fo_kernels *kernels, fo_plan *plan, double limit, int threads)
@@ -372,10 +422,11 @@ fo_result fo_step(const fo_kernels *kernels, fo_plan *plan, const fo_request *re
     } else {
         lay_out(plan);
     }
-    settle(plan, request, &result);
+    form_scalars(plan, request, &result);
     if (result.unfit) return result;
+    measure_and_settle(kernels, plan, request->threads);
     fo_pass pass = {.work = step_block, .kernels = kernels, .plan = plan, .zero_grad = request->zero_grad,
-                    .seed = request->seed};
+                    .factor = request->average_weight};
     run(&pass, request->threads);
     return result;
 }

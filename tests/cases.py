@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fastopt import Optimizer, optimizers
+from fastopt import Optimizer, _core, optimizers
 
 Maker = Callable[..., Optimizer]
 """A class of optimizers, as something that is called with options of its own."""
@@ -47,6 +47,11 @@ class Case:
     @property
     def clips_by_norm(self) -> bool:
         return "clip_norm" in self.options
+
+    @property
+    def measures(self) -> bool:
+        """Whether an element's update depends on the others of its tensor."""
+        return self.rule in _core.SCOPES
 
     def make(self, params: Any, **more: Any) -> Optimizer:
         return MAKERS[self.optimizer](params, **{**self.options, **more})
@@ -109,6 +114,11 @@ ROWS: list[tuple[str, str, dict[str, Any]]] = [
     ("AdamW", "amsgrad", {"amsgrad": True, "weight_decay": 0.01}),
     ("Lion", "lion", {}),
     ("Lion", "lion", {"betas": (0.8, 0.9)}),
+    ("LARS", "lars", {}),
+    ("LARS", "lars", {"weight_decay": 0.01, "trust_clip": True, "trust_coeff": 0.5, "lr": 0.3}),
+    ("LARS", "lars_momentum", {"momentum": 0.9, "weight_decay": 0.01}),
+    ("LARS", "lars_momentum", {"momentum": 0.9, "always_adapt": True, "dampening": 0.3, "eps": 1e-2}),
+    ("LARS", "lars_momentum", {"momentum": 0.9, "always_adapt": True, "nesterov": True, "trust_coeff": 0.1}),
 ]
 """Optimizer, rule, options."""
 
@@ -126,7 +136,8 @@ VARIATIONS: list[dict[str, Any]] = [
 def all_cases() -> Iterator[Case]:
     seen = set()
     for optimizer, rule, options in ROWS:
-        fixed = {name for name, option in optimizers.registry()[optimizer].method.options.items() if option.fixed}
+        method = optimizers.registry()[optimizer].method
+        free = {name for name, option in {**method.options, **Optimizer.whole}.items() if not option.fixed}
         # Large enough that the update shows in the last places of the parameter.
         base = {"lr": 0.1, **options}
         yield Case(optimizer, rule, base)
@@ -134,12 +145,13 @@ def all_cases() -> Iterator[Case]:
             seen.add((optimizer, rule))
             for variation in VARIATIONS:
                 varied = {**base, **variation}
-                if varied != base and not varied.keys() & fixed:
+                if varied != base and varied.keys() <= free:
                     yield Case(optimizer, rule, varied)
 
 
 CASES = list(all_cases())
 
 every_case = pytest.mark.parametrize("case", CASES)
-first_case_of_each_rule = pytest.mark.parametrize("case", {case.rule: case for case in reversed(CASES)}.values())
+FIRST_OF_EACH_RULE = {case.rule: case for case in reversed(CASES)}.values()
+first_case_of_each_rule = pytest.mark.parametrize("case", FIRST_OF_EACH_RULE)
 every_optimizer = pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)

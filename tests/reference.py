@@ -25,6 +25,10 @@ def rule(function: Rule) -> Rule:
     return function
 
 
+OWN_DECAY = {"lars", "lars_momentum"}
+"""Rules that apply weight decay themselves."""
+
+
 def step(
     name: str,
     p: Array,
@@ -41,9 +45,9 @@ def step(
     if options["maximize"]:
         g = -g
     if options["weight_decay"] != 0:
-        if options["decoupled_weight_decay"]:
+        if options.get("decoupled_weight_decay"):
             p = p * (1 - options["lr"] * options["weight_decay"])
-        else:
+        elif name not in OWN_DECAY:
             g = g + options["weight_decay"] * p
     return RULES[name](p, g, state, t, options)
 
@@ -154,3 +158,27 @@ def lion(p: Array, g: Array, state: State, t: int, options: Options) -> tuple[Ar
     beta1, beta2 = options["betas"]
     m = state.get("exp_avg", np.zeros_like(p))
     return p - options["lr"] * np.sign(beta1 * m + (1 - beta1) * g), {"exp_avg": beta2 * m + (1 - beta2) * g}
+
+
+def trusted(p: Array, g: Array, options: Options) -> Array:
+    decay, ratio = options["weight_decay"], 1.0
+    norm_p, norm_g = np.linalg.norm(p), np.linalg.norm(g)
+    if decay != 0 or options["always_adapt"]:
+        if norm_p > 0 and norm_g > 0:
+            ratio = float(options["trust_coeff"] * norm_p / (norm_g + decay * norm_p + options["eps"]))
+        if options["trust_clip"]:
+            ratio = min(ratio / options["lr"], 1.0)
+    scaled: Array = (g + decay * p) * ratio
+    return scaled
+
+
+@rule
+def lars(p: Array, g: Array, state: State, t: int, options: Options) -> tuple[Array, State]:
+    return p - options["lr"] * trusted(p, g, options), {}
+
+
+@rule
+def lars_momentum(p: Array, g: Array, state: State, t: int, options: Options) -> tuple[Array, State]:
+    scaled, old, mu = trusted(p, g, options), state.get("momentum_buffer"), options["momentum"]
+    v = scaled if old is None else mu * old + (1 - options["dampening"]) * scaled
+    return p - options["lr"] * (scaled + mu * v if options["nesterov"] else v), {"momentum_buffer": v}

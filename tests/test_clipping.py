@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from arrays import BLOCK, LARGE, ULPS, Array, bits, nonzero, unchanged
-from cases import Case, first_case_of_each_rule
+from cases import FIRST_OF_EACH_RULE, Case, first_case_of_each_rule
 
 import fastopt
 from fastopt import clipping
@@ -293,7 +293,7 @@ def test_bounds_may_be_schedules_and_may_be_edited() -> None:
 
 
 @pytest.mark.parametrize("weight_decay", [0.0, 0.1])
-@first_case_of_each_rule
+@pytest.mark.parametrize("case", [case for case in FIRST_OF_EACH_RULE if not case.measures])
 def test_infinite_parameters_stay_infinite(case: Case, weight_decay: float, dtype: str, isa: str) -> None:
     """Zero weight decay multiplies nothing: zero times infinity would be NaN."""
     w = np.array([np.inf, -np.inf, 1.0] * 15, dtype)

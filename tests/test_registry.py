@@ -79,7 +79,8 @@ def test_every_option_but_those_that_choose_the_rule_or_a_start_reaches_the_kern
     method = optimizers.registry()[name].method
     numbers = {option: value.numbers(option, value.default) for option, value in method.options.items()}
     silent = {option for option, found in numbers.items() if not found.keys() <= _core.OPTIONS.keys()}
-    starts = {start for start in method.states.values() if isinstance(start, str)}
+    begun = (*(state.start for state in method.states.values()), *method.numbers.values())
+    starts = {start for start in begun if isinstance(start, str)}
     switches = {option for option in silent if isinstance(method.options[option], Flag)}
     assert silent <= starts | switches
     for switch in switches:

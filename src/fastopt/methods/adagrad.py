@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from fastopt.methods.base import DECOUPLED, EPSILON_ROOT, MAXIMIZE, Method, Quantity, epsilon, learning_rate
+from fastopt.methods.base import DECOUPLED, EPSILON_ROOT, MAXIMIZE, Method, Quantity, State, epsilon, learning_rate
 
 
 class Adagrad(Method):
@@ -21,7 +21,7 @@ class Adagrad(Method):
     twin = "Adagrad"
     twin_flags = ("foreach", "*", "differentiable", "fused")
     takes_sparse = True
-    states = {"sum": "initial_accumulator_value"}
+    states = {"sum": State("initial_accumulator_value", "square")}
 
     lr = learning_rate(1e-2)
     lr_decay = Quantity(0.0, "How fast the rate falls, at least 0.")

@@ -9,6 +9,8 @@ from fastopt.methods.base import (
     DECOUPLED,
     EPSILON_ROOT,
     MAXIMIZE,
+    MOMENT,
+    SQUARE,
     Decays,
     Flag,
     Method,
@@ -34,7 +36,7 @@ class Adam(Method):
 
     twin = "Adam"
     twin_flags = ("*", "foreach", "capturable", "differentiable", "fused")
-    states = {"exp_avg": 0.0, "exp_avg_sq": 0.0, "max_exp_avg_sq": 0.0}
+    states = {"exp_avg": MOMENT, "exp_avg_sq": SQUARE, "max_exp_avg_sq": SQUARE}
 
     lr = learning_rate(1e-3)
     betas = Decays((0.9, 0.999), "Decay of the moving averages of g and of its square, in [0, 1).")

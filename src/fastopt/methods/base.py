@@ -78,6 +78,20 @@ class Limit(Quantity):
 
 
 @dataclass(frozen=True)
+class Share(Quantity):
+    """A number in [0, 1), or None."""
+
+    high: float = 1.0
+
+    kind: ClassVar[Any] = Number | None
+
+    def check(self, name: str, value: Any, edited: bool = False) -> None:
+        """Raise `ValueError` unless it is None or within its bounds."""
+        if value is not None:
+            super().check(name, value)
+
+
+@dataclass(frozen=True)
 class Decays(Option):
     """Decay rates of moving averages, each in [0, 1)."""
 
@@ -138,14 +152,27 @@ class Choice(Option):
 
 @dataclass(frozen=True)
 class StateDtype(Option):
-    """None or torch's float32, known by its name: torch need not be there."""
+    """A precision, as a string or as torch's dtype, which is known by its name: torch need not be there."""
 
-    kind: ClassVar[Any] = "torch.dtype | None"
+    kind: ClassVar[Any] = str | None
+
+    @staticmethod
+    def named(value: Any) -> str | None:
+        """Return the name of a precision; None is the parameter's."""
+        return value if value is None or isinstance(value, str) else repr(value).removeprefix("torch.")
 
     def check(self, name: str, value: Any, edited: bool = False) -> None:
-        """Raise `ValueError` unless it is one of them."""
-        if value is not None and repr(value) != "torch.float32":
-            raise ValueError(f"Invalid {name}: expected one of (None, torch.float32), got {value!r}")
+        """Raise `ValueError` unless it is one of those there are."""
+        if self.named(value) not in (None, *STORED_AS):
+            words = ", ".join(repr(precision) for precision in STORED_AS)
+            raise ValueError(f"Invalid {name}: expected None, {words} or torch's dtype of that name, got {value!r}")
+
+
+@dataclass(frozen=True)
+class TorchStateDtype(StateDtype):
+    """The same, in signatures for torch."""
+
+    kind: ClassVar[Any] = "str | torch.dtype | None"
 
 
 def learning_rate(default: float) -> Quantity:
@@ -167,7 +194,7 @@ DECOUPLED = Flag(
     keyword_only=True,
 )
 
-WHOLE: dict[str, Option] = {
+CLIPPING: dict[str, Option] = {
     "clip_norm": Limit(
         None,
         "If the norm of all gradients together exceeds this, scale them down to it: "
@@ -187,29 +214,65 @@ WHOLE: dict[str, Option] = {
         among=("propagate", "skip", "raise"),
     ),
 }
+"""What every optimizer may do with its gradients."""
+
+KEEPING: dict[str, Option] = {
+    "state_dtype": StateDtype(
+        None,
+        'In which precision the states are kept: "float32"; "bfloat16", in which averages of squares are rounded at '
+        "random (to nearest, they would never decay) and what is no average stays in float32; None is the parameter's. "
+        "The states of float64 parameters always have theirs.",
+        keyword_only=True,
+    ),
+    "ema": Share(
+        None,
+        "Keep a moving average of the parameters, ``a = ema*a + (1-ema)*p``, in the step's own pass over memory; it "
+        "begins as a copy of the parameters. See `swap_ema` and `ema_state`.",
+        keyword_only=True,
+    ),
+}
+"""What every optimizer may keep beside its parameters."""
+
+WHOLE: dict[str, Option] = {**CLIPPING, **KEEPING}
 """Options of the whole optimizer. They stand in its groups, the same in each, where they are not the default."""
 
 WHOLE_OF_TORCH: dict[str, Option] = {
-    **WHOLE,
+    **CLIPPING,
     "zero_grad_in_step": Flag(
         False,
         "Zero the gradients in the step's own pass over memory; ``zero_grad(set_to_none=False)`` is not needed then.",
         keyword_only=True,
     ),
-    "state_dtype": StateDtype(
-        None,
-        "`torch.float32` keeps the states of bfloat16 and float16 parameters in float32; the default is the "
-        "parameter's dtype, as in torch.",
-        keyword_only=True,
-    ),
+    **KEEPING,
+    "state_dtype": TorchStateDtype(**vars(KEEPING["state_dtype"])),
 }
 """The same for torch."""
 
 
 # ---- states ----
 
-Start = float | str
-"""What a state starts as: a number, or the name of the option that says it."""
+Start = float | str | None
+"""What a state starts as: a number, the name of the option that says it, or None: a copy of the parameter."""
+
+
+@dataclass(frozen=True)
+class State:
+    """An array beside the parameter, of its shape."""
+
+    start: Start = 0.0
+    kind: Literal["moment", "square", "exact"] = "exact"
+    """How it may be stored in fewer bits: as an average of gradients or updates, of either sign; as one of squares
+    (never negative, and only its root matters); or not at all, like a copy of the parameter."""
+
+
+MOMENT = State(kind="moment")
+SQUARE = State(kind="square")
+
+STORED_AS: dict[str, dict[str, str]] = {
+    "float32": {"moment": "float32", "square": "float32", "exact": "float32"},
+    "bfloat16": {"moment": "bfloat16", "square": "bfloat16_stochastic", "exact": "float32"},
+}
+"""Option `state_dtype` -> kind of a state -> storage (csrc/codecs.def)."""
 
 
 # ---- the description ----
@@ -225,8 +288,12 @@ class Method:
     options: ClassVar[dict[str, Option]] = {}
     """The options by name: the attributes of the class."""
 
-    states: ClassVar[dict[str, Start]] = {}
-    """The state arrays, in torch's names (or those of the reference implementation), with what they start as."""
+    states: ClassVar[dict[str, State]] = {}
+    """The state arrays, in torch's names (or those of the reference implementation)."""
+
+    numbers: ClassVar[dict[str, Start]] = {}
+    """Numbers that are kept for each parameter from step to step, in the order of the kernel's (csrc/rules.def), with
+    what they start as. (The number of steps is none of these.)"""
 
     counts_steps: ClassVar[bool] = True
     """Whether the update depends on the number of steps, so that it is part of a parameter's state."""
@@ -268,10 +335,11 @@ class Method:
         return bool(options.get("weight_decay", 0) == 0)
 
     @classmethod
-    def start(cls, state: str, options: Mapping[str, Any]) -> float:
-        """Return what a state starts as."""
-        start = cls.states[state]
-        return float(at_step(options[start], 0) if isinstance(start, str) else start)
+    def start(cls, name: str, options: Mapping[str, Any]) -> float | None:
+        """Return what a state or a number starts as; None is a copy of the parameter."""
+        start = cls.states[name].start if name in cls.states else cls.numbers[name]
+        value = at_step(options[start], 0) if isinstance(start, str) else start
+        return None if value is None else float(value)
 
     @classmethod
     def at(cls, group: Mapping[str, Any], step: int) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from fastopt.methods.base import MAXIMIZE, Decays, Flag, Method, Quantity, learning_rate
+from fastopt.methods.base import MAXIMIZE, MOMENT, Decays, Flag, Method, Quantity, learning_rate
 
 
 class Lion(Method):
@@ -20,7 +20,7 @@ class Lion(Method):
     """
 
     counts_steps = False
-    states = {"exp_avg": 0.0}
+    states = {"exp_avg": MOMENT}
 
     lr = learning_rate(1e-4)
     betas = Decays((0.9, 0.99), "Decay of m in the update, and of m itself, in [0, 1).")

@@ -9,6 +9,8 @@ from fastopt.methods.base import (
     DECOUPLED,
     EPSILON_ROOT,
     MAXIMIZE,
+    MOMENT,
+    SQUARE,
     Flag,
     Method,
     Quantity,
@@ -32,7 +34,7 @@ class RMSprop(Method):
 
     twin = "RMSprop"
     twin_flags = ("capturable", "foreach", "maximize", "differentiable", "*")
-    states = {"square_avg": 0.0, "momentum_buffer": 0.0, "grad_avg": 0.0}
+    states = {"square_avg": SQUARE, "momentum_buffer": MOMENT, "grad_avg": MOMENT}
 
     lr = learning_rate(1e-2)
     alpha = Quantity(0.99, "Decay of the moving averages, in [0, 1).", high=1.0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from fastopt.methods.base import DECOUPLED, MAXIMIZE, Choice, Flag, Method, Quantity, learning_rate
+from fastopt.methods.base import DECOUPLED, MAXIMIZE, MOMENT, Choice, Flag, Method, Quantity, learning_rate
 
 
 class SGD(Method):
@@ -36,7 +36,7 @@ class SGD(Method):
     twin_flags = ("*", "foreach", "differentiable", "fused")
     takes_sparse = True
     counts_steps = False
-    states = {"momentum_buffer": 0.0}
+    states = {"momentum_buffer": MOMENT}
 
     lr = learning_rate(1e-3)
     momentum = Quantity(0.0, "mu, at least 0.")

@@ -240,7 +240,7 @@ def _started(options: dict[str, Any], out: Path | None, console: Console) -> Ite
     check_writable((out or runs) / CHECKPOINT)  # before the data is read, which may take long
     if out:
         _check_new(out)
-    with reading(console, config.source):
+    with reading(console, Path(config.source).name):
         job = Job(config)
     directory = out or _new_directory(runs)
     directory.mkdir(parents=True, exist_ok=True)
