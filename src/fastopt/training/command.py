@@ -217,8 +217,9 @@ def train(
 
     With --model transformer a small GPT learns to write like Python's reference, in a minute or two.
 
-    Ctrl-C saves the run; --resume continues it. A model that is no better than always saying the same ends with
-    status 3.
+    Ctrl-C saves the run; --resume continues it.
+
+    A model that is no better than always saying the same ends with status 3.
     """
     console = plain_console()
     try:
