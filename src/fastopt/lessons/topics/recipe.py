@@ -128,7 +128,11 @@ def learns() -> float:
 
 
 @LESSON.claim(
-    "Without warmup it is worse", setting=SETTING, quantity="held-out loss without / with", expected=COSTS, digits=3
+    "Without warmup the recipe is worse",
+    setting=SETTING,
+    quantity="held-out loss without / with",
+    expected=COSTS,
+    digits=3,
 )
 def warmup() -> float:
     """With three of the eight seeds it is, with five it is not: at this rate, half of that in the lesson on warmup, and
