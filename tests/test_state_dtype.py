@@ -134,7 +134,7 @@ def test_float64_keeps_its_states_and_an_edit_converts_them() -> None:
 
 @pytest.mark.parametrize("bad", ["float64", "bf16", 16, np.float32, True])
 def test_another_precision_is_refused(bad: Any) -> None:
-    with pytest.raises(ValueError, match="Invalid state_dtype: expected None, 'float32', 'bfloat16'"):
+    with pytest.raises(ValueError, match="Invalid state_dtype: expected None, 'float32', 'bfloat16', '8bit'"):
         fastopt.Adam(np.ones(3, np.float32), state_dtype=bad)
 
 

@@ -16,7 +16,13 @@ class Memory:
 class Watch:
     def __init__(self, plan: Plan, params: list[Any]) -> None: ...
     def hold(
-        self, tensor: int, param: Any, entry: dict[str, Any], names: tuple[str, ...], states: list[Any]
+        self,
+        tensor: int,
+        param: Any,
+        entry: dict[str, Any],
+        names: tuple[str, ...],
+        states: list[Any],
+        beside: dict[str, Any],
     ) -> None: ...
     def release(self, tensor: int) -> None: ...
     def look(self, grads: list[Any], writeable: bool) -> list[int]: ...

@@ -180,7 +180,7 @@ cdef class Watch:
         self.memory = Memory(params)
         self.held = [None] * len(params)
 
-    def hold(self, size_t tensor, param, entry, tuple names, list states) -> None:
+    def hold(self, size_t tensor, param, entry, tuple names, list states, dict beside) -> None:
         """Keep a parameter and its states, which the plan has been bound to. (Their dict has no other arrays ever.)"""
         self.held[tensor] = [param, *states]
 

@@ -1,3 +1,4 @@
+from collections.abc import Sequence
 from typing import Any
 
 RULES: dict[str, tuple[int, int]]
@@ -38,7 +39,7 @@ class Plan:
         rule: str,
         length: int,
         param: tuple[int, ...],
-        states: list[tuple[int, ...]],
+        states: Sequence[tuple[int, ...]],
         numbers: list[tuple[int, bool]] = ...,
     ) -> None: ...
     def bind_tails(self, tensor: int, average: tuple[int, ...] | None, copy: tuple[int, int] | None) -> None: ...

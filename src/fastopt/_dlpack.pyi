@@ -11,6 +11,12 @@ class Watch:
     def __init__(self, exchange: Any, plan: Plan, params: list[Any], sparse: bool) -> None: ...
     def release(self, tensor: int) -> None: ...
     def hold(
-        self, tensor: int, param: Any, entry: dict[str, Any] | None, names: tuple[str, ...], states: list[Any]
+        self,
+        tensor: int,
+        param: Any,
+        entry: dict[str, Any] | None,
+        names: tuple[str, ...],
+        states: list[Any],
+        beside: dict[str, Any],
     ) -> None: ...
     def look(self, grads: list[Any], state: dict[Any, Any]) -> list[int]: ...

@@ -193,12 +193,13 @@ cdef class Watch:
     cdef list entries  # each parameter's dict of states, or None
     cdef list names  # of the entries that the plan points into
     cdef list states  # what they were
+    cdef list beside  # of each tensor: the entries that lie beside its states and itself
     cdef list views  # keep the memory, so that nothing else can be at an address that has not changed
 
     def __cinit__(self, exchange, Plan plan, list params, bint sparse):
         cdef size_t count = len(params)
         self.plan, self.params, self.sparse = plan, params, sparse
-        self.entries, self.names, self.states, self.views = [[None] * count for _ in range(4)]
+        self.entries, self.names, self.states, self.beside, self.views = [[None] * count for _ in range(5)]
         self.api = fo_dl_table(<const DLPackExchangeAPI *>PyCapsule_GetPointer(exchange, "dlpack_exchange_api"))
         if self.api == NULL:
             raise ImportError("the tensors' framework has another major version of DLPack, expected 1")
@@ -231,10 +232,11 @@ cdef class Watch:
         self.moved = True
         self.forget(tensor)
 
-    def hold(self, size_t tensor, param, entry, tuple names, list states) -> None:
+    def hold(self, size_t tensor, param, entry, tuple names, list states, dict beside) -> None:
         """Keep a parameter's memory and its states, which the plan has been bound to.
 
-        `names` are the entries that must stay what they are: those of the states come first.
+        `names` are the entries that must stay what they are: those of the states come first. So must those `beside`
+        states and parameter, in the order of the states.
         """
         cdef Known *known = &self.known[tensor]
         cdef Seen *seen = &self.seen[(MOST + 2) * tensor]
@@ -262,7 +264,7 @@ cdef class Watch:
             seen[known.tensors].object, seen[known.tensors].shape = <void *>state, now.shape
             known.tensors += 1
         self.entries[tensor], self.names[tensor], self.views[tensor] = entry, names, param.detach()
-        self.states[tensor] = None
+        self.states[tensor], self.beside[tensor] = None, beside
         if entry is not None:
             self.states[tensor] = [entry[name] for name in names]
             fo_watch_dict(entry)
@@ -326,7 +328,12 @@ cdef class Watch:
             for k in range(<int32_t>len(names)):
                 if entry.get(names[k]) is not states[k]:
                     return False
+            for name, value in (<dict>self.beside[i]).items():
+                if entry.get(name) is not value:
+                    return False
             known.version = fo_dict_version(entry)
+        if self.beside[i] and not self.lie_beside(tensor, <dict>self.beside[i]):
+            return False
         for k in range(known.tensors - 1):
             if (not self.describe(self.seen[(MOST + 2) * i + k + 1].object, &now) or now.data != place_of(tensor, k).at
                     or not self.same_dtype(now.dtype, known.state_dtype[k]) or not self.alike(known, &now)):
@@ -335,6 +342,20 @@ cdef class Watch:
             place = &tensor.count if k == known.tensors - 1 else &tensor.number[k - known.tensors]
             if not self.look_at(states[k], &now) or now.data != place.at:
                 return False
+        return True
+
+    cdef bint lie_beside(self, const fo_tensor *tensor, dict beside):
+        """Whether these are still where the plan has what lies beside the states and the parameter."""
+        cdef DLTensor now
+        cdef const void *at
+        cdef int k = 0
+        for value in beside.values():
+            while k < fo_needs[<size_t>tensor.rule].states and tensor.state[k].beside == NULL:
+                k += 1
+            at = tensor.state[k].beside if k < fo_needs[<size_t>tensor.rule].states else tensor.param.beside
+            if not self.look_at(value, &now) or now.data != at:
+                return False
+            k += 1
         return True
 
     cdef look_at_entries(self, state):

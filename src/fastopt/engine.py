@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple, cast
 
 from fastopt import _core
@@ -28,6 +28,15 @@ AVERAGE = "ema"
 
 ASIDE = "before_ema"
 """The state that is the parameter itself while its average is in its place."""
+
+REMAINDER = "remainder"
+"""The entry that has what is left of a parameter in two pieces (the option `master`)."""
+
+
+def scales_of(name: str) -> str:
+    """Return the name of the entry that has the scales of a state in 8 bits."""
+    return f"{name}::scales"
+
 
 Call = tuple[Any, ...]
 """A function, which runs no code of Python's, and its arguments."""
@@ -107,6 +116,16 @@ class Face:
         """
         engine = self._current_engine()
         return [engine.entry(slot).get(AVERAGE, param) for slot, param in enumerate(engine.params)]
+
+    def state_bytes(self) -> int:
+        """Return how many bytes all that is kept beside the parameters takes, from step to step."""
+        return sum(
+            int(array.nbytes) for entry in self._entries() for array in entry.values() if hasattr(array, "nbytes")
+        )
+
+    def _entries(self) -> Iterable[Mapping[str, Any]]:
+        """Return what is kept beside the parameters, for each that has something."""
+        raise NotImplementedError
 
     def _current_engine(self) -> Engine:
         """Return the engine of the groups of now."""
@@ -251,12 +270,16 @@ class Engine(ABC):
         """Return the name of a parameter's dtype, or that of its parts if it is complex."""
 
     @abstractmethod
-    def start_state(self, slot: int, storage: str, value: float | None) -> Any:
-        """Return a new state; None makes it a copy of the parameter."""
+    def start_state(self, slot: int, name: str, storage: str, value: float | None) -> dict[str, Any]:
+        """Return the entries of a new state, itself and what lies beside it; None makes it a copy of the parameter."""
 
     @abstractmethod
-    def fit_state(self, slot: int, name: str, storage: str, state: Any) -> Any:
-        """Return a state as the kernels can use it; raise if it can be none of this parameter."""
+    def fit_state(self, slot: int, name: str, storage: str, entry: dict[str, Any]) -> dict[str, Any]:
+        """Return a state's entries as the kernels can use them; raise if it can be none of this parameter."""
+
+    @abstractmethod
+    def address(self, array: Any) -> int:
+        """Return where the memory of what lies beside a state begins."""
 
     @abstractmethod
     def count_place(self, slot: int, entry: dict[str, Any], fresh: bool) -> tuple[int, bool]:
@@ -293,6 +316,10 @@ class Engine(ABC):
     def start_options(self, slot: int) -> Mapping[str, Any]:
         """Return the options that say what states start as."""
         return self.values[self.owners[slot]]
+
+    def param_place(self, slot: int, place: tuple[int, int], entry: dict[str, Any]) -> tuple[int, ...]:
+        """Return a parameter's (address, storage) with the address of what lies beside it, made now if need be."""
+        return place
 
     def copy_of(self, slot: int) -> Any:
         """Return what a parameter is copied to in each step, or None."""
@@ -366,9 +393,10 @@ class Engine(ABC):
             self.face._check_whole(self.whole)
         self.whole_is_known = True
 
-    def kept_whole(self) -> tuple[Any, bool]:
+    def kept_whole(self) -> tuple[Any, ...]:
         """Return what decides which states there are besides the rule's, and how all are stored."""
-        return StateDtype.named(self.whole["state_dtype"]), self.whole["ema"] is not None
+        how = (self.whole.get("master"), self.whole.get("rounding"))
+        return StateDtype.named(self.whole["state_dtype"]), self.whole["ema"] is not None, *how
 
     def release(self, owner: int) -> None:
         """Bind a group's parameters anew when they are needed next."""
@@ -427,7 +455,7 @@ class Engine(ABC):
         rule, names = self.rules[self.owners[slot]]
         kept = self.method.numbers
         arrays = names if self.whole["ema"] is None else (*names, AVERAGE)
-        entry = self.entry(slot) if arrays or kept or self.method.counts_steps else {}
+        entry = self.entry(slot) if self.has_entry(slot, bool(arrays or kept)) else {}
         swapped = entry.get(ASIDE) is not None
         if swapped and grad is not None:
             raise RuntimeError(f"{self.label(slot)}: its moving average is in its place; swap_ema() puts it back")
@@ -438,28 +466,48 @@ class Engine(ABC):
             if entry.get(name) is None:
                 start = None if name == AVERAGE else self.method.start(name, self.start_options(slot))
                 if name in kept:
-                    made = self.start_number(slot, cast(float, start))
+                    made = {name: self.start_number(slot, cast(float, start))}
                 else:
-                    made = self.start_state(slot, stored[name], start)
-                entry[name] = made
-                self.made.append((slot, name, made))
+                    made = self.start_state(slot, name, stored[name], start)
+                self.enter(slot, entry, made)
             elif name in arrays:
-                fit = self.fit_state(slot, name, stored[name], entry[name])
-                if fit is not entry[name]:
-                    entry[name] = fit
+                fit = self.fit_state(slot, name, stored[name], entry)
+                if any(entry.get(key) is not value for key, value in fit.items()):
+                    entry.update(fit)
+                if stored[name] not in _core.BESIDE:
+                    entry.pop(scales_of(name), None)
         numbers += [self.number_place(slot, entry, name) for name in kept]
         states, copy = [entry[name] for name in arrays], self.copy_of(slot)
         buffers = self.buffers(slot, grad, states if copy is None else [*states, copy], zero)
-        places = [(at, _core.STORAGES[stored[name]]) for name, (at, _) in zip(arrays, buffers.states, strict=False)]
-        self.plan.bind(slot, rule, buffers.length, buffers.param, places[: len(names)], numbers)
+        places: list[tuple[int, ...]] = [
+            (at, _core.STORAGES[stored[name]]) for name, (at, _) in zip(arrays, buffers.states, strict=False)
+        ]
+        beside = {scales_of(name): entry[scales_of(name)] for name in names if stored[name] in _core.BESIDE}
+        for k, name in enumerate(names):
+            if scales_of(name) in beside:
+                places[k] = (*places[k], self.address(beside[scales_of(name)]))
+        param = self.param_place(slot, buffers.param, entry)
+        if entry.get(REMAINDER) is not None:
+            beside[REMAINDER] = entry[REMAINDER]
+        self.plan.bind(slot, rule, buffers.length, param, places[: len(names)], numbers)
         self.plan.bind_tails(
             slot, places[-1] if AVERAGE in arrays else None, None if copy is None else buffers.states[-1]
         )
         self.plan.set_gradient(slot, buffers.grad)
         if buffers.stay and not swapped:
             counted = ("step",) if "step" in entry else ()
-            self.watch.hold(slot, self.params[slot], entry or None, (*arrays, *counted, *kept), states)
+            self.watch.hold(slot, self.params[slot], entry or None, (*arrays, *counted, *kept), states, beside)
         return buffers
+
+    def enter(self, slot: int, entry: dict[str, Any], made: dict[str, Any]) -> None:
+        """Put into an entry what was made for a step; `undo` takes it back."""
+        for name, value in made.items():
+            entry[name] = value
+            self.made.append((slot, name, value))
+
+    def has_entry(self, slot: int, has_states: bool) -> bool:
+        """Whether something is kept for a parameter."""
+        return has_states or self.method.counts_steps
 
     def swap_average(self) -> None:
         """Put the moving averages in the parameters' places, or the parameters back."""

@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 
 from fastopt import _arrays, _core, methods, trees
 from fastopt._turn import Turn
+from fastopt.backends import numpy as backend
 from fastopt.backends.numpy import Arrays
-from fastopt.engine import Face, Group, StepInfo
+from fastopt.engine import Face, Group, StepInfo, scales_of
 from fastopt.hyperparameters import as_count, is_number, plain
 from fastopt.methods.base import Method
 
@@ -262,8 +263,17 @@ class Optimizer(Face):
 
     # ---- state ----
 
-    def state_dict(self) -> dict[str, Any]:
+    def _entries(self) -> Iterable[Mapping[str, Any]]:
+        return self._state
+
+    def state_dict(self, *, compressed: bool = False) -> dict[str, Any]:
         """Return a snapshot of the optimizer, in the layout and with the names of `torch.optim`.
+
+        Parameters
+        ----------
+        compressed
+            Whether states in 8 bits are given as they are, codes and, under "<name>::scales", a scale for every 32
+            elements in memory; otherwise as float32, which any optimizer understands.
 
         Returns
         -------
@@ -275,7 +285,7 @@ class Optimizer(Face):
         with self._turn:
             counts = self.method.counts_steps
             state = {
-                tensor: {**({"step": int(step)} if counts else {}), **copy.deepcopy(self._state[tensor])}
+                tensor: {**({"step": int(step)} if counts else {}), **snapshot_of(self._state[tensor], compressed)}
                 for tensor, step in enumerate(self._steps)
                 if step > 0 and (self._state[tensor] or counts)
             }
@@ -385,7 +395,9 @@ class Optimizer(Face):
             # Also the arrays that no option asks for at present: it may be switched on again. (torch has None there.)
             idle = {name for name in given if given[name] is None and name not in names}
             arrays = given.keys() - {"step", *numbers} - idle
-            states[-1] = {name: self._loaded_array(tensor, name, given[name]) for name in sorted(arrays)}
+            scales = {scales_of(name) for name in arrays} & arrays
+            for name in sorted(arrays - scales):
+                states[-1].update(self._loaded_array(tensor, name, given[name], given.get(scales_of(name))))
             for name in numbers:
                 number = plain(given[name])
                 if not is_number(number):
@@ -395,15 +407,21 @@ class Optimizer(Face):
             steps[tensor] = as_count(given["step"], f"state_dict: step of {label}") if counts else 1
         return states, steps
 
-    def _loaded_array(self, tensor: int, name: str, value: Any) -> Array:
+    def _loaded_array(self, tensor: int, name: str, value: Any, scales: Any) -> dict[str, Any]:
         param, label = self._params[tensor], f"state_dict: {name} of {self._labels[tensor]}"
+        if scales is not None:
+            codes, scales = (np.asarray(given).copy(order="K") for given in (value, scales))
+            backend.check_codes(codes, scales, param, label)
+            if codes.flags.c_contiguous == param.flags.c_contiguous or codes.ndim < 2:
+                return {name: codes, scales_of(name): scales}
+            value = backend.decoded(codes, scales)
         in_torch = str(getattr(value, "dtype", "")) == "torch.bfloat16"  # which NumPy cannot read
         array = np.asarray(value.float() if in_torch else value)
         if array.shape != param.shape:
             raise ValueError(f"{label}: expected the parameter's shape {param.shape}, got {array.shape}")
         copied: Array = np.empty_like(param, dtype=array.dtype)
         copied[...] = array
-        return _arrays.beside(copied, param, label, True, True)
+        return {name: _arrays.beside(copied, param, label, True, True)}
 
     def __getstate__(self) -> dict[str, Any]:
         with self._turn:
@@ -428,6 +446,18 @@ class Optimizer(Face):
             lines.append(f"Parameter Group {index}: {len(group['params'])} arrays, {count} elements")
             lines += [f"    {name}: {group[name]}" for name in sorted(group) if name != "params"]
         return "\n".join([*lines, f"steps taken: {self.step_count}", ")"])
+
+
+def snapshot_of(entry: Mapping[str, Any], compressed: bool) -> dict[str, Any]:
+    """Return copies of what is kept for a parameter; unless `compressed`, states in 8 bits as float32."""
+    snapshot = {}
+    for name, value in entry.items():
+        scales = entry.get(scales_of(name))
+        if scales is not None and not compressed:
+            snapshot[name] = backend.decoded(value, scales)
+        elif compressed or not name.endswith(scales_of("")):
+            snapshot[name] = copy.deepcopy(value)
+    return snapshot
 
 
 NOT_HERE = {"beta2_decay", "etas", "lambd", "momentum_decay", "ns_steps", "rho"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastopt import _arrays, _core, environment
-from fastopt.engine import Buffers, Engine, Group
+from fastopt.engine import Buffers, Engine, Group, scales_of
 
 
 class Arrays(Engine):
@@ -46,16 +47,27 @@ class Arrays(Engine):
         """Return the name of a parameter's dtype."""
         return str(self.params[slot].dtype.name)
 
-    def start_state(self, slot: int, storage: str, value: float | None) -> Any:
-        """Return an array in the parameter's memory order."""
+    def start_state(self, slot: int, name: str, storage: str, value: float | None) -> dict[str, Any]:
+        """Return arrays in the parameter's memory order."""
         param = self.params[slot]
-        values = param if value is None else np.full_like(param, value, subok=False)
-        return stored(values, storage)
+        if value == 0:
+            return empty(name, param, storage, np.zeros)
+        return stored(name, param if value is None else np.full_like(param, value, subok=False), storage)
 
-    def fit_state(self, slot: int, name: str, storage: str, state: Any) -> Any:
+    def fit_state(self, slot: int, name: str, storage: str, entry: dict[str, Any]) -> dict[str, Any]:
         """Return the state, checked: somebody may have resized it; in another precision if that is wanted."""
-        fit = _arrays.beside(state, self.params[slot], f"{name} of {self.label(slot)}", True, True)
-        return fit if fit.dtype == dtype_of(storage) else stored(fit, storage)
+        param, label, array = self.params[slot], f"{name} of {self.label(slot)}", entry[name]
+        if scales_of(name) in entry:
+            check_codes(array, entry[scales_of(name)], param, label)
+            if array.dtype == dtype_of(storage):
+                return {key: entry[key] for key in (name, scales_of(name))}
+            array = decoded(array, entry[scales_of(name)])
+        fit = _arrays.beside(array, param, label, True, True)
+        return {name: fit} if fit.dtype == dtype_of(storage) else stored(name, fit, storage)
+
+    def address(self, array: Any) -> int:
+        """Return the address of an array."""
+        return int(array.ctypes.data)
 
     def count_place(self, slot: int, entry: dict[str, Any], fresh: bool) -> tuple[int, bool]:
         """Return the address in the optimizer's own count."""
@@ -132,13 +144,56 @@ def bfloat16() -> np.dtype[Any]:
     return dtype
 
 
+CODES = {"signed8": np.dtype(np.int8), "root8": np.dtype(np.uint8)}
+"""Storage in 8 bits -> dtype of its codes."""
+
+
 def dtype_of(storage: str) -> np.dtype[Any]:
     """Return the dtype of what is stored so."""
+    if storage in CODES:
+        return CODES[storage]
     return bfloat16() if storage.startswith("bfloat16") else np.dtype(storage)
 
 
-def stored(array: NDArray[Any], storage: str) -> NDArray[Any]:
-    """Return a copy of an array in that precision, rounded to nearest, in the same memory order."""
-    copy = np.empty_like(array, dtype=dtype_of(storage))
-    _core.convert(_arrays.place(copy), _arrays.place(array), array.size)
-    return copy
+def empty(name: str, like: NDArray[Any], storage: str, make: Callable[..., Any] = np.empty) -> dict[str, Any]:
+    """Return the entries of a state in the memory order of another array: itself and, in 8 bits, its scales."""
+    order = "C" if like.flags.c_contiguous else "F"
+    entries = {name: make(like.shape, dtype=dtype_of(storage), order=order)}
+    if storage in CODES:
+        entries[scales_of(name)] = make(groups_of(like.size), dtype=np.float32)
+    return entries
+
+
+def stored(name: str, array: NDArray[Any], storage: str) -> dict[str, Any]:
+    """Return a state's entries in that precision, rounded to nearest, in the array's memory order."""
+    entries = empty(name, array, storage)
+    beside = [scales.ctypes.data for key, scales in entries.items() if key != name]
+    place = (entries[name].ctypes.data, _core.STORAGES[storage.removesuffix("_stochastic")], *beside)
+    _core.convert(place, _arrays.place(array), array.size)
+    return entries
+
+
+def groups_of(size: int) -> int:
+    """Return how many scales as many elements have."""
+    return -(-size // _core.GROUP)
+
+
+def check_codes(codes: Any, scales: Any, param: NDArray[Any], label: str) -> None:
+    """Raise unless these can be a state of the parameter in 8 bits."""
+    if codes.shape != param.shape:
+        raise ValueError(f"{label}: expected the parameter's shape {param.shape}, got {codes.shape}")
+    if codes.dtype not in CODES.values():
+        raise TypeError(f"{label}: expected codes of dtype int8 or uint8 beside scales, got {codes.dtype}")
+    if scales.dtype != np.float32 or scales.shape != (groups_of(codes.size),):
+        raise ValueError(
+            f"{label}: expected {groups_of(codes.size)} scales in float32, got shape {scales.shape} of {scales.dtype}"
+        )
+
+
+def decoded(codes: NDArray[Any], scales: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return what a state in 8 bits stands for, in the memory order of its codes."""
+    values = np.empty_like(codes, dtype=np.float32)
+    storage = next(name for name, dtype in CODES.items() if dtype == codes.dtype)
+    place = codes.ctypes.data, _core.STORAGES[storage], scales.ctypes.data
+    _core.convert(_arrays.place(values), place, codes.size)
+    return values

@@ -19,7 +19,7 @@ from torch import Tensor
 from fastopt import _core, _dlpack, environment
 from fastopt.backends.torch_compat import DTensor, exchange
 from fastopt.clipping import clip_coefficient
-from fastopt.engine import Buffers, Call, Engine, Group, Request
+from fastopt.engine import REMAINDER, Buffers, Call, Engine, Group, Request, scales_of
 
 DTYPE_NAMES = {
     torch.float32: "float32",
@@ -27,6 +27,14 @@ DTYPE_NAMES = {
     torch.bfloat16: "bfloat16",
     torch.float16: "float16",
 }
+
+CODES = {"signed8": torch.int8, "root8": torch.uint8}
+"""Storage in 8 bits -> dtype of its codes."""
+
+REMAINDERS = {"split": torch.int16, "split8": torch.int8}
+"""Storage of a bfloat16 parameter in two pieces -> dtype of the one that is not the parameter."""
+
+STORAGE_NAMES = {**DTYPE_NAMES, **{dtype: name for name, dtype in CODES.items()}}
 
 DTYPES = {name: dtype for dtype, name in DTYPE_NAMES.items()}
 COMPLEX = {name: dtype.to_complex() for name, dtype in DTYPES.items() if name != "bfloat16"}
@@ -102,6 +110,13 @@ class Tensors(Engine):
                 self.refuse(slot, f"is of type {type(state).__name__}, expected a tensor", f"{name} of ")
             if state.shape != param.shape:
                 self.refuse(slot, f"has shape {tuple(state.shape)}, expected {tuple(param.shape)}", f"{name} of ")
+            scales = self.face.state[param].get(scales_of(name))
+            if scales is None and state.dtype in CODES.values():
+                self.refuse(slot, f"is of dtype {state.dtype} and has no scales beside it", f"{name} of ")
+            if scales is not None and not (fit_scales(scales, state.numel()) and state.dtype in CODES.values()):
+                what = f"are {tuple(scales.shape)} of dtype {scales.dtype} beside {state.dtype}"
+                expected = f"{groups_of(state.numel())} in float32 beside int8 or uint8"
+                self.refuse(slot, f"{what}, expected {expected}", f"the scales of {name} of ")
 
     # ---- states and counts ----
 
@@ -128,6 +143,8 @@ class Tensors(Engine):
         """Return how a state is to be stored: also without `state_dtype`, in float32 if states have that precision."""
         storage = super().storage(slot, name)
         param = self.params[slot]
+        if storage in CODES and (param.is_complex() or isinstance(param, DTensor)):
+            return "float32"
         if storage == "float32" or self.whole["state_dtype"] is not None or param.dtype.itemsize > 2:
             return storage
         _, names = self.rules[self.owners[slot]]
@@ -136,26 +153,77 @@ class Tensors(Engine):
         present = [entry[name] for name in names if entry.get(name) is not None and name not in made]
         return storage if all(state.dtype == param.dtype for state in present) else "float32"
 
-    def start_state(self, slot: int, storage: str, value: float | None) -> Any:
-        """Return a tensor in the parameter's memory order."""
+    def start_state(self, slot: int, name: str, storage: str, value: float | None) -> dict[str, Any]:
+        """Return tensors in the parameter's memory order."""
         param = self.params[slot].detach()
+        if storage in CODES:
+            with outside_inference(), torch.no_grad():
+                if value == 0:
+                    groups = torch.zeros(groups_of(param.numel()), dtype=torch.float32, device="cpu")
+                    return {name: in_order_of(param, CODES[storage]).zero_(), scales_of(name): groups}
+                whole = in_order_of(param, torch.float32)
+                return encoded(name, whole.copy_(param) if value is None else whole.fill_(value), storage)
         dtype = dtype_of(storage, param)
         with outside_inference(), torch.no_grad():
             if value is None:
-                return torch.empty_like(param, dtype=dtype).copy_(param)
-            return torch.full_like(param, complex(value, value) if param.is_complex() else value, dtype=dtype)
+                return {name: torch.empty_like(param, dtype=dtype).copy_(param)}
+            start = complex(value, value) if param.is_complex() else value
+            return {name: torch.full_like(param, start, dtype=dtype)}
 
-    def fit_state(self, slot: int, name: str, storage: str, state: Any) -> Any:
+    def fit_state(self, slot: int, name: str, storage: str, entry: dict[str, Any]) -> dict[str, Any]:
         """Return the state in the dtype that is wanted, and in the parameter's order where that has no gaps."""
-        param = self.params[slot]
-        dtype = dtype_of(storage, param)
+        param, state, scales = self.params[slot], entry[name], entry.get(scales_of(name))
         with outside_inference(), torch.no_grad():
+            if scales is not None:
+                like = in_order_of(param.detach(), state.dtype, "meta")
+                if state.dtype == CODES.get(storage) and same_order(state, like):
+                    return {name: state, scales_of(name): scales}
+                state = decoded(state, scales)
+            if storage in CODES:
+                return encoded(name, in_order_of(param.detach(), torch.float32).copy_(state), storage)
+            dtype = dtype_of(storage, param)
             if state.layout != torch.strided:  # momentum of sparse gradients, in torch
                 state = state.to_dense()
             here, there = local_part(state), local_part(param)
             if state.dtype == dtype and (same_order(here, there) or not is_dense(there)):
-                return state
-            return torch.empty_like(param, dtype=dtype).copy_(state)
+                return {name: state}
+            return {name: torch.empty_like(param, dtype=dtype).copy_(state)}
+
+    def address(self, array: Any) -> int:
+        """Return the address of a tensor."""
+        return int(array.data_ptr())
+
+    def has_entry(self, slot: int, has_states: bool) -> bool:
+        """Whether something is kept for a parameter."""
+        remains = self.whole["master"] is not None and self.params[slot].dtype == torch.bfloat16
+        return super().has_entry(slot, has_states) or remains
+
+    def param_place(self, slot: int, place: tuple[int, int], entry: dict[str, Any]) -> tuple[int, ...]:
+        """Return where a parameter is; one of bfloat16 may be in two pieces or be rounded at random."""
+        param, master, stochastic = self.params[slot], self.whole["master"], self.whole["rounding"] == "stochastic"
+        if stochastic and master is not None:
+            raise ValueError(f"rounding: 'stochastic' is for parameters without a master, got master={master!r} too")
+        rest = entry.get(REMAINDER)
+        if param.dtype != torch.bfloat16 or master is None:
+            entry.pop(REMAINDER, None)
+            return (
+                (place[0], _core.STORAGES["bfloat16_stochastic"])
+                if stochastic and param.dtype == torch.bfloat16
+                else place
+            )
+        if isinstance(param, DTensor):
+            self.refuse(slot, f"is sharded, for which there is no master={master!r}")
+        with outside_inference(), torch.no_grad():
+            like = in_order_of(param.detach(), REMAINDERS[master], "meta")
+            if rest is not None and (rest.shape != param.shape or rest.dtype not in REMAINDERS.values()):
+                self.refuse(slot, f"is of dtype {rest.dtype} and shape {tuple(rest.shape)}", f"{REMAINDER} of ")
+            if rest is None:
+                self.enter(slot, entry, {REMAINDER: in_order_of(param.detach(), REMAINDERS[master]).zero_()})
+            elif rest.dtype != like.dtype or not same_order(rest, like):
+                factor = rest.element_size() - like.element_size()  # 16 bits from 8, or 8 from 16
+                whole = rest.to(torch.int32) * 256 if factor < 0 else (rest.to(torch.int32) >> 8 if factor else rest)
+                entry[REMAINDER] = in_order_of(param.detach(), like.dtype).copy_(whole)
+        return place[0], _core.STORAGES[master], entry[REMAINDER].data_ptr()
 
     def count_place(self, slot: int, entry: dict[str, Any], fresh: bool) -> tuple[int, bool]:
         """Return the address of the entry "step"; without one all that matters is whether it is the first."""
@@ -217,6 +285,7 @@ class Tensors(Engine):
                 self.refuse(slot, why, "gradient of ")
             return grad
         rows = self.method.steps_rows(self.values[self.owners[slot]]) and grad.sparse_dim() and not complaint(param)
+        rows = rows and self.whole["state_dtype"] != "8bit" and self.whole["master"] is None
         return grad if rows else grad.to_dense()
 
     def buffers_of_rows(self, param: Tensor, grad: Tensor, states: list[Tensor]) -> Buffers:
@@ -359,6 +428,42 @@ def dtype_of(storage: str, param: Tensor) -> torch.dtype:
     return COMPLEX.get(storage, torch.complex64)
 
 
+# ---- in 8 bits ----
+
+
+def groups_of(size: int) -> int:
+    """Return how many scales as many elements have."""
+    return -(-size // _core.GROUP)
+
+
+def fit_scales(scales: Any, size: int) -> bool:
+    """Whether these can be the scales of as many codes."""
+    fits = isinstance(scales, Tensor) and scales.shape == (groups_of(size),) and scales.dtype == torch.float32
+    return fits and scales.is_contiguous() and scales.device.type == "cpu"
+
+
+def in_order_of(param: Tensor, dtype: torch.dtype, device: str = "cpu") -> Tensor:
+    """Return a tensor without gaps in the order in which a parameter is stepped."""
+    if is_dense(param):
+        return torch.empty_like(param, dtype=dtype, device=device)
+    return torch.empty(param.shape, dtype=dtype, device=device)
+
+
+def encoded(name: str, values: Tensor, storage: str) -> dict[str, Any]:
+    """Return the entries of a state in 8 bits, in the memory order of its values: codes and scales."""
+    codes = torch.empty_like(values, dtype=CODES[storage])
+    scales = torch.empty(groups_of(values.numel()), dtype=torch.float32, device="cpu")
+    _core.convert((*place(codes), scales.data_ptr()), place(values), values.numel())
+    return {name: codes, scales_of(name): scales}
+
+
+def decoded(codes: Tensor, scales: Tensor) -> Tensor:
+    """Return what a state in 8 bits stands for, in the memory order of its codes."""
+    values = torch.empty_like(codes, dtype=torch.float32)
+    _core.convert(place(values), (*place(codes), scales.data_ptr()), codes.numel())
+    return values
+
+
 # ---- views and copies ----
 
 
@@ -431,7 +536,7 @@ def outside_inference() -> AbstractContextManager[Any]:
 
 def place(tensor: Tensor) -> tuple[int, int]:
     """Return a plain tensor's (address, storage)."""
-    return tensor.data_ptr(), _core.STORAGES[DTYPE_NAMES[tensor.dtype]]
+    return tensor.data_ptr(), _core.STORAGES[STORAGE_NAMES[tensor.dtype]]
 
 
 def thread_count() -> int:

@@ -133,7 +133,7 @@ class Flag(Option):
 class Choice(Option):
     """One of some words."""
 
-    among: tuple[str, ...] = ()
+    among: tuple[str | None, ...] = ()
 
     @property
     def annotation(self) -> Any:
@@ -220,8 +220,10 @@ KEEPING: dict[str, Option] = {
     "state_dtype": StateDtype(
         None,
         'In which precision the states are kept: "float32"; "bfloat16", in which averages of squares are rounded at '
-        "random (to nearest, they would never decay) and what is no average stays in float32; None is the parameter's. "
-        "The states of float64 parameters always have theirs.",
+        'random (to nearest, they would never decay); "8bit", with a scale for every 32 elements (FlashOptim, arXiv '
+        "2602.23349); None is the parameter's. What is no average, as a moving average of the parameters, stays in "
+        "float32. The states of float64 parameters always have theirs, those of complex or sharded ones at least "
+        "float32.",
         keyword_only=True,
     ),
     "ema": Share(
@@ -244,6 +246,20 @@ WHOLE_OF_TORCH: dict[str, Option] = {
         keyword_only=True,
     ),
     **KEEPING,
+    "master": Choice(
+        None,
+        'What bfloat16 parameters have beside them, so that small updates are not lost: 16 bits of remainder ("split": '
+        'all of float32, of which the parameter is the value rounded to nearest), 8 ("split8"), or nothing.',
+        keyword_only=True,
+        among=(None, "split", "split8"),
+    ),
+    "rounding": Choice(
+        "nearest",
+        "How bfloat16 parameters without such are rounded: to the nearest value, which an update of less than half a "
+        'place does not change, or at random, right in the mean ("stochastic").',
+        keyword_only=True,
+        among=("nearest", "stochastic"),
+    ),
     "state_dtype": TorchStateDtype(**vars(KEEPING["state_dtype"])),
 }
 """The same for torch."""
@@ -271,6 +287,7 @@ SQUARE = State(kind="square")
 STORED_AS: dict[str, dict[str, str]] = {
     "float32": {"moment": "float32", "square": "float32", "exact": "float32"},
     "bfloat16": {"moment": "bfloat16", "square": "bfloat16_stochastic", "exact": "float32"},
+    "8bit": {"moment": "signed8", "square": "root8", "exact": "float32"},
 }
 """Option `state_dtype` -> kind of a state -> storage (csrc/codecs.def)."""
 

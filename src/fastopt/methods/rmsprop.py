@@ -14,6 +14,7 @@ from fastopt.methods.base import (
     Flag,
     Method,
     Quantity,
+    State,
     epsilon,
     learning_rate,
 )
@@ -34,7 +35,7 @@ class RMSprop(Method):
 
     twin = "RMSprop"
     twin_flags = ("capturable", "foreach", "maximize", "differentiable", "*")
-    states = {"square_avg": SQUARE, "momentum_buffer": MOMENT, "grad_avg": MOMENT}
+    states = {"square_avg": SQUARE, "momentum_buffer": MOMENT, "grad_avg": State()}
 
     lr = learning_rate(1e-2)
     alpha = Quantity(0.99, "Decay of the moving averages, in [0, 1).", high=1.0)

@@ -6,7 +6,7 @@ import functools
 import inspect
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar
 
 import numpy as np
@@ -15,8 +15,8 @@ import torch.optim.optimizer as torch_optimizer
 from torch import Tensor
 
 from fastopt._turn import Turn
-from fastopt.backends.torch import Tensors, complaint
-from fastopt.engine import Face, StepInfo, WholeOption
+from fastopt.backends.torch import Tensors, complaint, decoded
+from fastopt.engine import Face, StepInfo, WholeOption, scales_of
 from fastopt.hyperparameters import as_count, at_step, is_scheduled
 from fastopt.methods.base import WHOLE_OF_TORCH, Method
 
@@ -70,6 +70,8 @@ class Optimizer(Face, torch.optim.Optimizer):
 
     whole = WHOLE_OF_TORCH
     zero_grad_in_step = WholeOption("zero_grad_in_step")
+    master = WholeOption("master")
+    rounding = WholeOption("rounding")
 
     twin: ClassVar[type[torch.optim.Optimizer] | None]
     """The class of torch that this derives from."""
@@ -170,10 +172,22 @@ class Optimizer(Face, torch.optim.Optimizer):
                     group[name] = False
             self._write_whole(group)
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return the state as `torch.optim` does; where an option is a schedule, `"step_count"` says how far it is."""
+    def _entries(self) -> Iterable[Mapping[str, Any]]:
+        return [entry for entry in self.state.values() if isinstance(entry, dict)]
+
+    def state_dict(self, *, compressed: bool = False) -> dict[str, Any]:
+        """Return the state as `torch.optim` does; where an option is a schedule, `"step_count"` says how far it is.
+
+        Parameters
+        ----------
+        compressed
+            Whether states in 8 bits are given as they are, codes and, under "<name>::scales", a scale for every 32
+            elements in memory; otherwise as float32, which `torch.optim` understands.
+        """
         with self._turn:
             state_dict: dict[str, Any] = super().state_dict()
+            if not compressed:
+                state_dict["state"] = {key: plain_entry(entry) for key, entry in state_dict["state"].items()}
             ours = {*self.method.options, *self.whole}
             if any(is_scheduled(value) for group in self.param_groups for name, value in group.items() if name in ours):
                 state_dict["step_count"] = self.step_count
@@ -361,6 +375,19 @@ class Optimizer(Face, torch.optim.Optimizer):
                         f"parameter {names[position]!r}" if names else f"param_groups[{number}]['params'][{position}]"
                     )
         return "a parameter"
+
+
+def plain_entry(entry: Any) -> Any:
+    """Return what is kept for a parameter with states in 8 bits as float32; the same object if there are none."""
+    coded = [name for name in entry if scales_of(name) in entry] if isinstance(entry, dict) else []
+    if not coded:
+        return entry
+    scales = set(map(scales_of, coded))
+    return {
+        name: decoded(value, entry[scales_of(name)]) if name in coded else value
+        for name, value in entry.items()
+        if name not in scales
+    }
 
 
 def signature_beside(twin: type[torch.optim.Optimizer], method: type[Method]) -> inspect.Signature:

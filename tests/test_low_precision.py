@@ -1,0 +1,383 @@
+"""States in 8 bits, parameters in two pieces or rounded at random: what a step does, and what is saved of it."""
+
+import copy
+import io
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from cases import Case, first_case_of_each_rule
+
+import fastopt
+
+SIZES = [(3, 5), (70_001,), (0,), (1,), (31, 33)]
+
+
+def arrays(rng: np.random.Generator) -> list[Any]:
+    return [rng.normal(size=shape).astype(np.float32) for shape in SIZES]
+
+
+# ---- states in 8 bits ----
+
+
+@first_case_of_each_rule
+def test_a_step_is_the_float32_step_of_what_the_codes_stand_for(case: Case, rng: np.random.Generator) -> None:
+    """The parameter sees the new states before they are rounded."""
+    params = arrays(rng)
+    coded = case.make(params, state_dtype="8bit")
+    for _ in range(3):
+        grads = arrays(rng)
+        plain = case.make([param.copy() for param in params])
+        state = coded.state_dict()
+        for group in state["param_groups"]:
+            del group["state_dtype"]
+        plain.load_state_dict(state)
+        plain.step(grads)
+        coded.step(grads)
+        after = coded.state_dict()["state"]
+        for slot, (ours, theirs) in enumerate(zip(params, plain.param_groups[0]["params"], strict=True)):
+            assert ours.tobytes() == theirs.tobytes()
+            for name, state in plain.state[slot].items():
+                if name not in coded.method.states or not state.size:
+                    continue
+                found, kind = after[slot][name], coded.method.states[name].kind
+                unit = np.abs(state).max()
+                if kind == "exact":
+                    assert found.tobytes() == state.tobytes()
+                elif kind == "moment":
+                    assert np.abs(found - state).max() <= unit / 126
+                else:
+                    assert np.abs(np.sqrt(found) - np.sqrt(state)).max() <= np.sqrt(unit) / 254
+
+
+@pytest.mark.parametrize("compressed", [True, False])
+@pytest.mark.parametrize("threads", [1, 3])
+def test_the_bits_are_the_same_on_any_threads_and_after_resuming(
+    threads: int, compressed: bool, rng: np.random.Generator
+) -> None:
+    first = rng.normal(size=300_001).astype(np.float32)
+    grads = [rng.normal(size=first.shape).astype(np.float32) for _ in range(3)]
+    expected = first.copy()
+    opt = fastopt.AdamW(expected, lr=0.1, state_dtype="8bit")
+    for grad in grads:
+        opt.step(grad)
+    before = fastopt.get_num_threads()
+    p, state = first.copy(), None
+    fastopt.set_num_threads(threads)
+    try:
+        for grad in grads:  # a new optimizer each step
+            other = fastopt.AdamW(p, lr=0.1, state_dtype="8bit")
+            if state is not None:
+                other.load_state_dict(state)
+            other.step(grad)
+            state = copy.deepcopy(other.state_dict(compressed=compressed))
+    finally:
+        fastopt.set_num_threads(before)
+    assert p.tobytes() == expected.tobytes()
+    for name in opt.state[0]:
+        assert other.state[0][name].tobytes() == opt.state[0][name].tobytes()
+
+
+def test_a_snapshot_has_float32_or_the_codes() -> None:
+    p = np.ones((40, 3), np.float32, order="F")
+    opt = fastopt.Adam(p, state_dtype="8bit")
+    opt.step(np.asfortranarray(np.arange(120, dtype=np.float32).reshape(40, 3)))
+    plain, codes = opt.state_dict()["state"][0], opt.state_dict(compressed=True)["state"][0]
+    assert {name: value.dtype.name for name, value in plain.items() if name != "step"} == {
+        "exp_avg": "float32",
+        "exp_avg_sq": "float32",
+    }
+    assert plain["exp_avg"][39, 2] == pytest.approx(11.9)
+    assert codes["exp_avg"].dtype == np.int8
+    assert codes["exp_avg_sq"].dtype == np.uint8
+    assert codes["exp_avg::scales"].shape == (4,)
+    # Codes that were made in another memory order.
+    other = fastopt.Adam(np.ascontiguousarray(p), state_dtype="8bit")
+    other.load_state_dict(opt.state_dict(compressed=True))
+    assert np.allclose(other.state_dict()["state"][0]["exp_avg"], plain["exp_avg"], atol=0.1)
+
+
+def test_tiny_gradients_have_states() -> None:
+    """In float16, a scale would be zero."""
+    p = np.zeros(64, np.float32)
+    opt = fastopt.Adam(p, lr=1.0, eps=1e-30, state_dtype="8bit")
+    for _ in range(3):
+        opt.step(np.full_like(p, 1e-12))
+    assert p == pytest.approx(-3.0, rel=1e-3)
+
+
+def test_a_moment_is_never_divided_by_a_lost_square() -> None:
+    """Beside a much larger neighbour, the root of an average of squares is less than half a code."""
+    p = np.zeros(32, np.float32)
+    opt = fastopt.Adam(p, lr=1.0, state_dtype="8bit")
+    grad = np.full_like(p, 1e-3)
+    grad[0] = 10.0
+    opt.step(grad)
+    for _ in range(30):
+        opt.step(np.zeros_like(p))
+    assert np.abs(p).max() < 50  # divided by epsilon it would be thousands
+
+
+def test_what_is_not_finite_stays_in_its_group() -> None:
+    p = np.zeros(96, np.float32)
+    opt = fastopt.Adam(p, state_dtype="8bit")
+    grad = np.ones_like(p)
+    grad[40] = np.nan
+    for _ in range(2):
+        opt.step(grad)
+    assert np.isnan(p[32:64]).all()
+    assert np.isfinite(p[:32]).all()
+    assert np.isfinite(p[64:]).all()
+
+
+@pytest.mark.parametrize(("dtype", "most"), [("8bit", 2.3), ("bfloat16", 4), ("float32", 8)])
+def test_bytes_of_states(dtype: str, most: float) -> None:
+    p = np.ones(64_000, np.float32)
+    opt = fastopt.AdamW(p, state_dtype=dtype)
+    assert opt.state_bytes() / p.size <= most
+    assert opt.state_bytes() == sum(state.nbytes for state in opt.state[0].values())
+
+
+def test_an_edit_converts_the_states(rng: np.random.Generator) -> None:
+    p = rng.normal(size=100).astype(np.float32)
+    opt = fastopt.Adam(p, state_dtype="8bit")
+    opt.step(p.copy())
+    known = opt.state_dict()["state"][0]["exp_avg"]
+    for dtype in ("float32", "8bit", "bfloat16", "8bit", None):
+        opt.state_dtype = dtype
+        opt.param_groups[0]["lr"] = 0.0
+        opt.param_groups[0]["betas"] = (0.999999999, 0.999)
+        opt.step(np.zeros_like(p))
+        assert ("exp_avg::scales" in opt.state[0]) == (dtype == "8bit")
+    assert np.abs(decoded(opt.state[0]["exp_avg"]) - known).max() <= 0.02 * np.abs(known).max()
+
+
+def decoded(state: Any) -> Any:
+    return state if state.dtype == np.float32 else (state.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
+
+
+def change(state: dict[str, Any], name: str, value: Any) -> None:
+    state["state"][0][name] = value
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda s: change(s, "exp_avg::scales", np.ones(3, np.float32)), "expected 2 scales in float32, got shape"),
+        (lambda s: change(s, "exp_avg::scales", np.ones(2)), "expected 2 scales in float32, got shape"),
+        (lambda s: change(s, "exp_avg", np.ones(50, np.int16)), "expected codes of dtype int8 or uint8"),
+        (lambda s: change(s, "exp_avg", np.ones(51, np.int8)), "expected the parameter's shape"),
+        (lambda s: s["state"][0].pop("exp_avg::scales"), "expected dtype float32, float64, float16 or bfloat16"),
+    ],
+)
+def test_what_cannot_be_codes_is_refused(edit: Callable[[Any], Any], message: str) -> None:
+    opt = fastopt.Adam(np.ones(50, np.float32), state_dtype="8bit")
+    opt.step(np.ones(50, np.float32))
+    state = copy.deepcopy(opt.state_dict(compressed=True))
+    before = opt.state_dict(compressed=True)["state"][0]
+    edit(state)
+    with pytest.raises((TypeError, ValueError), match=message):
+        opt.load_state_dict(state)
+    after = opt.state_dict(compressed=True)["state"][0]
+    assert all(np.array_equal(after[name], before[name]) for name in before)
+
+
+# ---- torch ----
+
+
+def test_torch_has_the_same_codes_and_torch_optim_takes_over(rng: np.random.Generator) -> None:
+    torch = pytest.importorskip("torch")
+    import fastopt.torch
+
+    p = rng.normal(size=9001).astype(np.float32)
+    ours = torch.nn.Parameter(torch.tensor(p))
+    opt, other = fastopt.AdamW(p, state_dtype="8bit"), fastopt.torch.AdamW([ours], state_dtype="8bit")
+    for _ in range(3):
+        grad = rng.normal(size=p.shape).astype(np.float32)
+        ours.grad = torch.tensor(grad)
+        opt.step(grad)
+        other.step()
+    assert ours.detach().numpy().tobytes() == p.tobytes()
+    for name in opt.state[0]:
+        assert other.state[ours][name].numpy().tobytes() == opt.state[0][name].tobytes()
+    assert other.state_bytes() == opt.state_bytes() + 4  # and the number of steps
+    theirs = torch.optim.AdamW([ours])
+    theirs.load_state_dict(other.state_dict())
+    assert theirs.state[ours]["exp_avg"].dtype == torch.float32
+    theirs.step()
+    again = fastopt.AdamW(p, state_dtype="8bit")
+    again.load_state_dict(other.state_dict(compressed=True))
+    assert all(again.state[0][name].tobytes() == opt.state[0][name].tobytes() for name in opt.state[0])
+
+
+def test_torch_resumes_codes_from_a_file(rng: np.random.Generator) -> None:
+    torch = pytest.importorskip("torch")
+    import fastopt.torch
+
+    def stepped(opt: Any, param: Any, grads: list[Any]) -> None:
+        for grad in grads:
+            param.grad = grad.to(param.dtype)
+            opt.step()
+
+    grads = [torch.tensor(rng.normal(size=(7, 33)).astype(np.float32)) for _ in range(4)]
+    whole, parted = (torch.nn.Parameter(torch.ones(7, 33, dtype=torch.bfloat16)) for _ in range(2))
+    options = {"lr": 0.01, "state_dtype": "8bit", "master": "split8"}
+    opt = fastopt.torch.Lion([whole], **options)
+    stepped(opt, whole, grads)
+    first = fastopt.torch.Lion([parted], **options)
+    stepped(first, parted, grads[:2])
+    file = io.BytesIO()
+    torch.save(first.state_dict(compressed=True), file)
+    file.seek(0)
+    second = fastopt.torch.Lion([parted])
+    second.load_state_dict(torch.load(file, weights_only=True))
+    stepped(second, parted, grads[2:])
+    assert torch.equal(parted, whole)
+    for name in opt.state[whole]:
+        assert torch.equal(torch.as_tensor(second.state[parted][name]), torch.as_tensor(opt.state[whole][name]))
+
+
+LAYOUTS: dict[str, Callable[[Any], Any]] = {
+    "transposed": lambda x: x.t(),
+    "with gaps": lambda x: x.repeat(1, 2)[:, ::2],
+    "with gaps, transposed": lambda x: x.repeat(1, 2)[:, ::2].t(),
+    "channels last": lambda x: x.reshape(4, 2, 5, 5).to(memory_format=__import__("torch").channels_last),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_torch_steps_any_layout(layout: str, dtype: str) -> None:
+    torch = pytest.importorskip("torch")
+    import fastopt.torch
+
+    start = torch.linspace(-2, 2, 200).reshape(20, 10).to(getattr(torch, dtype))
+    odd = torch.nn.Parameter(LAYOUTS[layout](start))
+    values = odd.detach().clone(memory_format=torch.contiguous_format)
+    like = fastopt.torch.Adam([plain := torch.nn.Parameter(values)], lr=0.1)
+    opt = fastopt.torch.Adam([odd], lr=0.1, state_dtype="8bit")
+    for k in range(3):
+        odd.grad = (odd.detach() * (k + 1)).clone()
+        plain.grad = (plain.detach() * (k + 1)).clone()
+        opt.step()
+        like.step()
+        resumed = fastopt.torch.Adam([odd], lr=0.1)
+        resumed.load_state_dict(opt.state_dict(compressed=True))
+        opt = resumed
+    assert torch.allclose(odd.detach().float(), plain.detach().float(), atol=0.03)
+
+
+def test_torch_keeps_float32_states_of_complex_parameters_and_makes_sparse_gradients_dense() -> None:
+    torch = pytest.importorskip("torch")
+    import fastopt.torch
+
+    waves, table = torch.nn.Parameter(torch.ones(40, dtype=torch.complex64)), torch.nn.Embedding(10, 5, sparse=True)
+    opt = fastopt.torch.Adam([waves], state_dtype="8bit")
+    waves.grad = torch.ones_like(waves)
+    opt.step()
+    assert opt.state[waves]["exp_avg"].dtype == torch.complex64
+    rows = fastopt.torch.SGD(table.parameters(), lr=0.1, momentum=0.9, state_dtype="8bit")
+    before = table.weight.detach().clone()
+    table(torch.tensor([3, 3])).sum().backward()
+    rows.step()
+    assert (table.weight[3] != before[3]).all()
+    assert torch.equal(table.weight[4], before[4])
+
+
+def test_torch_refuses_codes_without_scales_and_wrong_scales() -> None:
+    torch = pytest.importorskip("torch")
+    import fastopt.torch
+
+    param = torch.nn.Parameter(torch.ones(40))
+    opt = fastopt.torch.Adam([param], state_dtype="8bit")
+    param.grad = torch.ones_like(param)
+    opt.step()
+    scales = opt.state[param].pop("exp_avg::scales")
+    with pytest.raises(RuntimeError, match=r"exp_avg of .* is of dtype torch.int8 and has no scales beside it"):
+        opt.step()
+    opt.state[param]["exp_avg::scales"] = scales.double()
+    with pytest.raises(RuntimeError, match=r"the scales of exp_avg of .* expected 2 in float32"):
+        opt.step()
+    opt.state[param]["exp_avg::scales"] = scales
+    opt.step()
+
+
+# ---- parameters in two pieces ----
+
+
+def trained(torch: Any, dtype: str, **options: Any) -> tuple[Any, Any]:
+    """A parameter after some small steps, and its optimizer."""
+    import fastopt.torch
+
+    param = torch.nn.Parameter(torch.linspace(0.5, 2, 999).to(torch.bfloat16).to(getattr(torch, dtype)))
+    opt = fastopt.torch.AdamW([param], lr=1e-4, state_dtype="float32", **options)
+    for k in range(50):
+        param.grad = torch.sin(torch.arange(999.0) + k / 30).bfloat16().to(param.dtype)
+        opt.step()
+    return param.detach(), opt
+
+
+def test_split_is_float32_and_split8_nearly() -> None:
+    torch = pytest.importorskip("torch")
+    whole, _ = trained(torch, "float32")
+    halves, opt = trained(torch, "bfloat16", master="split")
+    (entry,) = opt.state.values()
+    upper = halves.view(torch.int16).to(torch.int32) << 16
+    assert torch.equal((upper + entry["remainder"].to(torch.int32)).view(torch.float32), whole)
+    assert torch.equal(halves, whole.bfloat16())
+    halves, opt = trained(torch, "bfloat16", master="split8")
+    (entry,) = opt.state.values()
+    assert entry["remainder"].dtype == torch.int8
+    upper = halves.view(torch.int16).to(torch.int32) << 16
+    value = (upper + (entry["remainder"].to(torch.int32) << 8)).view(torch.float32)
+    assert torch.allclose(value, whole, rtol=50 * 2.0**-16, atol=0)  # half a place of 16 bits, each step
+
+
+def test_updates_below_half_a_place_are_lost_to_nearest_and_kept_by_others() -> None:
+    torch = pytest.importorskip("torch")
+    start, whole = torch.linspace(0.5, 2, 999).bfloat16(), trained(torch, "float32")[0]
+    far = (whole - start.float()).abs().mean()
+    assert torch.equal(trained(torch, "bfloat16")[0], start)
+    for options in ({"master": "split"}, {"master": "split8"}, {"rounding": "stochastic"}):
+        moved = trained(torch, "bfloat16", **options)[0]
+        bias = (moved.float() - whole).mean().abs()
+        assert bias < far / 3, options
+
+
+def test_a_remainder_follows_an_edit_of_the_option() -> None:
+    torch = pytest.importorskip("torch")
+    param, opt = trained(torch, "bfloat16", master="split")
+    (owner,) = opt.state
+    exact = opt.state[owner]["remainder"].clone()
+    for master in ("split8", "split", None):
+        opt.master = master
+        opt.param_groups[0]["lr"] = 0.0
+        opt.step()
+        rest = opt.state[owner].get("remainder")
+        if master is None:
+            assert rest is None
+        else:
+            assert rest.dtype == (torch.int8 if master == "split8" else torch.int16)
+            whole = rest.to(torch.int32) * (256 if master == "split8" else 1)
+            assert (whole - exact).abs().max() <= 256
+    assert torch.equal(owner.detach(), param)
+
+
+def test_master_and_rounding_exclude_each_other_and_float32_has_no_use_for_them() -> None:
+    torch = pytest.importorskip("torch")
+    import fastopt.torch
+
+    with pytest.raises(ValueError, match=r"Invalid master: expected one of \(None, 'split', 'split8'\), got 'half'"):
+        fastopt.torch.SGD([torch.nn.Parameter(torch.ones(3))], master="half")
+    param = torch.nn.Parameter(torch.ones(3, dtype=torch.bfloat16))
+    opt = fastopt.torch.SGD([param], master="split", rounding="stochastic")
+    param.grad = torch.ones_like(param)
+    with pytest.raises(ValueError, match="rounding: 'stochastic' is for parameters without a master"):
+        opt.step()
+    assert not opt.state.get(param)
+    plain = torch.nn.Parameter(torch.ones(3))
+    opt = fastopt.torch.SGD([plain], master="split")
+    plain.grad = torch.ones_like(plain)
+    opt.step()
+    assert not opt.state.get(plain)
