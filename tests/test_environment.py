@@ -113,7 +113,7 @@ def test_threads_of_the_environment() -> None:
     assert said("fastopt.get_num_threads()", FASTOPT_NUM_THREADS="") == said("fastopt.get_num_threads()")
 
 
-@pytest.mark.skipif(not _core.has_openmp(), reason="built without OpenMP")
+@pytest.mark.skipif(not _core.has_openmp(), reason="no OpenMP runtime")
 def test_threads_of_openmp() -> None:
     assert said("fastopt.get_num_threads()", OMP_NUM_THREADS="5") == 5
 
@@ -149,7 +149,7 @@ def test_number_of_threads_that_is_no_integer(threads: Any) -> None:
     assert fastopt.get_num_threads() == before
 
 
-@pytest.mark.skipif(not _core.has_openmp(), reason="built without OpenMP")
+@pytest.mark.skipif(not _core.has_openmp(), reason="no OpenMP runtime")
 def test_a_limit_on_openmp_is_heeded_unless_a_number_was_asked_for() -> None:
     limits = pytest.importorskip("threadpoolctl").threadpool_limits
     fastopt.set_num_threads(None)
@@ -185,3 +185,17 @@ finally:
 """
     assert said("environment.chosen_threads()", "import os" + run) is None
     assert (tmp_path / "run").exists()
+
+
+def test_threads_without_an_openmp_runtime_are_warned_of_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_core, "has_openmp", lambda: False)
+    environment._warn_of_one_thread.cache_clear()
+    fastopt.set_num_threads(1)
+    with pytest.warns(RuntimeWarning, match="no OpenMP runtime was found: every step runs on one thread") as caught:
+        fastopt.set_num_threads(4)
+    fastopt.set_num_threads(2)  # without a warning, which would be an error here
+    assert caught[0].filename == __file__
+    environment._warn_of_one_thread.cache_clear()
+    monkeypatch.setenv("FASTOPT_NUM_THREADS", "3")
+    with pytest.warns(RuntimeWarning, match="no OpenMP runtime"):
+        assert environment._threads_of_environment() == 3

@@ -6,6 +6,7 @@ import os
 import platform
 import re
 import warnings
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import TypedDict
@@ -41,12 +42,17 @@ def set_num_threads(threads: int | None) -> None:
     threads
         At least 1, or None to ask for no number: then it is what OpenMP would use now (`OMP_NUM_THREADS`, the number of
         cores, `threadpoolctl`), for tensors of torch what torch would. At first that is `FASTOPT_NUM_THREADS`, if set.
-        Small steps use fewer, a forked child and a build without OpenMP one.
+        Small steps use fewer; a forked child, and a machine without an OpenMP runtime, one.
 
     Raises
     ------
     TypeError, ValueError
         If `threads` is not an integer of at least 1.
+
+    Warns
+    -----
+    RuntimeWarning
+        Once, if several are asked for and no OpenMP runtime was found. So does the import, of `FASTOPT_NUM_THREADS`.
     """
     global _chosen_threads
     if threads is None:
@@ -56,7 +62,18 @@ def set_num_threads(threads: int | None) -> None:
         raise TypeError(f"threads: expected an integer, got {type(threads).__name__}")
     if not 1 <= threads <= MOST_THREADS:
         raise ValueError(f"threads: expected 1 to {MOST_THREADS}, got {threads}")
+    if threads > 1 and not _core.has_openmp():
+        _warn_of_one_thread()
     _chosen_threads = int(threads)
+
+
+@cache
+def _warn_of_one_thread() -> None:
+    warnings.warn(
+        "no OpenMP runtime was found: every step runs on one thread (on Debian and Ubuntu: apt-get install libgomp1)",
+        RuntimeWarning,
+        stacklevel=3,
+    )
 
 
 def get_num_threads() -> int:
@@ -67,6 +84,11 @@ def get_num_threads() -> int:
 def chosen_threads() -> int | None:
     """Return the number of threads that was asked for, None if nobody did."""
     return _chosen_threads
+
+
+def pass_threads() -> int:
+    """Return what to pass for the number of threads: the one that was asked for, or whatever OpenMP would take."""
+    return _chosen_threads or _core.ANY_THREADS
 
 
 def isa() -> str:
@@ -114,11 +136,15 @@ def info() -> Info:
 
 
 def openmp_runtimes() -> list[str]:
-    """Return the files of the OpenMP runtimes loaded in this process (on Linux; empty elsewhere)."""
+    """Return the files of the OpenMP runtimes loaded in this process (on Linux; empty elsewhere).
+
+    But for one that fastopt has loaded and, as another has come since, does not use.
+    """
     maps = Path("/proc/self/maps")
     if not maps.exists():
         return []
     mapped = {line.split(maxsplit=5)[-1] for line in maps.read_text().splitlines() if "/" in line}
+    mapped.discard(os.path.realpath(_core.spare_openmp()))
     return sorted(file for file in mapped if re.search(r"/lib(gomp|omp|iomp5)[^/]*\.so", file))
 
 
@@ -128,6 +154,8 @@ def _threads_of_environment() -> int | None:
         return None
     if not wanted.isdecimal() or not 1 <= int(wanted) <= MOST_THREADS:
         raise ImportError(f"FASTOPT_NUM_THREADS: expected an integer from 1 to {MOST_THREADS}, got {wanted!r}")
+    if int(wanted) > 1 and not _core.has_openmp():
+        _warn_of_one_thread()
     return int(wanted)
 
 
