@@ -6,6 +6,7 @@ import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -123,7 +124,7 @@ def processors_near(device: torch.device) -> set[int]:
     """Return the processors of a device's node; none where that is not known, or all are as near."""
     if device.type != "cuda" or not hasattr(os, "sched_setaffinity"):
         return set()
-    card = torch.cuda.get_device_properties(device)
+    card: Any = torch.cuda.get_device_properties(device)
     place = f"{card.pci_domain_id:04x}:{card.pci_bus_id:02x}:{card.pci_device_id:02x}.0"
     file = Path(f"/sys/bus/pci/devices/{place}/local_cpulist")
     return in_list(file.read_text().strip()) if file.exists() else set()

@@ -3,8 +3,8 @@
 The user's parameters stay on the device, in their precision. On the host an ordinary optimizer of fastopt steps float32
 copies of them, the masters; its states are never on the device. Gradients come down one by one in the backward pass,
 each as soon as it is complete, and are freed. One thread waits for them, steps a handful at a time, and sends the
-parameters up again. Nothing is stale: `step` returns when all that belongs to it is under way, and what reads a parameter
-then waits for it.
+parameters up again. Nothing is stale: `step` returns when all that belongs to it is under way, and what reads a
+parameter then waits for it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 from fastopt import _core, environment
-from fastopt.backends.torch import DTensor, Tensors, local_part
+from fastopt.backends.torch import Tensors, local_part
+from fastopt.backends.torch_compat import DTensor
 from fastopt.clipping import clip_coefficient
 from fastopt.engine import Group, Request, StepInfo
 from fastopt.torch.clipping import gradient_plan
