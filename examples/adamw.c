@@ -25,7 +25,7 @@ int main(void)
     if (!plan) return 1;
     for (int k = 0; k < TENSORS; k++)
         plan->tensors[k] = (fo_tensor){
-            .rule = FO_RULE_adam, .options = &adamw, .n = lengths[k], .count = {.at = &steps[k]},
+            .rule = FO_RULE_adam, .options = &adamw, .n = lengths[k], .count.at = &steps[k],
             .param = {w[k], FO_F32}, .grad = {gradient[k], FO_F32},
             .state = {{exp_avg[k], FO_F32}, {exp_avg_sq[k], FO_F32}},
         };
