@@ -40,8 +40,7 @@ class Hosted:
     @property
     def grad_dtype(self) -> torch.dtype:
         """The dtype that its gradients are in."""
-        wanted: torch.dtype | None = self.param.grad_dtype
-        return wanted or self.param.dtype
+        return getattr(self.param, "grad_dtype", None) or self.param.dtype
 
     @property
     def sizes(self) -> list[int]:
@@ -90,6 +89,10 @@ class Hosted:
             self.sum.zero_()
         self.sum.add_(self.landing)
         self.summed = True
+
+    def has_to_add(self) -> bool:
+        """Whether the gradient is needed in float32: where it belongs to a sum, or torch has no other for the master."""
+        return self.summed or not (hasattr(Tensor, "grad_dtype") or self.landing.dtype == torch.float32)
 
     @property
     def grad(self) -> Tensor:

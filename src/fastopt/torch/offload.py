@@ -262,7 +262,7 @@ class Offload(torch.optim.Optimizer):
             arrived()
         hosted = [one for one, _ in coming]
         for one in hosted:
-            if add or one.summed:
+            if add or one.has_to_add():
                 one.add()
         if step:
             self._step_some(hosted, self._unscale)
