@@ -91,7 +91,7 @@ class Hosted:
         self.summed = True
 
     def has_to_add(self) -> bool:
-        """Whether the gradient is needed in float32: where it belongs to a sum, or torch has no other for the master."""
+        """Whether the gradient is needed in float32: it belongs to a sum, or torch has no other for the master."""
         return self.summed or not (hasattr(Tensor, "grad_dtype") or self.landing.dtype == torch.float32)
 
     @property
