@@ -22,7 +22,7 @@ from fastopt.lessons.drawing import BLUE, ORANGE
 from fastopt.lessons.lesson import Array, Lesson, Range, at_least, at_most
 from fastopt.lessons.networks import random_batches, train
 from fastopt.schedules import Schedule
-from fastopt.training.data import Batch
+from fastopt.training.batches import Batch
 from fastopt.training.losses import SquaredError
 from fastopt.training.mlp import MLP
 

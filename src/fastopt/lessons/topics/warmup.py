@@ -20,7 +20,7 @@ from fastopt.lessons.drawing import line_styles
 from fastopt.lessons.lesson import Array, Lesson, at_least, at_most, exactly, near
 from fastopt.lessons.networks import random_batches, train
 from fastopt.schedules import Schedule
-from fastopt.training.data import Batch
+from fastopt.training.batches import Batch
 from fastopt.training.losses import SquaredError
 from fastopt.training.mlp import MLP
 
