@@ -47,7 +47,7 @@ FO_INLINE void fo_fetch(const void *x, size_t bytes)
 enum { LANES = 16 };
 
 /* Elements of a chunk: few enough for its buffers to stay in the first-level cache. */
-enum { CHUNK = 1024 };
+enum { CHUNK = 512 };
 
 /* What the elements of a chunk add to a sum. */
 typedef double fo_parts[CHUNK];
