@@ -55,7 +55,7 @@ static void drive(const fo_block *b, int states, int written, fo_loop *loop_f32,
         void *param = opened(&b->param, arithmetic, from, n, param_buffer);
         const void *grad = opened(&b->grad, arithmetic, from, n, grad_buffer);
         for (int k = 0; k < states; k++) state[k] = opened(&b->state[k], arithmetic, from, n, state_buffer[k]);
-        loop(param, grad, state, n, b->hyper, b->from_memory && direct);
+        loop(param, grad, state, n, b->hyper, b->from_memory);
         fo_context context = {.seed = b->seed, .first = b->first + from};
         closed(&b->param, arithmetic, from, n, param_buffer, &context);
         for (int k = 0; k < written; k++) {
