@@ -78,10 +78,21 @@ typedef struct {
     double before[FO_MAX_NUMBERS]; /* the rule's numbers before the step */
 } fo_hyper;
 
+/* Some rows of a table, and where a gradient has values for them: one row of values for each occurrence. */
+typedef struct {
+    size_t width, count;    /* elements of a row; different rows */
+    const uint64_t *sorted; /* each occurrence as row << shift | its number, in order */
+    const size_t *start;    /* count + 1: where those of a row begin */
+    int shift;
+} fo_rows;
+
 /* An array of numbers. */
 typedef struct {
     void *at;
     fo_storage storage;
+    bool summed;         /* (a gradient's) with rows: of each the sum of its occurrences, in their order */
+    const fo_rows *rows; /* only these, end to end; NULL: all that is there */
+    size_t first;        /* with rows: where in them the stream begins */
 } fo_stream;
 
 /* What one kernel call works on. Beside a float64 parameter everything else is float64 too; beside another, everything
@@ -157,16 +168,24 @@ typedef struct {
     bool single;
 } fo_number;
 
-/* One parameter. A NULL gradient leaves it out of the pass. */
+/* One parameter. A NULL gradient leaves it out of the pass. One with rows is read only: nothing zeroes it. */
 typedef struct {
     fo_stream param, grad, state[FO_MAX_STATES];
     fo_number count; /* how many steps it has taken; nowhere counts as none */
     fo_number number[FO_MAX_NUMBERS];
     const fo_options *options;
     size_t n;
+    const fo_rows *rows; /* those that have a gradient; NULL: all */
     size_t hyper; /* row of the plan's table of scalars, in a step */
     fo_rule rule;
 } fo_tensor;
+
+/* What rows of a tensor are grouped in: grows with the gradient, never with the table. */
+typedef struct {
+    uint64_t *sorted, *other;
+    size_t *start, *counts, room;
+    fo_rows rows;
+} fo_grouping;
 
 typedef struct {
     fo_tensor *tensors;
@@ -176,6 +195,7 @@ typedef struct {
     fo_hyper *hypers;    /* at most one a tensor: those with equal options and counts share theirs */
     double *partial;     /* FO_MAX_SUMS a block: what a reduction found there */
     size_t blocks;       /* how many partial has room for */
+    fo_grouping **groupings; /* of tensors that have had rows, or NULL */
 } fo_plan;
 
 typedef struct {
@@ -200,7 +220,7 @@ typedef struct {
 
 fo_plan *fo_plan_new(size_t count); /* NULL: out of memory */
 void fo_plan_free(fo_plan *plan);
-bool fo_plan_cut(fo_plan *plan); /* after lengths have changed; false: out of memory */
+bool fo_plan_cut(fo_plan *plan); /* after lengths or rows have changed; false: out of memory */
 bool fo_params_overlap(const fo_plan *plan); /* whether two share memory (or there is none to find out) */
 
 /* One optimizer step, counted: a pass over memory, one more for the norm and one for a rule's sums. Nothing is
@@ -213,9 +233,26 @@ double fo_global_max_abs(const fo_kernels *kernels, fo_plan *plan, int threads);
 void fo_scale_gradients(const fo_kernels *kernels, fo_plan *plan, double factor, int threads);
 void fo_clamp_gradients(const fo_kernels *kernels, fo_plan *plan, double limit, int threads);
 
+/* ---- rows.c ---- */
+
+typedef enum { FO_GROUPED, FO_NO_MEMORY, FO_NO_SUCH_ROW, FO_TOO_MANY_ROWS } fo_grouped;
+
+/* Say which rows of a tensor the rows of its gradient are for: `numbers` (int64 if `wide`, else int32) has one for each,
+ * in any order, as often as it likes. Where one is not a row of the tensor, its place is in `wrong`. The tensor has no
+ * gradient then, until it is said where the values are. The result does not depend on the threads. */
+fo_grouped fo_group_rows(fo_plan *plan, size_t tensor, const void *numbers, bool wide, size_t occurrences, size_t width,
+                         int threads, size_t *wrong);
+
+void fo_free_grouping(fo_grouping *grouping);
+
 /* Threads: how many a pass may take at most; 1 without OpenMP and in a forked child. */
 bool fo_has_openmp(void);
 int fo_hardware_threads(void);
 int fo_usable_threads(int threads);
+
+/* Call the work in each thread of a team, of this size at most. In it, fo_barrier waits for the others. */
+typedef void fo_team_work(void *argument, size_t thread, size_t threads);
+void fo_run_team(int threads, fo_team_work *work, void *argument);
+void fo_barrier(void);
 
 #endif

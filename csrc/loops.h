@@ -90,6 +90,14 @@ FO_INLINE T NAMED(prepare)(T p, T g, bool l2, bool clip, const HYPER *h)
 #undef LOAD_STATES
 #undef STORE_STATES
 
+/* Another occurrence of a row. */
+static void NAMED(add)(void *total, const void *other, size_t n)
+{
+    T *restrict x = total;
+    const T *restrict y = other;
+    VECTORISE for (size_t i = 0; i < n; i++) x[i] += y[i];
+}
+
 /* Two changes to an array on its own, for clipping outside a step. */
 static void NAMED(scale)(void *x, size_t n, double factor)
 {

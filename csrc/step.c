@@ -34,15 +34,19 @@ fo_plan *fo_plan_new(size_t count)
     plan->first_block = calloc(count + 1, sizeof *plan->first_block);
     plan->first_byte = calloc(count + 1, sizeof *plan->first_byte);
     plan->hypers = malloc((count + 1) * sizeof *plan->hypers);
-    if (plan->tensors && plan->first_block && plan->first_byte && plan->hypers) return plan;
+    plan->groupings = calloc(count + 1, sizeof *plan->groupings);
+    if (plan->tensors && plan->first_block && plan->first_byte && plan->hypers && plan->groupings) return plan;
     fo_plan_free(plan);
     return NULL;
 }
 
+/* Elements that a step is for. */
+static size_t length_of(const fo_tensor *t) { return t->rows ? t->rows->count * t->rows->width : t->n; }
+
 bool fo_plan_cut(fo_plan *plan)
 {
     for (size_t i = 0; i < plan->count; i++)
-        plan->first_block[i + 1] = plan->first_block[i] + divide_up(plan->tensors[i].n, FO_BLOCK);
+        plan->first_block[i + 1] = plan->first_block[i] + divide_up(length_of(&plan->tensors[i]), FO_BLOCK);
     if (plan->first_block[plan->count] > plan->blocks) {
         double *grown = realloc(plan->partial, FO_MAX_SUMS * plan->first_block[plan->count] * sizeof *grown);
         if (!grown) return false;
@@ -82,6 +86,8 @@ bool fo_params_overlap(const fo_plan *plan)
 void fo_plan_free(fo_plan *plan)
 {
     if (!plan) return;
+    for (size_t i = 0; plan->groupings && i < plan->count; i++) fo_free_grouping(plan->groupings[i]);
+    free(plan->groupings);
     free(plan->tensors);
     free(plan->first_block);
     free(plan->first_byte);
@@ -95,7 +101,7 @@ static void lay_out(fo_plan *plan)
 {
     for (size_t i = 0; i < plan->count; i++) {
         const fo_tensor *t = &plan->tensors[i];
-        size_t bytes = t->grad.at ? t->n * fo_storage_size(t->grad.storage) : 0;
+        size_t bytes = t->grad.at ? length_of(t) * fo_storage_size(t->grad.storage) : 0;
         plan->first_byte[i + 1] = plan->first_byte[i] + bytes;
     }
 }
@@ -140,6 +146,27 @@ int fo_hardware_threads(void)
 
 int fo_usable_threads(int threads) { return fo_has_openmp() && !forked ? threads : 1; }
 
+void fo_run_team(int threads, fo_team_work *work, void *argument)
+{
+    threads = fo_usable_threads(threads);
+    if (threads <= 1) {
+        work(argument, 0, 1);
+        return;
+    }
+#ifdef _OPENMP
+    __atomic_store_n(&went_parallel, true, __ATOMIC_RELAXED);
+#pragma omp parallel num_threads(threads)
+    work(argument, (size_t)omp_get_thread_num(), (size_t)omp_get_num_threads());
+#endif
+}
+
+void fo_barrier(void)
+{
+#ifdef _OPENMP
+#pragma omp barrier
+#endif
+}
+
 /* ---- a pass ---- */
 
 typedef struct fo_pass fo_pass;
@@ -160,7 +187,8 @@ static void run_blocks(const fo_pass *pass, size_t tensor, size_t from, size_t t
     size_t first = pass->plan->first_block[tensor];
     for (size_t block = from; block < to; block++) {
         size_t offset = block * FO_BLOCK;
-        size_t n = t->n - offset < FO_BLOCK ? t->n - offset : FO_BLOCK;
+        size_t rest = length_of(t) - offset;
+        size_t n = rest < FO_BLOCK ? rest : FO_BLOCK;
         pass->work(pass, t, first + block, offset, n);
     }
 }
@@ -180,41 +208,45 @@ static void run_share(const fo_pass *pass, size_t from, size_t to)
     }
 }
 
-static void run(const fo_pass *pass, int threads)
+static void run_part(void *pass, size_t thread, size_t threads)
 {
-    size_t total = pass->plan->first_byte[pass->plan->count];
-    size_t worth = total / BYTES_A_THREAD;
-    threads = fo_usable_threads(threads);
-    if (worth < (size_t)threads) threads = (int)worth;
-    if (threads <= 1) {
-        run_share(pass, 0, total);
-        return;
-    }
-#ifdef _OPENMP
-    __atomic_store_n(&went_parallel, true, __ATOMIC_RELAXED);
-#pragma omp parallel num_threads(threads)
-    {
-        size_t t = (size_t)omp_get_thread_num(), all = (size_t)omp_get_num_threads();
-        run_share(pass, total / all * t, t + 1 == all ? total : total / all * (t + 1));
-    }
-#endif
+    const fo_plan *plan = ((const fo_pass *)pass)->plan;
+    size_t total = plan->first_byte[plan->count], share = total / threads;
+    run_share(pass, share * thread, thread + 1 == threads ? total : share * (thread + 1));
+}
+
+static void run(fo_pass *pass, int threads)
+{
+    size_t worth = pass->plan->first_byte[pass->plan->count] / BYTES_A_THREAD;
+    fo_run_team(worth < (size_t)threads ? (int)worth : threads, run_part, pass);
 }
 
 /* ---- the work on one block ---- */
 
-static fo_stream from(fo_stream s, size_t offset)
+static fo_stream from(const fo_tensor *t, fo_stream s, size_t offset)
 {
-    return (fo_stream){s.at ? (char *)s.at + offset * fo_storage_size(s.storage) : NULL, s.storage};
+    if (t->rows)
+        s.rows = t->rows, s.first = offset;
+    else if (s.at)
+        s.at = (char *)s.at + offset * fo_storage_size(s.storage);
+    return s;
+}
+
+static fo_stream grad_from(const fo_tensor *t, size_t offset)
+{
+    fo_stream grad = from(t, t->grad, offset);
+    grad.summed = t->rows;
+    return grad;
 }
 
 static fo_block block_of(const fo_pass *pass, const fo_tensor *t, size_t offset, size_t n)
 {
     const fo_plan *plan = pass->plan;
-    fo_block b = {.param = from(t->param, offset), .grad = from(t->grad, offset), .n = n,
+    fo_block b = {.param = from(t, t->param, offset), .grad = grad_from(t, offset), .n = n,
                   .hyper = &plan->hypers[t->hyper], .first = offset,
                   .seed = fo_mix(pass->seed, (uint64_t)(t - plan->tensors)),
                   .from_memory = plan->first_byte[plan->count] >= BYTES_FROM_MEMORY};
-    for (int k = 0; k < fo_needs[t->rule].states; k++) b.state[k] = from(t->state[k], offset);
+    for (int k = 0; k < fo_needs[t->rule].states; k++) b.state[k] = from(t, t->state[k], offset);
     return b;
 }
 
@@ -230,38 +262,38 @@ static void step_block(const fo_pass *pass, const fo_tensor *t, size_t block, si
     (void)block;
     fo_block b = block_of(pass, t, offset, n);
     pass->kernels->step[t->rule](&b);
-    if (pass->zero_grad) memset(b.grad.at, 0, n * fo_storage_size(b.grad.storage));
+    if (pass->zero_grad && !t->rows) memset(b.grad.at, 0, n * fo_storage_size(b.grad.storage));
 }
 
 static void sum_block(const fo_pass *pass, const fo_tensor *t, size_t block, size_t offset, size_t n)
 {
-    fo_stream grad = from(t->grad, offset);
+    fo_stream grad = grad_from(t, offset);
     pass->plan->partial[FO_MAX_SUMS * block] = pass->kernels->sum_of_squares(&grad, n, pass->factor);
 }
 
 static void max_block(const fo_pass *pass, const fo_tensor *t, size_t block, size_t offset, size_t n)
 {
-    fo_stream grad = from(t->grad, offset);
+    fo_stream grad = grad_from(t, offset);
     pass->plan->partial[FO_MAX_SUMS * block] = pass->kernels->max_abs(&grad, n);
 }
 
 static void scale_block(const fo_pass *pass, const fo_tensor *t, size_t block, size_t offset, size_t n)
 {
     (void)block;
-    fo_stream grad = from(t->grad, offset);
+    fo_stream grad = grad_from(t, offset);
     pass->kernels->scale(&grad, n, pass->factor);
 }
 
 static void zero_block(const fo_pass *pass, const fo_tensor *t, size_t block, size_t offset, size_t n)
 {
     (void)pass, (void)block;
-    memset(from(t->grad, offset).at, 0, n * fo_storage_size(t->grad.storage));
+    if (!t->rows) memset(grad_from(t, offset).at, 0, n * fo_storage_size(t->grad.storage));
 }
 
 static void clamp_block(const fo_pass *pass, const fo_tensor *t, size_t block, size_t offset, size_t n)
 {
     (void)block;
-    fo_stream grad = from(t->grad, offset);
+    fo_stream grad = grad_from(t, offset);
     pass->kernels->clamp(&grad, n, pass->factor);
 }
 
@@ -383,7 +415,7 @@ static void settle(fo_plan *plan)
         const fo_tensor *t = &plan->tensors[i];
         if (!t->grad.at || !fo_needs[t->rule].over_plan) continue;
         add_sums(plan, i, of_all[t->rule]);
-        lengths[t->rule] += (double)t->n;
+        lengths[t->rule] += (double)length_of(t);
     }
     size_t settled = 0; /* rows of scalars: a row that several tensors share comes once */
     for (size_t i = 0; i < plan->count; i++) {
@@ -392,7 +424,7 @@ static void settle(fo_plan *plan)
         double sums[FO_MAX_SUMS] = {0};
         if (!fo_needs[t->rule].over_plan) add_sums(plan, i, sums);
         fo_settle_scalars(t->rule, t->options, fo_needs[t->rule].over_plan ? of_all[t->rule] : sums,
-                          fo_needs[t->rule].over_plan ? lengths[t->rule] : (double)t->n, &plan->hypers[t->hyper]);
+                          fo_needs[t->rule].over_plan ? lengths[t->rule] : (double)length_of(t), &plan->hypers[t->hyper]);
         settled = t->hyper + 1;
     }
 }
