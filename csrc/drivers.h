@@ -1,8 +1,8 @@
 /* From streams to loops: a stream that is stored as the arithmetic computes is used in place, any other goes through a
  * buffer, chunk by chunk. Nothing here knows a rule or a storage. */
 
-/* Buffers are not a power of two apart: addresses whose last 12 bits agree get in each other's way. (A chunk of float64
- * is in a buffer only with rows; it has half as many elements then.) */
+/* Buffers are not a power of two apart: addresses whose last 12 bits agree get in each other's way. (Rows may be of
+ * float64, and a chunk of them has half as many elements.) */
 typedef union {
     float f32[CHUNK + 32];
     double f64[CHUNK / 2 + 16];
@@ -17,16 +17,13 @@ static fo_storage arithmetic_of(const fo_stream *s) { return s->storage == FO_F6
 
 static void *place(const fo_stream *s, size_t element) { return (char *)s->at + element * fo_storage_size(s->storage); }
 
-/* Elements of a stream's next chunk. Chunks are counted from the beginning of the tensor; of wide rows there is one or
- * more in each, of others there are whole rows in a chunk, but for the first and the last of a block. */
+/* Elements of a stream's next chunk. Chunks are counted from the beginning of the tensor. With rows they are half as long
+ * and have whole rows, or some or all of a wide one, but for the first and the last of a block. */
 static size_t chunk_of(const fo_stream *s, size_t first, size_t from, size_t rest)
 {
-    size_t most = CHUNK, n;
-    if (!s->rows) {
-        n = CHUNK - (first + from) % CHUNK;
-    } else {
-        const size_t width = s->rows->width;
-        if (s->storage == FO_F64) most = CHUNK / 2;
+    size_t n = CHUNK - (first + from) % CHUNK;
+    if (s->rows) {
+        const size_t width = s->rows->width, most = CHUNK / 2;
         n = width - (s->first + from) % width;
         if (width < WIDE) n += (most - n) / width * width;
         if (n > most) n = most;
@@ -45,34 +42,32 @@ FO_INLINE void copy(void *restrict to, const void *restrict from, size_t bytes)
     if (k < bytes) memcpy((char *)to + k, (const char *)from + k, bytes - k);
 }
 
-static size_t row_at(const fo_rows *rows, size_t i) { return (size_t)(rows->sorted[rows->start[i]] >> rows->shift); }
-
 /* A part of a row: of which, from which column, how much. */
 typedef struct {
     size_t row, column, n, done;
 } fo_piece;
 
-static fo_piece first_piece(const fo_stream *s, size_t from)
+static fo_piece first_piece(size_t element, size_t width)
 {
-    return (fo_piece){.row = (s->first + from) / s->rows->width, .column = (s->first + from) % s->rows->width};
+    return (fo_piece){.row = element / width, .column = element % width};
 }
 
 /* The next one of a chunk of n elements; false when there is none. */
-FO_INLINE bool next_piece(const fo_rows *rows, size_t n, fo_piece *piece)
+FO_INLINE bool next_piece(size_t width, size_t n, fo_piece *piece)
 {
     if (piece->n) {
         piece->done += piece->n;
         piece->row += 1;
         piece->column = 0;
     }
-    piece->n = rows->width - piece->column < n - piece->done ? rows->width - piece->column : n - piece->done;
+    piece->n = width - piece->column < n - piece->done ? width - piece->column : n - piece->done;
     return piece->n > 0;
 }
 
 /* Number of the piece's first element in the table. */
 static size_t element_of(const fo_rows *rows, const fo_piece *piece)
 {
-    return row_at(rows, piece->row) * rows->width + piece->column;
+    return rows->row[piece->row] * rows->width + piece->column;
 }
 
 static bool is_one_piece(const fo_stream *s, size_t from, size_t n)
@@ -89,16 +84,21 @@ static void decode_piece(const fo_stream *s, fo_storage arithmetic, size_t eleme
         fo_codecs[s->storage].decode(to, stored, n);
 }
 
+FO_INLINE void fetch(const fo_stream *s, size_t element, size_t n)
+{
+    const char *x = place(s, element);
+    for (size_t k = 0; k < n * fo_storage_size(s->storage); k += CACHE_LINE) __builtin_prefetch(x + k);
+}
+
 /* While a row is read, the one that takes its place in the next chunk is fetched. */
 static void gather_rows(const fo_stream *s, fo_storage arithmetic, size_t from, size_t n, char *to)
 {
     const fo_rows *rows = s->rows;
     const size_t size = fo_storage_size(arithmetic), ahead = 1 + n / rows->width;
-    fo_piece piece = first_piece(s, from);
-    while (next_piece(rows, n, &piece)) {
+    fo_piece piece = first_piece(s->first + from, s->rows->width);
+    while (next_piece(rows->width, n, &piece)) {
         if (piece.row + ahead < rows->count) {
-            const char *next = place(s, row_at(rows, piece.row + ahead) * rows->width);
-            for (size_t k = 0; k < piece.n * fo_storage_size(s->storage); k += CACHE_LINE) __builtin_prefetch(next + k, 1);
+            fetch(s, rows->row[piece.row + ahead] * rows->width, piece.n);
         }
         decode_piece(s, arithmetic, element_of(rows, &piece), piece.n, to + piece.done * size);
     }
@@ -108,8 +108,8 @@ static void scatter_rows(const fo_stream *s, fo_storage arithmetic, size_t from,
                     fo_context context)
 {
     const size_t size = fo_storage_size(arithmetic);
-    fo_piece piece = first_piece(s, from);
-    while (next_piece(s->rows, n, &piece)) {
+    fo_piece piece = first_piece(s->first + from, s->rows->width);
+    while (next_piece(s->rows->width, n, &piece)) {
         context.first = element_of(s->rows, &piece);
         if (s->storage == arithmetic)
             copy(place(s, context.first), buffer + piece.done * size, piece.n * size);
@@ -122,19 +122,23 @@ static void scatter_rows(const fo_stream *s, fo_storage arithmetic, size_t from,
 static void sum_rows(const fo_stream *s, fo_storage arithmetic, size_t from, size_t n, char *to)
 {
     const fo_rows *rows = s->rows;
-    const size_t size = fo_storage_size(arithmetic), width = rows->width;
-    const uint64_t mask = ((uint64_t)1 << rows->shift) - 1;
+    const size_t size = fo_storage_size(arithmetic), all = rows->start[rows->count];
     fo_buffer decoded;
-    fo_piece piece = first_piece(s, from);
-    while (next_piece(rows, n, &piece)) {
-        const uint64_t *occurrence = rows->sorted + rows->start[piece.row], *end = rows->sorted + rows->start[piece.row + 1];
+    fo_piece piece = first_piece(s->first + from, s->rows->width);
+    while (next_piece(rows->width, n, &piece)) {
         char *total = to + piece.done * size;
-        decode_piece(s, arithmetic, (size_t)(*occurrence & mask) * width + piece.column, piece.n, total);
-        while (++occurrence < end) {
-            const size_t element = (size_t)(*occurrence & mask) * width + piece.column;
-            const void *x = place(s, element);
-            if (s->storage != arithmetic) fo_codecs[s->storage].decode(decoded.f32, x, piece.n), x = decoded.f32;
-            (arithmetic == FO_F64 ? add_f64 : add_f32)(total, x, piece.n);
+        const size_t first = rows->start[piece.row], end = rows->start[piece.row + 1];
+        for (size_t i = first; i < end && i + OCCURRENCES_AHEAD < all; i++)
+            fetch(s, values_of(rows, i + OCCURRENCES_AHEAD) + piece.column, piece.n);
+        if (s->storage == arithmetic) {
+            (arithmetic == FO_F64 ? sum_f64 : sum_f32)(total, place(s, piece.column), rows, first, end, piece.n);
+            continue;
+        }
+        const fo_codec codec = fo_codecs[s->storage];
+        codec.decode((float *)total, place(s, values_of(rows, first) + piece.column), piece.n);
+        for (size_t i = first + 1; i < end; i++) {
+            codec.decode(decoded.f32, place(s, values_of(rows, i) + piece.column), piece.n);
+            VECTORISE for (size_t k = 0; k < piece.n; k++) ((float *)total)[k] += decoded.f32[k];
         }
     }
 }
@@ -153,7 +157,7 @@ static void *opened(const fo_stream *s, fo_storage arithmetic, size_t from, size
         return buffer;
     }
     if (s->rows) {
-        const fo_piece piece = first_piece(s, from);
+        const fo_piece piece = first_piece(s->first + from, s->rows->width);
         from = element_of(s->rows, &piece);
     }
     void *stored = place(s, from);
@@ -183,6 +187,23 @@ static bool is_direct(const fo_block *b, int states, fo_storage arithmetic)
     return direct;
 }
 
+/* The decays that rows have missed since they were stepped last. No block has a part of a row. */
+static void catch_up(const fo_block *b, fo_storage arithmetic, size_t from, size_t n, char *param)
+{
+    const fo_rows *rows = b->param.rows;
+    const size_t ahead = 1 + n / b->width, size = fo_storage_size(arithmetic);
+    fo_piece piece = first_piece(b->first + from, b->width);
+    while (next_piece(b->width, n, &piece)) {
+        double *known = &b->row_decay[rows ? rows->row[piece.row] : piece.row];
+        if (rows && piece.row + ahead < rows->count) __builtin_prefetch(&b->row_decay[rows->row[piece.row + ahead]], 1);
+        if (*known != b->decay_before) {
+            const double missed = exp(b->decay_before - *known);
+            (arithmetic == FO_F64 ? scale_f64 : scale_f32)(param + piece.done * size, piece.n, missed);
+        }
+        if (piece.column + piece.n == b->width) *known = b->decay_after;
+    }
+}
+
 /* The last states from `written` on are only read. */
 static void drive(const fo_block *b, int states, int written, fo_loop *loop_f32, fo_loop *loop_f64)
 {
@@ -196,6 +217,7 @@ static void drive(const fo_block *b, int states, int written, fo_loop *loop_f32,
         void *param = opened(&b->param, arithmetic, from, n, &param_buffer);
         const void *grad = opened(&b->grad, arithmetic, from, n, &grad_buffer);
         for (int k = 0; k < states; k++) state[k] = opened(&b->state[k], arithmetic, from, n, &state_buffer[k]);
+        if (b->row_decay) catch_up(b, arithmetic, from, n, param);
         loop(param, grad, state, n, b->hyper, b->from_memory && direct);
         fo_context context = {.seed = b->seed, .first = b->first + from};
         closed(&b->param, arithmetic, from, n, &param_buffer, &context);

@@ -82,7 +82,8 @@ typedef struct {
 typedef struct {
     size_t width, count;    /* elements of a row; different rows */
     const uint64_t *sorted; /* each occurrence as row << shift | its number, in order */
-    const size_t *start;    /* count + 1: where those of a row begin */
+    const size_t *row;      /* count: which rows, upwards */
+    const size_t *start;    /* count + 1: where a row's occurrences begin */
     int shift;
 } fo_rows;
 
@@ -104,6 +105,8 @@ typedef struct {
     size_t first;     /* number of the block's first element in its tensor, */
     uint64_t seed;    /* of the tensor in this step: stochastic rounding depends on these */
     bool from_memory; /* the streams are not in the caches: fetching ahead pays */
+    size_t width;     /* of rows that may have missed decays, */
+    double *row_decay, decay_before, decay_after; /* as in fo_tensor; NULL: none has */
 } fo_block;
 
 /* A number that looks random, of two: the finalizer of splitmix64 (Steele, Lea & Flood 2014). */
@@ -175,7 +178,11 @@ typedef struct {
     fo_number number[FO_MAX_NUMBERS];
     const fo_options *options;
     size_t n;
-    const fo_rows *rows; /* those that have a gradient; NULL: all */
+    const fo_rows *rows;  /* those that have a gradient; NULL: all */
+    size_t width;         /* elements of a row, where rows have something of their own, */
+    double *row_decay;    /* of each: log of the product of all decays that it has had; or NULL */
+    fo_number decay;      /* and of all that there have been, */
+    double decay_before;  /* before the step */
     size_t hyper; /* row of the plan's table of scalars, in a step */
     fo_rule rule;
 } fo_tensor;
@@ -183,7 +190,7 @@ typedef struct {
 /* What rows of a tensor are grouped in: grows with the gradient, never with the table. */
 typedef struct {
     uint64_t *sorted, *other;
-    size_t *start, *counts, room;
+    size_t *row, *start, *counts, room;
     fo_rows rows;
 } fo_grouping;
 

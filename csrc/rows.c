@@ -17,7 +17,8 @@ typedef struct {
     size_t count, rows;
     int shift, passes, digit_bits;
     uint64_t *sorted, *other; /* after the last pass the result is in `sorted` */
-    size_t *start, *counts;   /* of each thread: what it has found of each digit */
+    size_t *row, *start;
+    size_t *counts;           /* of each thread: what it has found of each digit */
     size_t different, wrong;
 } sorting;
 
@@ -85,7 +86,10 @@ static void sort(void *argument, size_t thread, size_t threads)
     size_t before = 0;
     for (size_t t = 0; t < thread; t++) before += s->counts[t];
     for (size_t i = begin; i < end; i++)
-        if (i == 0 || from[i] >> s->shift != from[i - 1] >> s->shift) s->start[before++] = i;
+        if (i == 0 || from[i] >> s->shift != from[i - 1] >> s->shift) {
+            s->row[before] = (size_t)(from[i] >> s->shift);
+            s->start[before++] = i;
+        }
     if (thread + 1 == threads) s->different = before;
 }
 
@@ -94,6 +98,7 @@ void fo_free_grouping(fo_grouping *grouping)
     if (!grouping) return;
     free(grouping->sorted);
     free(grouping->other);
+    free(grouping->row);
     free(grouping->start);
     free(grouping->counts);
     free(grouping);
@@ -104,11 +109,12 @@ static bool make_room(fo_grouping *g, size_t count)
 {
     if (count < g->room) return true;
     const size_t room = count + count / 4 + 64;
-    free(g->sorted), free(g->other), free(g->start);
+    free(g->sorted), free(g->other), free(g->row), free(g->start);
     g->sorted = malloc(room * sizeof *g->sorted);
     g->other = malloc(room * sizeof *g->other);
+    g->row = malloc(room * sizeof *g->row);
     g->start = malloc(room * sizeof *g->start);
-    g->room = g->sorted && g->other && g->start ? room : 0;
+    g->room = g->sorted && g->other && g->row && g->start ? room : 0;
     return g->room;
 }
 
@@ -123,7 +129,7 @@ fo_grouped fo_group_rows(fo_plan *plan, size_t tensor, const void *numbers, bool
     const size_t rows = width ? t->n / width : 0, worth = occurrences / OCCURRENCES_A_THREAD;
     const int bits = bits_of(rows ? rows - 1 : 0);
     sorting s = {.numbers = numbers, .wide = wide, .count = occurrences, .rows = rows, .sorted = g->sorted,
-                 .other = g->other, .start = g->start, .wrong = occurrences};
+                 .other = g->other, .row = g->row, .start = g->start, .wrong = occurrences};
     s.shift = bits_of(occurrences);
     s.passes = (bits + DIGIT_BITS - 1) / DIGIT_BITS;
     s.digit_bits = s.passes ? (bits + s.passes - 1) / s.passes : 0;
@@ -139,7 +145,8 @@ fo_grouped fo_group_rows(fo_plan *plan, size_t tensor, const void *numbers, bool
         return FO_NO_SUCH_ROW;
     }
     g->start[s.different] = occurrences;
-    g->rows = (fo_rows){.width = width, .count = s.different, .sorted = g->sorted, .start = g->start, .shift = s.shift};
+    g->rows = (fo_rows){.width = width, .count = s.different, .sorted = g->sorted, .row = g->row, .start = g->start,
+                        .shift = s.shift};
     t->rows = &g->rows;
     return FO_GROUPED;
 }

@@ -43,10 +43,17 @@ fo_plan *fo_plan_new(size_t count)
 /* Elements that a step is for. */
 static size_t length_of(const fo_tensor *t) { return t->rows ? t->rows->count * t->rows->width : t->n; }
 
+/* No block has a part of a row, where rows matter. */
+static size_t block_length(const fo_tensor *t)
+{
+    const size_t width = t->rows ? t->rows->width : t->row_decay ? t->width : 0;
+    return width > FO_BLOCK ? width : width ? FO_BLOCK / width * width : FO_BLOCK;
+}
+
 bool fo_plan_cut(fo_plan *plan)
 {
     for (size_t i = 0; i < plan->count; i++)
-        plan->first_block[i + 1] = plan->first_block[i] + divide_up(length_of(&plan->tensors[i]), FO_BLOCK);
+        plan->first_block[i + 1] = plan->first_block[i] + divide_up(length_of(&plan->tensors[i]), block_length(&plan->tensors[i]));
     if (plan->first_block[plan->count] > plan->blocks) {
         double *grown = realloc(plan->partial, FO_MAX_SUMS * plan->first_block[plan->count] * sizeof *grown);
         if (!grown) return false;
@@ -184,11 +191,10 @@ struct fo_pass {
 static void run_blocks(const fo_pass *pass, size_t tensor, size_t from, size_t to)
 {
     const fo_tensor *t = &pass->plan->tensors[tensor];
-    size_t first = pass->plan->first_block[tensor];
+    size_t first = pass->plan->first_block[tensor], length = block_length(t);
     for (size_t block = from; block < to; block++) {
-        size_t offset = block * FO_BLOCK;
-        size_t rest = length_of(t) - offset;
-        size_t n = rest < FO_BLOCK ? rest : FO_BLOCK;
+        size_t offset = block * length, rest = length_of(t) - offset;
+        size_t n = rest < length ? rest : length;
         pass->work(pass, t, first + block, offset, n);
     }
 }
@@ -200,7 +206,8 @@ static void run_share(const fo_pass *pass, size_t from, size_t to)
     const size_t *first_byte = plan->first_byte;
     for (size_t i = 0; i < plan->count; i++) {
         if (first_byte[i + 1] <= from || first_byte[i] >= to) continue;
-        size_t block_bytes = FO_BLOCK * fo_storage_size(plan->tensors[i].grad.storage);
+        const fo_tensor *t = &plan->tensors[i];
+        size_t block_bytes = block_length(t) * fo_storage_size(t->grad.storage);
         size_t blocks = divide_up(first_byte[i + 1] - first_byte[i], block_bytes);
         size_t begin = from > first_byte[i] ? divide_up(from - first_byte[i], block_bytes) : 0;
         size_t end = divide_up(to - first_byte[i], block_bytes);
@@ -219,6 +226,18 @@ static void run(fo_pass *pass, int threads)
 {
     size_t worth = pass->plan->first_byte[pass->plan->count] / BYTES_A_THREAD;
     fo_run_team(worth < (size_t)threads ? (int)worth : threads, run_part, pass);
+}
+
+/* ---- numbers kept from step to step ---- */
+
+static double value_of(fo_number x) { return x.single ? (double)*(float *)x.at : *(double *)x.at; }
+
+static void set(fo_number x, double value)
+{
+    if (x.single)
+        *(float *)x.at = (float)value;
+    else
+        *(double *)x.at = value;
 }
 
 /* ---- the work on one block ---- */
@@ -247,6 +266,10 @@ static fo_block block_of(const fo_pass *pass, const fo_tensor *t, size_t offset,
                   .seed = fo_mix(pass->seed, (uint64_t)(t - plan->tensors)),
                   .from_memory = plan->first_byte[plan->count] >= BYTES_FROM_MEMORY};
     for (int k = 0; k < fo_needs[t->rule].states; k++) b.state[k] = from(t, t->state[k], offset);
+    if (t->row_decay) {
+        b.width = t->width, b.row_decay = t->row_decay;
+        b.decay_before = t->decay_before, b.decay_after = value_of(t->decay);
+    }
     return b;
 }
 
@@ -339,16 +362,6 @@ double fo_global_norm(const fo_kernels *kernels, fo_plan *plan, int threads)
 
 /* ---- scalars ---- */
 
-static double value_of(fo_number x) { return x.single ? (double)*(float *)x.at : *(double *)x.at; }
-
-static void set(fo_number x, double value)
-{
-    if (x.single)
-        *(float *)x.at = (float)value;
-    else
-        *(double *)x.at = value;
-}
-
 /* Add to a tensor's number of steps; return it. */
 static double count(const fo_tensor *t, int steps)
 {
@@ -387,12 +400,19 @@ static void form_scalars(fo_plan *plan, const fo_request *request, fo_result *re
             last = t, last_step = step;
         }
         t->hyper = used - 1;
+        if (t->row_decay) {
+            const double decay = plan->hypers[t->hyper].f64.decay;
+            if (!(decay > 0)) result->unfit = 1 + FO_SCALAR_decay, result->tensor = i;
+            t->decay_before = value_of(t->decay);
+            set(t->decay, t->decay_before + log(decay));
+        }
         for (int k = 0; k < fo_needs[t->rule].numbers; k++) set(t->number[k], after[k]);
     }
     for (size_t i = result->unfit ? result->tensor + 1 : 0; i-- > 0;) {
         const fo_tensor *t = &plan->tensors[i];
         if (!t->grad.at) continue;
         count(t, -1);
+        if (t->row_decay) set(t->decay, t->decay_before);
         for (int k = 0; k < fo_needs[t->rule].numbers; k++) set(t->number[k], plan->hypers[t->hyper].before[k]);
     }
 }

@@ -38,6 +38,9 @@ cdef extern from "fastopt.h" nogil:
         const fo_options *options
         size_t n
         const fo_rows *rows
+        size_t width
+        double *row_decay
+        fo_number decay
         fo_rule rule
     ctypedef struct fo_plan:
         fo_tensor *tensors

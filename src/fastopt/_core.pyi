@@ -34,6 +34,7 @@ class Plan:
         param: tuple[int, int],
         states: list[tuple[int, int]],
         numbers: list[tuple[int, bool]] = ...,
+        table: tuple[int, int, tuple[int, bool]] | None = ...,
     ) -> None: ...
     def set_gradient(self, tensor: int, place: tuple[int, int] | None) -> None: ...
     def set_rows(

@@ -142,11 +142,13 @@ cdef class Plan:
                 new.append(owner)
         return new
 
-    def bind(self, size_t tensor, str rule, size_t length, tuple param, list states, list numbers=[]) -> None:
+    def bind(self, size_t tensor, str rule, size_t length, tuple param, list states, list numbers=[],
+             tuple table=None) -> None:
         """Say where a tensor and its states are, as (address, storage).
 
         Its numbers are (address, is float32): how many steps it has taken, where that counts, and those of the rule. It
-        has no gradient then.
+        has no gradient then. Of a table whose rows catch up with decays, `table` is (elements of a row, address of what
+        each row has had, number that there has been).
         """
         cdef fo_tensor *t = &self.plan.tensors[tensor]
         cdef fo_number *place
@@ -163,7 +165,11 @@ cdef class Plan:
         for k, (address, single) in enumerate(numbers or [(0, False)]):
             place = &t.count if k == 0 else &t.number[<int>k - 1]
             place.at, place.single = <void *><uintptr_t>address, single
-        self.cut = self.cut and t.n == length
+        self.cut = self.cut and t.n == length and t.row_decay == NULL and table is None
+        t.width, t.row_decay = 0, NULL
+        if table is not None:
+            t.width, t.row_decay = table[0], <double *><uintptr_t>table[1]
+            t.decay.at, t.decay.single = <void *><uintptr_t>table[2][0], table[2][1]
         t.n = length
 
     def set_gradient(self, size_t tensor, tuple place) -> None:

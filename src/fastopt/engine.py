@@ -124,12 +124,20 @@ def same_value(a: Any, b: Any) -> bool:
 # ---- the engine ----
 
 
+class Rows(NamedTuple):
+    """Where the rows of a table are that have a gradient, and their values, as `_core.Plan.set_rows` takes them."""
+
+    numbers: tuple[int, bool, int]
+    values: tuple[int, int]
+    width: int
+
+
 class Buffers(NamedTuple):
     """A parameter, its gradient and its states as the kernels are to see them, each (address, storage)."""
 
     length: int
     param: tuple[int, int]
-    grad: tuple[int, int] | None
+    grad: tuple[int, int] | Rows | None
     states: list[tuple[int, int]]
     kept: Any
     """What keeps them alive for the step."""
@@ -227,6 +235,14 @@ class Engine(ABC):
     @abstractmethod
     def number_place(self, slot: int, entry: dict[str, Any], name: str) -> tuple[int, bool]:
         """Return where a number of an entry is, and whether in float32; one that cannot be written is replaced."""
+
+    @abstractmethod
+    def start_decay(self, slot: int, value: Any) -> Any:
+        """Return this number in double for each row of a parameter; None: one of zero for the parameter."""
+
+    @abstractmethod
+    def decay_place(self, slot: int, decays: Any) -> int:
+        """Return the address of a number for each row of a parameter; raise if they are none."""
 
     @abstractmethod
     def buffers(self, slot: int, grad: Any, states: list[Any], zero: bool) -> Buffers:
@@ -354,7 +370,8 @@ class Engine(ABC):
         self.check(slot)
         rule, names = self.rules[self.owners[slot]]
         kept = self.method.numbers
-        entry = self.entry(slot) if names or kept or self.method.counts_steps else {}
+        catches_up = self.method.catches_up(self.values[self.owners[slot]])
+        entry = self.entry(slot) if names or kept or self.method.counts_steps or catches_up else {}
         fresh = [name for name in names if entry.get(name) is None]
         numbers = [self.count_place(slot, entry, bool(fresh))]
         for name in (*names, *kept):
@@ -370,12 +387,36 @@ class Engine(ABC):
         numbers += [self.number_place(slot, entry, name) for name in kept]
         states = [entry[name] for name in names]
         buffers = self.buffers(slot, grad, states, zero)
-        self.plan.bind(slot, rule, buffers.length, buffers.param, buffers.states, numbers)
-        self.plan.set_gradient(slot, buffers.grad)
-        if buffers.stay:
+        table = self.table(slot, entry, buffers.length) if catches_up else None
+        self.plan.bind(slot, rule, buffers.length, buffers.param, buffers.states, numbers, table)
+        if isinstance(buffers.grad, Rows):
+            self.set_rows(slot, buffers.grad)
+        else:
+            self.plan.set_gradient(slot, buffers.grad)
+        if buffers.stay and table is None:
             counted = ("step",) if "step" in entry else ()
             self.watch.hold(slot, self.params[slot], entry or None, (*names, *counted, *kept), states)
         return buffers
+
+    def table(self, slot: int, entry: dict[str, Any], length: int) -> tuple[int, int, tuple[int, bool]]:
+        """Return where it is kept which decays a parameter's rows have had, made now if need be.
+
+        `log_decay` is the logarithm of the product of all decays so far, `row_log_decay` of those that a row has had.
+        """
+        for name in ("log_decay", "row_log_decay"):
+            if entry.get(name) is None:
+                made = self.start_decay(slot, None if name == "log_decay" else entry["log_decay"])
+                entry[name] = made
+                self.made.append((slot, name, made))
+        width = length // max([1, *self.params[slot].shape[:1]])
+        return width, self.decay_place(slot, entry["row_log_decay"]), self.number_place(slot, entry, "log_decay")
+
+    def set_rows(self, slot: int, rows: Rows) -> None:
+        """Say which rows of a parameter have a gradient."""
+        try:
+            self.plan.set_rows(slot, *rows, self.threads())
+        except IndexError as error:
+            raise IndexError(f"gradient of {self.label(slot)}: {error}") from None
 
     def bind_all(self) -> None:
         """Make the states and bind the plan before there are gradients, so that the first step allocates nothing.

@@ -66,6 +66,15 @@ class Arrays(Engine):
         """Return the address of an array of no dimension."""
         return entry[name].ctypes.data, False
 
+    def start_decay(self, slot: int, value: Any) -> Any:
+        """Return an array of one number a row, or of none."""
+        return np.zeros(()) if value is None else np.full(self.params[slot].shape[:1], float(value))
+
+    def decay_place(self, slot: int, decays: Any) -> int:
+        """Return the address of an array that nobody else has."""
+        address: int = decays.ctypes.data
+        return address
+
     def buffers(self, slot: int, grad: Any, states: list[Any], zero: bool) -> Buffers:
         """Return where the arrays are; the gradient is checked."""
         param, label = self.params[slot], f"gradient of {self.label(slot)}"
