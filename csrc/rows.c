@@ -11,16 +11,20 @@
 /* With more bits a digit, counts leave the first-level cache. With fewer occurrences, waking a thread costs more. */
 enum { DIGIT_BITS = 11, OCCURRENCES_A_THREAD = 8192 };
 
-typedef struct {
+typedef struct sorting sorting;
+
+struct sorting {
     const void *numbers;
     bool wide;
     size_t count, rows;
-    int shift, passes, digit_bits;
-    uint64_t *sorted, *other; /* after the last pass the result is in `sorted` */
+    int shift, digit_bits;
+    uint64_t *from, *to;
     size_t *row, *start;
-    size_t *counts;           /* of each thread: what it has found of each digit */
-    size_t different, wrong;
-} sorting;
+    size_t *counts;    /* of each share: what there is of each digit, then where to put the next of them */
+    size_t shares;
+    size_t wrong;
+    void (*phase)(sorting *s, size_t share, size_t begin, size_t end);
+};
 
 static int bits_of(size_t n)
 {
@@ -36,61 +40,104 @@ static uint64_t occurrence(const sorting *s, size_t i)
     return row < s->rows ? row << s->shift | i : UINT64_MAX;
 }
 
-/* From what each thread has counted to where each begins to write, digit after digit, thread after thread. */
-static void add_up(size_t *counts, size_t digits, size_t threads)
+static size_t *counts_of(sorting *s, size_t share) { return s->counts + (share << s->digit_bits); }
+
+static size_t digit_of(const sorting *s, uint64_t x) { return x >> s->shift & (((size_t)1 << s->digit_bits) - 1); }
+
+/* ---- the phases, each in all shares before the next ---- */
+
+static void number(sorting *s, size_t share, size_t begin, size_t end)
 {
-    size_t sum = 0;
-    for (size_t d = 0; d < digits; d++)
-        for (size_t t = 0; t < threads; t++) {
-            const size_t found = counts[t * digits + d];
-            counts[t * digits + d] = sum;
-            sum += found;
+    (void)share;
+    for (size_t i = begin; i < end; i++) {
+        s->to[i] = occurrence(s, i);
+        if (s->to[i] != UINT64_MAX) continue;
+        size_t known = __atomic_load_n(&s->wrong, __ATOMIC_RELAXED);
+        while (i < known && !__atomic_compare_exchange_n(&s->wrong, &known, i, true, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {}
+        return;
+    }
+}
+
+static void count_digits(sorting *s, size_t share, size_t begin, size_t end)
+{
+    size_t *counts = counts_of(s, share);
+    memset(counts, 0, sizeof *counts << s->digit_bits);
+    for (size_t i = begin; i < end; i++) counts[digit_of(s, s->from[i])]++;
+}
+
+static void move(sorting *s, size_t share, size_t begin, size_t end)
+{
+    size_t *counts = counts_of(s, share);
+    for (size_t i = begin; i < end; i++) s->to[counts[digit_of(s, s->from[i])]++] = s->from[i];
+}
+
+static bool is_another_row(const sorting *s, size_t i)
+{
+    return i == 0 || s->to[i] >> s->shift != s->to[i - 1] >> s->shift;
+}
+
+static void count_rows(sorting *s, size_t share, size_t begin, size_t end)
+{
+    size_t found = 0;
+    for (size_t i = begin; i < end; i++) found += is_another_row(s, i);
+    s->counts[share] = found;
+}
+
+static void note_rows(sorting *s, size_t share, size_t begin, size_t end)
+{
+    size_t k = s->counts[share];
+    for (size_t i = begin; i < end; i++)
+        if (is_another_row(s, i)) {
+            s->row[k] = (size_t)(s->to[i] >> s->shift);
+            s->start[k++] = i;
         }
 }
 
-static void sort(void *argument, size_t thread, size_t threads)
+static void run_shares(void *data, size_t thread, size_t threads)
 {
-    sorting *s = argument;
-    const size_t digits = (size_t)1 << s->digit_bits;
-    const size_t begin = s->count / threads * thread, end = thread + 1 == threads ? s->count : begin + s->count / threads;
-    size_t *counts = s->counts + thread * digits;
-    /* What is moved last ends in `sorted`. */
-    uint64_t *from = s->passes % 2 ? s->other : s->sorted, *to = s->passes % 2 ? s->sorted : s->other;
-    for (size_t i = begin; i < end; i++) {
-        from[i] = occurrence(s, i);
-        if (from[i] == UINT64_MAX) {
-            size_t known = __atomic_load_n(&s->wrong, __ATOMIC_RELAXED);
-            while (i < known && !__atomic_compare_exchange_n(&s->wrong, &known, i, true, __ATOMIC_RELAXED,
-                                                             __ATOMIC_RELAXED)) {}
-            break;
+    sorting *s = data;
+    const size_t length = s->count / s->shares;
+    for (size_t share = thread; share < s->shares; share += threads)
+        s->phase(s, share, share * length, share + 1 == s->shares ? s->count : (share + 1) * length);
+}
+
+static void run(sorting *s, void (*phase)(sorting *, size_t, size_t, size_t))
+{
+    s->phase = phase;
+    fo_parallel(run_shares, s, (int)s->shares);
+}
+
+/* From what there is in each share to where it begins: digit after digit, share after share. Returns the sum. */
+static size_t add_up(sorting *s, size_t digits)
+{
+    size_t sum = 0;
+    for (size_t d = 0; d < digits; d++)
+        for (size_t share = 0; share < s->shares; share++) {
+            size_t *count = &s->counts[share * digits + d], found = *count;
+            *count = sum;
+            sum += found;
         }
+    return sum;
+}
+
+/* Into `to`; returns how many different rows there are. */
+static size_t sort(sorting *s, int passes)
+{
+    const int shift = s->shift;
+    run(s, number);
+    if (s->wrong < s->count) return 0;
+    for (int pass = 0; pass < passes; pass++, s->shift += s->digit_bits) {
+        uint64_t *swap = s->from;
+        s->from = s->to, s->to = swap;
+        run(s, count_digits);
+        add_up(s, (size_t)1 << s->digit_bits);
+        run(s, move);
     }
-    fo_barrier();
-    if (s->wrong < s->count) return;
-    for (int pass = 0, shift = s->shift; pass < s->passes; pass++, shift += s->digit_bits) {
-        memset(counts, 0, digits * sizeof *counts);
-        for (size_t i = begin; i < end; i++) counts[from[i] >> shift & (digits - 1)]++;
-        fo_barrier();
-        if (thread == 0) add_up(s->counts, digits, threads);
-        fo_barrier();
-        for (size_t i = begin; i < end; i++) to[counts[from[i] >> shift & (digits - 1)]++] = from[i];
-        fo_barrier();
-        uint64_t *swap = from;
-        from = to, to = swap;
-    }
-    /* Where a row begins. */
-    size_t found = 0;
-    for (size_t i = begin; i < end; i++) found += i == 0 || from[i] >> s->shift != from[i - 1] >> s->shift;
-    s->counts[thread] = found;
-    fo_barrier();
-    size_t before = 0;
-    for (size_t t = 0; t < thread; t++) before += s->counts[t];
-    for (size_t i = begin; i < end; i++)
-        if (i == 0 || from[i] >> s->shift != from[i - 1] >> s->shift) {
-            s->row[before] = (size_t)(from[i] >> s->shift);
-            s->start[before++] = i;
-        }
-    if (thread + 1 == threads) s->different = before;
+    s->shift = shift;
+    run(s, count_rows);
+    const size_t different = add_up(s, 1);
+    run(s, note_rows);
+    return different;
 }
 
 void fo_free_grouping(fo_grouping *grouping)
@@ -127,25 +174,24 @@ fo_grouped fo_group_rows(fo_plan *plan, size_t tensor, const void *numbers, bool
     if (!g) g = plan->groupings[tensor] = calloc(1, sizeof *g);
     if (!g || !make_room(g, occurrences)) return FO_NO_MEMORY;
     const size_t rows = width ? t->n / width : 0, worth = occurrences / OCCURRENCES_A_THREAD;
-    const int bits = bits_of(rows ? rows - 1 : 0);
-    sorting s = {.numbers = numbers, .wide = wide, .count = occurrences, .rows = rows, .sorted = g->sorted,
-                 .other = g->other, .row = g->row, .start = g->start, .wrong = occurrences};
-    s.shift = bits_of(occurrences);
-    s.passes = (bits + DIGIT_BITS - 1) / DIGIT_BITS;
-    s.digit_bits = s.passes ? (bits + s.passes - 1) / s.passes : 0;
+    const int bits = bits_of(rows ? rows - 1 : 0), passes = (bits + DIGIT_BITS - 1) / DIGIT_BITS;
+    if (worth > 1 && threads == FO_ANY_THREADS) threads = fo_hardware_threads();
+    sorting s = {.numbers = numbers, .wide = wide, .count = occurrences, .rows = rows, .shift = bits_of(occurrences),
+                 .digit_bits = passes ? (bits + passes - 1) / passes : 0, .from = g->sorted, .to = g->other,
+                 .row = g->row, .start = g->start, .shares = worth < (size_t)threads ? worth : (size_t)threads,
+                 .wrong = occurrences};
+    if (s.shares == 0) s.shares = 1;
     if (bits + s.shift >= 64) return FO_TOO_MANY_ROWS;
-    threads = fo_usable_threads(threads);
-    threads = worth < (size_t)threads ? worth ? (int)worth : 1 : threads;
     free(g->counts);
-    g->counts = s.counts = malloc(((size_t)threads << s.digit_bits) * sizeof *s.counts);
+    g->counts = s.counts = malloc((s.shares << s.digit_bits) * sizeof *s.counts);
     if (!s.counts) return FO_NO_MEMORY;
-    fo_run_team(threads, sort, &s);
+    const size_t different = sort(&s, passes);
     if (s.wrong < occurrences) {
         *wrong = s.wrong;
         return FO_NO_SUCH_ROW;
     }
-    g->start[s.different] = occurrences;
-    g->rows = (fo_rows){.width = width, .count = s.different, .sorted = g->sorted, .row = g->row, .start = g->start,
+    g->start[different] = occurrences;
+    g->rows = (fo_rows){.width = width, .count = different, .sorted = s.to, .row = g->row, .start = g->start,
                         .shift = s.shift};
     t->rows = &g->rows;
     return FO_GROUPED;

@@ -32,7 +32,7 @@ class Table:
         self.plan.set_rows(0, place, _arrays.place(values), self.table[0].size, threads)
 
     def step(self, threads: int = 1) -> Any:
-        return self.plan.step(threads, [], 1.0, np.inf, np.inf, True, "propagate", False, [], [], None)
+        return self.plan.step(threads, [], 1.0, np.inf, np.inf, True, "propagate", False, 0.0, [], [], None)
 
 
 def summed(numbers: Array, values: Array) -> tuple[Array, Array]:
