@@ -269,6 +269,8 @@ const char *fo_spare_openmp(void); /* the file of the one that was loaded, if an
 bool fo_has_openmp(void);      /* whether one was found */
 int fo_hardware_threads(void); /* how many it would take now; 1 without it */
 
+int fo_threads_for(int threads, size_t worth); /* as many as asked for, or as it is worth if that is fewer; at least 1 */
+
 /* Call the body in each of several threads, at most so many: in one without OpenMP and in a forked child and, if the
  * number adapts, for a while after several took longer than one would have. */
 typedef void fo_body(void *data, size_t thread, size_t threads);

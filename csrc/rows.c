@@ -22,6 +22,7 @@ struct sorting {
     size_t *row, *start;
     size_t *counts;    /* of each share: what there is of each digit, then where to put the next of them */
     size_t shares;
+    bool adapts;
     size_t wrong;
     void (*phase)(sorting *s, size_t share, size_t begin, size_t end);
 };
@@ -104,7 +105,7 @@ static void run_shares(void *data, size_t thread, size_t threads)
 static void run(sorting *s, void (*phase)(sorting *, size_t, size_t, size_t))
 {
     s->phase = phase;
-    fo_parallel(run_shares, s, (int)s->shares);
+    fo_parallel(run_shares, s, (int)s->shares, s->adapts);
 }
 
 /* From what there is in each share to where it begins: digit after digit, share after share. Returns the sum. */
@@ -175,12 +176,10 @@ fo_grouped fo_group_rows(fo_plan *plan, size_t tensor, const void *numbers, bool
     if (!g || !make_room(g, occurrences)) return FO_NO_MEMORY;
     const size_t rows = width ? t->n / width : 0, worth = occurrences / OCCURRENCES_A_THREAD;
     const int bits = bits_of(rows ? rows - 1 : 0), passes = (bits + DIGIT_BITS - 1) / DIGIT_BITS;
-    if (worth > 1 && threads == FO_ANY_THREADS) threads = fo_hardware_threads();
     sorting s = {.numbers = numbers, .wide = wide, .count = occurrences, .rows = rows, .shift = bits_of(occurrences),
                  .digit_bits = passes ? (bits + passes - 1) / passes : 0, .from = g->sorted, .to = g->other,
-                 .row = g->row, .start = g->start, .shares = worth < (size_t)threads ? worth : (size_t)threads,
-                 .wrong = occurrences};
-    if (s.shares == 0) s.shares = 1;
+                 .row = g->row, .start = g->start, .shares = (size_t)fo_threads_for(threads, worth),
+                 .adapts = threads <= 0, .wrong = occurrences};
     if (bits + s.shift >= 64) return FO_TOO_MANY_ROWS;
     free(g->counts);
     g->counts = s.counts = malloc((s.shares << s.digit_bits) * sizeof *s.counts);

@@ -129,7 +129,6 @@ VARIATIONS: list[dict[str, Any]] = [
     {"lr": warmup},
     {"clip_value": 0.7},
     {"clip_norm": 3.0},
-    {"lazy": True},
 ]
 """What every rule is tried with besides, on the first row that has it."""
 

@@ -648,11 +648,14 @@ static const fo_kernels *any_with_fma(void)
     return fo_find_kernels(fo_available_isa(count ? below(count) : 0));
 }
 
-static bool is_stochastic(const problem *p)
+/* Whether a rule counts or sums within a tensor. */
+static bool knows_tensors(const problem *p)
 {
-    for (size_t i = 0; i < p->count; i++)
+    for (size_t i = 0; i < p->count; i++) {
+        if (fo_needs[p->tensors[i].rule].sums) return true;
         for (int k = 0; k < streams_of(&p->tensors[i]); k++)
             if (stream_of(&p->tensors[i], k)->storage == FO_BF16_STOCHASTIC) return true;
+    }
     return false;
 }
 
@@ -663,7 +666,7 @@ static int fuzz(uint64_t seed, size_t rounds)
     for (size_t round = 0; round < rounds; round++) {
         problem p;
         draw_problem(&p);
-        const bool portable = below(4) == 0, split = isinf(p.request.clip_norm) && !is_stochastic(&p) && below(2);
+        const bool portable = below(4) == 0, split = isinf(p.request.clip_norm) && !knows_tensors(&p) && below(2);
         const fo_kernels *one = portable ? fo_find_kernels("portable") : any_with_fma();
         const fo_kernels *other = portable ? one : any_with_fma();
         outcome expected = run(&p, one, 1, true, false), found = run(&p, other, 1 + (int)below(9), false, split);

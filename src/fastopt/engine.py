@@ -165,6 +165,7 @@ class Rows(NamedTuple):
     numbers: tuple[int, bool, int]
     values: tuple[int, int]
     width: int
+    threads: int
 
 
 class Buffers(NamedTuple):
@@ -498,7 +499,7 @@ class Engine(ABC):
     def set_rows(self, slot: int, rows: Rows) -> None:
         """Say which rows of a parameter have a gradient."""
         try:
-            self.plan.set_rows(slot, *rows, self.threads())
+            self.plan.set_rows(slot, *rows)
         except IndexError as error:
             raise IndexError(f"gradient of {self.label(slot)}: {error}") from None
 

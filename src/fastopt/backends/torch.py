@@ -258,7 +258,7 @@ class Tensors(Engine):
                 values = values.to(p.dtype)
         numbers = numbers.contiguous()
         width = math.prod(p.shape[dims:])
-        rows = Rows((numbers.data_ptr(), True, len(numbers)), place(values), width)
+        rows = Rows((numbers.data_ptr(), True, len(numbers)), place(values), width, thread_count())
         stay = not (write_back or param.is_complex())
         kept = (p, numbers, values, several, write_back)
         return Buffers(p.numel(), place(p), rows, list(map(place, several)), kept, stay, write_back)
