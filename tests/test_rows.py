@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from arrays import Array, nonzero
 
+import fastopt
 from fastopt import _arrays, _core
 
 RULES = [name for name in _core.RULES if not name.startswith("floor") and name not in _core.SCOPES]
@@ -94,3 +95,106 @@ def test_a_row_that_is_not_there(wrong: int, threads: int) -> None:
         table.set_rows(numbers, np.ones((50_000, 3)), threads)
     table.step()
     np.testing.assert_array_equal(table.table, np.ones((10, 3)))
+
+
+# ---- the face ----
+
+
+def oracle(table: Array, rows: fastopt.Rows) -> Array:
+    dense = np.zeros_like(table)
+    np.add.at(dense, rows.indices, rows.values)
+    return dense
+
+
+@pytest.mark.parametrize("integers", ["int64", "int32", "uint8"])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("SGD", {}),
+        ("SGD", {"clip_norm": 0.5}),
+        ("SGD", {"momentum": 0.9}),
+        ("SGD", {"weight_decay": 0.1}),
+        ("SGD", {"ema": 0.9}),
+        ("Adagrad", {"lr_decay": 0.1}),
+    ],
+)
+def test_rows_step_as_their_dense_gradient(name: str, options: dict[str, Any], dtype: str, integers: str) -> None:
+    rng = np.random.default_rng(0)
+    tables = [nonzero(np.random.default_rng(1), (9, 2, 3), dtype) for _ in range(2)]
+    heads = [np.ones(4, dtype) for _ in range(2)]
+    opts = [getattr(fastopt, name)({"t": t, "h": h}, lr=0.1, **options) for t, h in zip(tables, heads, strict=True)]
+    for count in (5, 0, 1, 30):
+        rows = fastopt.Rows(rng.integers(0, 9, count).astype(integers), nonzero(rng, (count, 2, 3), dtype))
+        head = nonzero(rng, 4, dtype)
+        infos = opts[0].step({"t": rows, "h": head}), opts[1].step({"t": oracle(tables[1], rows), "h": head})
+        np.testing.assert_array_equal(tables[0], tables[1])
+        assert (infos[0].grad_norm is None) == (infos[1].grad_norm is None)
+        assert infos[0].grad_norm == pytest.approx(infos[1].grad_norm)
+
+
+def test_lazy_rows_resume_from_a_state_dict() -> None:
+    def train(opt: fastopt.Optimizer, steps: range) -> None:
+        for step in steps:
+            opt.step(fastopt.Rows(np.array([step % 7, 3]), np.full((2, 5), step + 1.0)))
+
+    one, two = np.ones((7, 5)), np.ones((7, 5))
+    whole = fastopt.AdamW(one, lr=0.1, weight_decay=0.3, lazy=True)
+    first = fastopt.AdamW(two, lr=0.1, weight_decay=0.3, lazy=True)
+    train(whole, range(10))
+    train(first, range(5))
+    second = fastopt.AdamW(two, lr=0.1, weight_decay=0.3, lazy=True)
+    second.load_state_dict(first.state_dict())
+    train(second, range(5, 10))
+    np.testing.assert_array_equal(one, two)
+
+
+def test_values_are_zeroed_or_said_not_to_be_finite() -> None:
+    table = np.ones((4, 2))
+    opt = fastopt.SGD(table, lr=0.5, nonfinite="raise")
+    rows = fastopt.Rows(np.array([1, 1]), np.ones((2, 2)))
+    opt.step(rows, zero_grad=True)
+    np.testing.assert_array_equal(table, [[1, 1], [0, 0], [1, 1], [1, 1]])
+    np.testing.assert_array_equal(rows.values, 0)
+    with pytest.raises(FloatingPointError, match="gradient of params"):
+        opt.step(fastopt.Rows(np.array([0]), np.array([[1.0, np.nan]])))
+
+
+def test_sparse_matrices_of_scipy() -> None:
+    sparse = pytest.importorskip("scipy.sparse")
+    matrix = np.zeros((6, 3))
+    matrix[[1, 4]] = [[1, 0, 2], [0, 3, 0]]
+    for kind in (sparse.csr_matrix, sparse.coo_array, sparse.csc_array):
+        table = np.ones((6, 3))
+        fastopt.SGD([table], lr=0.5).step([kind(matrix)])
+        np.testing.assert_array_equal(table, 1 - 0.5 * matrix)
+
+
+@pytest.mark.parametrize(
+    ("indices", "values", "error"),
+    [
+        ([6], np.ones((1, 3)), r"^gradient of params: expected row numbers of at least 0 and below 6, got 6 at 0$"),
+        ([0, -1], np.ones((2, 3)), r"got -1 at 1$"),
+        ([0.0], np.ones((1, 3)), r"^indices of gradient of params: expected integers"),
+        ([[0]], np.ones((1, 3)), r"^indices of gradient of params: expected integers"),
+        ([0], np.ones((2, 3)), r"^values of gradient of params: expected an array with one entry for each of 1"),
+        ([0], np.ones((1, 2)), r"^values of gradient of params: expected rows of shape \(3,\)"),
+        ([0], np.ones((1, 3), "float32"), r"^values of gradient of params: expected the parameter's dtype float64"),
+    ],
+)
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_rows_that_do_not_fit(indices: list[Any], values: Array, error: str, momentum: float) -> None:
+    table = np.ones((6, 3))
+    opt = fastopt.SGD(table, lr=0.5, momentum=momentum)
+    with pytest.raises((IndexError, TypeError, ValueError), match=error):
+        opt.step(fastopt.Rows(np.array(indices), values))
+    assert opt.step_count == 0
+    np.testing.assert_array_equal(table, np.ones((6, 3)))
+
+
+def test_other_rules_ask_for_lazy() -> None:
+    rows = fastopt.Rows(np.array([1]), np.ones((1, 3)))
+    with pytest.raises(TypeError, match=r"^gradient of params: expected a NumPy array, got rows; lazy=True steps rows"):
+        fastopt.Adam(np.ones((6, 3))).step(rows)
+    with pytest.raises(TypeError, match=r"got rows$"):
+        fastopt.LARS(np.ones((6, 3))).step(rows)

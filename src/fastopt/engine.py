@@ -159,7 +159,7 @@ def same_value(a: Any, b: Any) -> bool:
 # ---- the engine ----
 
 
-class Rows(NamedTuple):
+class RowPlaces(NamedTuple):
     """Where the rows of a table are that have a gradient, and their values, as `_core.Plan.set_rows` takes them."""
 
     numbers: tuple[int, bool, int]
@@ -173,7 +173,7 @@ class Buffers(NamedTuple):
 
     length: int
     param: tuple[int, int]
-    grad: tuple[int, int] | Rows | None
+    grad: tuple[int, int] | RowPlaces | None
     states: list[tuple[int, int]]
     kept: Any
     """What keeps them alive for the step."""
@@ -474,7 +474,7 @@ class Engine(ABC):
         self.plan.bind_tails(
             slot, places[-1] if AVERAGE in arrays else None, None if copy is None else buffers.states[-1]
         )
-        if isinstance(buffers.grad, Rows):
+        if isinstance(buffers.grad, RowPlaces):
             self.set_rows(slot, buffers.grad)
         else:
             self.plan.set_gradient(slot, buffers.grad)
@@ -496,7 +496,7 @@ class Engine(ABC):
         width = length // max([1, *self.params[slot].shape[:1]])
         return width, self.decay_place(slot, entry["row_log_decay"]), self.number_place(slot, entry, "log_decay")
 
-    def set_rows(self, slot: int, rows: Rows) -> None:
+    def set_rows(self, slot: int, rows: RowPlaces) -> None:
         """Say which rows of a parameter have a gradient."""
         try:
             self.plan.set_rows(slot, *rows)

@@ -19,7 +19,7 @@ from torch import Tensor
 from fastopt import _core, _dlpack, environment
 from fastopt.backends.torch_compat import DTensor, exchange
 from fastopt.clipping import clip_coefficient
-from fastopt.engine import Buffers, Call, Engine, Group, Request, Rows
+from fastopt.engine import Buffers, Call, Engine, Group, Request, RowPlaces
 
 DTYPE_NAMES = {
     torch.float32: "float32",
@@ -258,7 +258,7 @@ class Tensors(Engine):
                 values = values.to(p.dtype)
         numbers = numbers.contiguous()
         width = math.prod(p.shape[dims:])
-        rows = Rows((numbers.data_ptr(), True, len(numbers)), place(values), width, thread_count())
+        rows = RowPlaces((numbers.data_ptr(), True, len(numbers)), place(values), width, thread_count())
         stay = not (write_back or param.is_complex())
         kept = (p, numbers, values, several, write_back)
         return Buffers(p.numel(), place(p), rows, list(map(place, several)), kept, stay, write_back)
