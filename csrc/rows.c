@@ -102,7 +102,7 @@ static void run_shares(void *data, size_t thread, size_t threads)
         s->phase(s, share, share * length, share + 1 == s->shares ? s->count : (share + 1) * length);
 }
 
-static void run(sorting *s, void (*phase)(sorting *, size_t, size_t, size_t))
+static void run_phase(sorting *s, void (*phase)(sorting *, size_t, size_t, size_t))
 {
     s->phase = phase;
     fo_parallel(run_shares, s, (int)s->shares, s->adapts);
@@ -125,19 +125,19 @@ static size_t add_up(sorting *s, size_t digits)
 static size_t sort(sorting *s, int passes)
 {
     const int shift = s->shift;
-    run(s, number);
+    run_phase(s, number);
     if (s->wrong < s->count) return 0;
     for (int pass = 0; pass < passes; pass++, s->shift += s->digit_bits) {
         uint64_t *swap = s->from;
         s->from = s->to, s->to = swap;
-        run(s, count_digits);
+        run_phase(s, count_digits);
         add_up(s, (size_t)1 << s->digit_bits);
-        run(s, move);
+        run_phase(s, move);
     }
     s->shift = shift;
-    run(s, count_rows);
+    run_phase(s, count_rows);
     const size_t different = add_up(s, 1);
-    run(s, note_rows);
+    run_phase(s, note_rows);
     return different;
 }
 
