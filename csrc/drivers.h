@@ -38,7 +38,7 @@ FO_INLINE void copy(void *restrict to, const void *restrict from, size_t bytes)
 {
     enum { STRIDE = 32 };
     size_t k = 0;
-    UNROLL for (; k + STRIDE <= bytes; k += STRIDE) __builtin_memcpy((char *)to + k, (const char *)from + k, STRIDE);
+    for (; k + STRIDE <= bytes; k += STRIDE) __builtin_memcpy((char *)to + k, (const char *)from + k, STRIDE);
     if (k < bytes) memcpy((char *)to + k, (const char *)from + k, bytes - k);
 }
 
@@ -382,7 +382,7 @@ static void convert(const fo_stream *target, const fo_stream *source, size_t n)
 {
     fo_buffer buffer;
     if (target->rows) {
-        const fo_storage arithmetic = arithmetic_of(source);
+        const fo_storage arithmetic = target->storage == FO_F64 ? FO_F64 : FO_F32;
         for (size_t from = 0, m; from < n; from += m) {
             m = chunk_of(source, 0, from, n - from);
             scatter_rows(target, arithmetic, from, m, opened(source, arithmetic, from, m, &buffer), (fo_context){0});

@@ -150,6 +150,32 @@ def test_tables_and_dense_parameters_are_clipped_together() -> None:
         torch.testing.assert_close(param.detach(), old, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("width", [3, 16, 700])
+@pytest.mark.parametrize(
+    ("dtype", "copied"),
+    [
+        (torch.float32, torch.bfloat16),
+        (torch.float32, torch.float32),
+        (torch.float64, torch.float32),
+        (torch.float64, torch.float64),
+        (torch.bfloat16, torch.float32),
+    ],
+    ids=str,
+)
+def test_copies_and_averages_of_the_rows_that_are_stepped(dtype: Any, copied: Any, width: int) -> None:
+    torch.manual_seed(0)
+    table = torch.randn(90, width).to(dtype).requires_grad_()
+    start, copies = table.detach().clone(), torch.empty(90, width, dtype=copied)
+    opt = fastopt.torch.SGD([table], lr=0.5, lazy=True, ema=0.75)
+    opt.write_copies({table: copies})
+    rows = [3, 89, 0, 3]
+    table.grad = sparse(rows, torch.randn(4, width).to(dtype), (90, width))
+    opt.step()
+    torch.testing.assert_close(copies, table.detach().to(copied), rtol=0, atol=0)
+    assert (table.detach() != start).any(dim=1).nonzero().flatten().tolist() == [0, 3, 89]
+    torch.testing.assert_close(opt.ema_state()[0], start.lerp(table.detach(), 0.25))
+
+
 def test_what_cannot_be_stepped_by_rows() -> None:
     table = drawn(6, 3, 2).requires_grad_()
     opt = fastopt.torch.AdamW([table], lazy=True)
