@@ -67,6 +67,15 @@ static double sum_of_lanes(double *lane)
     return lane[0];
 }
 
+/* Of rows, occurrences are added this many columns at a time, and fetched this long before. */
+enum { COLUMNS = 16, OCCURRENCES_AHEAD = 16 };
+
+/* Where an occurrence has its values. */
+FO_INLINE size_t values_of(const fo_rows *rows, size_t occurrence)
+{
+    return (size_t)(rows->sorted[occurrence] & (((uint64_t)1 << rows->shift) - 1)) * rows->width;
+}
+
 /* How many states a rule has, for its measuring loop. */
 enum {
 #define RULE(name, states) fo_states_of_##name = states,

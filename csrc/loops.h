@@ -90,6 +90,29 @@ FO_INLINE T NAMED(prepare)(T p, T g, bool l2, bool clip, const HYPER *h)
 #undef LOAD_STATES
 #undef STORE_STATES
 
+/* The sum of some occurrences of a row, in their order: n columns, from those that `grad` begins with. */
+static void NAMED(sum)(void *total, const void *grad, const fo_rows *rows, size_t first, size_t end, size_t n)
+{
+    T *restrict sum = total;
+    const T *restrict g = grad;
+    size_t c = 0;
+    for (; c + COLUMNS <= n; c += COLUMNS) {
+        T x[COLUMNS];
+        const T *value = g + values_of(rows, first) + c;
+        UNROLL for (size_t k = 0; k < COLUMNS; k++) x[k] = value[k];
+        for (size_t i = first + 1; i < end; i++) {
+            value = g + values_of(rows, i) + c;
+            UNROLL for (size_t k = 0; k < COLUMNS; k++) x[k] += value[k];
+        }
+        UNROLL for (size_t k = 0; k < COLUMNS; k++) sum[c + k] = x[k];
+    }
+    for (; c < n; c++) {
+        T x = g[values_of(rows, first) + c];
+        for (size_t i = first + 1; i < end; i++) x += g[values_of(rows, i) + c];
+        sum[c] = x;
+    }
+}
+
 /* From x towards y, which is reached exactly (as in torch). */
 static void NAMED(lerp)(void *target, const void *source, size_t n, double weight)
 {

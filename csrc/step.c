@@ -29,15 +29,26 @@ fo_plan *fo_plan_new(size_t count)
     plan->first_block = calloc(count + 1, sizeof *plan->first_block);
     plan->first_byte = calloc(count + 1, sizeof *plan->first_byte);
     plan->hypers = malloc((count + 1) * sizeof *plan->hypers);
-    if (plan->tensors && plan->first_block && plan->first_byte && plan->hypers) return plan;
+    plan->groupings = calloc(count + 1, sizeof *plan->groupings);
+    if (plan->tensors && plan->first_block && plan->first_byte && plan->hypers && plan->groupings) return plan;
     fo_plan_free(plan);
     return NULL;
+}
+
+/* Elements that a step is for. */
+static size_t length_of(const fo_tensor *t) { return t->rows ? t->rows->count * t->rows->width : t->n; }
+
+/* No block has a part of a row, where rows matter. */
+static size_t block_length(const fo_tensor *t)
+{
+    const size_t width = t->rows ? t->rows->width : t->row_decay ? t->width : 0;
+    return width > FO_BLOCK ? width : width ? FO_BLOCK / width * width : FO_BLOCK;
 }
 
 bool fo_plan_cut(fo_plan *plan)
 {
     for (size_t i = 0; i < plan->count; i++)
-        plan->first_block[i + 1] = plan->first_block[i] + divide_up(plan->tensors[i].n, FO_BLOCK);
+        plan->first_block[i + 1] = plan->first_block[i] + divide_up(length_of(&plan->tensors[i]), block_length(&plan->tensors[i]));
     if (plan->first_block[plan->count] > plan->blocks) {
         double *grown = realloc(plan->partial, FO_MAX_SUMS * plan->first_block[plan->count] * sizeof *grown);
         if (!grown) return false;
@@ -77,6 +88,8 @@ bool fo_params_overlap(const fo_plan *plan)
 void fo_plan_free(fo_plan *plan)
 {
     if (!plan) return;
+    for (size_t i = 0; plan->groupings && i < plan->count; i++) fo_free_grouping(plan->groupings[i]);
+    free(plan->groupings);
     free(plan->tensors);
     free(plan->first_block);
     free(plan->first_byte);
@@ -90,7 +103,7 @@ static void lay_out(fo_plan *plan)
 {
     for (size_t i = 0; i < plan->count; i++) {
         const fo_tensor *t = &plan->tensors[i];
-        size_t bytes = t->grad.at ? t->n * fo_storage_size(t->grad.storage) : 0;
+        size_t bytes = t->grad.at ? length_of(t) * fo_storage_size(t->grad.storage) : 0;
         plan->first_byte[i + 1] = plan->first_byte[i] + bytes;
     }
 }
@@ -111,10 +124,10 @@ struct fo_pass {
 static void run_blocks(const fo_pass *pass, size_t tensor, size_t from, size_t to)
 {
     const fo_tensor *t = &pass->plan->tensors[tensor];
-    size_t first = pass->plan->first_block[tensor];
+    size_t first = pass->plan->first_block[tensor], length = block_length(t);
     for (size_t block = from; block < to; block++) {
-        size_t offset = block * FO_BLOCK;
-        size_t n = t->n - offset < FO_BLOCK ? t->n - offset : FO_BLOCK;
+        size_t offset = block * length, rest = length_of(t) - offset;
+        size_t n = rest < length ? rest : length;
         pass->work(pass, t, first + block, offset, n);
     }
 }
@@ -126,7 +139,8 @@ static void run_share(const fo_pass *pass, size_t from, size_t to)
     const size_t *first_byte = plan->first_byte;
     for (size_t i = 0; i < plan->count; i++) {
         if (first_byte[i + 1] <= from || first_byte[i] >= to) continue;
-        size_t block_bytes = FO_BLOCK * fo_storage_size(plan->tensors[i].grad.storage);
+        const fo_tensor *t = &plan->tensors[i];
+        size_t block_bytes = block_length(t) * fo_storage_size(t->grad.storage);
         size_t blocks = divide_up(first_byte[i + 1] - first_byte[i], block_bytes);
         size_t begin = from > first_byte[i] ? divide_up(from - first_byte[i], block_bytes) : 0;
         size_t end = divide_up(to - first_byte[i], block_bytes);
@@ -144,10 +158,7 @@ static void run_thread(void *data, size_t thread, size_t threads)
 static void run(fo_pass *pass, int threads)
 {
     size_t worth = pass->plan->first_byte[pass->plan->count] / BYTES_A_THREAD;
-    const bool adapts = threads <= 0;
-    if (worth > 1 && threads == FO_ANY_THREADS) threads = fo_hardware_threads();
-    if (threads < 0) threads = -threads;
-    fo_parallel(run_thread, pass, worth < (size_t)threads ? (int)worth : threads, adapts);
+    fo_parallel(run_thread, pass, fo_threads_for(threads, worth), threads <= 0);
 }
 
 /* ---- numbers kept from step to step ---- */
@@ -164,19 +175,34 @@ static void set(fo_number x, double value)
 
 /* ---- the work on one block ---- */
 
-static fo_stream from(fo_stream s, size_t offset)
+static fo_stream from(const fo_tensor *t, fo_stream s, size_t offset)
 {
-    return (fo_stream){s.at ? (char *)s.at + offset * fo_storage_size(s.storage) : NULL, s.storage};
+    if (t->rows)
+        s.rows = t->rows, s.first = offset;
+    else if (s.at)
+        s.at = (char *)s.at + offset * fo_storage_size(s.storage);
+    return s;
+}
+
+static fo_stream grad_from(const fo_tensor *t, size_t offset)
+{
+    fo_stream grad = from(t, t->grad, offset);
+    grad.summed = t->rows;
+    return grad;
 }
 
 static fo_block block_of(const fo_pass *pass, const fo_tensor *t, size_t offset, size_t n)
 {
     const fo_plan *plan = pass->plan;
-    fo_block b = {.param = from(t->param, offset), .grad = from(t->grad, offset), .n = n,
+    fo_block b = {.param = from(t, t->param, offset), .grad = grad_from(t, offset), .n = n,
                   .hyper = &plan->hypers[t->hyper], .first = offset,
                   .seed = fo_mix(t->count.at ? (uint64_t)value_of(t->count) : 0, (uint64_t)(t - plan->tensors)),
                   .from_memory = plan->first_byte[plan->count] >= BYTES_FROM_MEMORY};
-    for (int k = 0; k < fo_needs[t->rule].states; k++) b.state[k] = from(t->state[k], offset);
+    for (int k = 0; k < fo_needs[t->rule].states; k++) b.state[k] = from(t, t->state[k], offset);
+    if (t->row_decay) {
+        b.width = t->width, b.row_decay = t->row_decay;
+        b.decay_before = t->decay_before, b.decay_after = value_of(t->decay);
+    }
     return b;
 }
 
@@ -193,52 +219,52 @@ static void step_block(const fo_pass *pass, const fo_tensor *t, size_t block, si
     fo_block b = block_of(pass, t, offset, n);
     pass->kernels->step[t->rule](&b);
     if (t->average.at) {
-        fo_stream average = from(t->average, offset);
+        fo_stream average = from(t, t->average, offset);
         pass->kernels->lerp(&average, &b.param, n, pass->factor);
     }
     if (t->copy.at) {
-        fo_stream copy = from(t->copy, offset);
+        fo_stream copy = from(t, t->copy, offset);
         pass->kernels->convert(&copy, &b.param, n);
     }
-    if (pass->zero_grad) memset(b.grad.at, 0, n * fo_storage_size(b.grad.storage));
+    if (pass->zero_grad && !t->rows) memset(b.grad.at, 0, n * fo_storage_size(b.grad.storage));
 }
 
 static void sum_block(const fo_pass *pass, const fo_tensor *t, size_t block, size_t offset, size_t n)
 {
-    fo_stream grad = from(t->grad, offset);
+    fo_stream grad = grad_from(t, offset);
     pass->plan->partial[FO_MAX_SUMS * block] = pass->kernels->sum_of_squares(&grad, n, pass->factor);
 }
 
 static void max_block(const fo_pass *pass, const fo_tensor *t, size_t block, size_t offset, size_t n)
 {
-    fo_stream grad = from(t->grad, offset);
+    fo_stream grad = grad_from(t, offset);
     pass->plan->partial[FO_MAX_SUMS * block] = pass->kernels->max_abs(&grad, n);
 }
 
 static void scale_block(const fo_pass *pass, const fo_tensor *t, size_t block, size_t offset, size_t n)
 {
     (void)block;
-    fo_stream grad = from(t->grad, offset);
+    fo_stream grad = grad_from(t, offset);
     pass->kernels->scale(&grad, n, pass->factor);
 }
 
 static void lerp_block(const fo_pass *pass, const fo_tensor *t, size_t block, size_t offset, size_t n)
 {
     (void)block;
-    fo_stream target = from(t->param, offset), source = from(t->grad, offset);
+    fo_stream target = from(t, t->param, offset), source = from(t, t->grad, offset);
     pass->kernels->lerp(&target, &source, n, pass->factor);
 }
 
 static void zero_block(const fo_pass *pass, const fo_tensor *t, size_t block, size_t offset, size_t n)
 {
     (void)pass, (void)block;
-    memset(from(t->grad, offset).at, 0, n * fo_storage_size(t->grad.storage));
+    if (!t->rows) memset(grad_from(t, offset).at, 0, n * fo_storage_size(t->grad.storage));
 }
 
 static void clamp_block(const fo_pass *pass, const fo_tensor *t, size_t block, size_t offset, size_t n)
 {
     (void)block;
-    fo_stream grad = from(t->grad, offset);
+    fo_stream grad = grad_from(t, offset);
     pass->kernels->clamp(&grad, n, pass->factor);
 }
 
@@ -322,12 +348,19 @@ static void form_scalars(fo_plan *plan, const fo_request *request, fo_result *re
             last = t, last_step = step;
         }
         t->hyper = used - 1;
+        if (t->row_decay) {
+            const double decay = plan->hypers[t->hyper].f64.decay;
+            if (!(decay > 0)) result->unfit = 1 + FO_SCALAR_decay, result->tensor = i;
+            t->decay_before = value_of(t->decay);
+            set(t->decay, t->decay_before + log(decay));
+        }
         for (int k = 0; k < fo_needs[t->rule].numbers; k++) set(t->number[k], after[k]);
     }
     for (size_t i = result->unfit ? result->tensor + 1 : 0; i-- > 0;) {
         const fo_tensor *t = &plan->tensors[i];
         if (!t->grad.at) continue;
         count(t, -1);
+        if (t->row_decay) set(t->decay, t->decay_before);
         for (int k = 0; k < fo_needs[t->rule].numbers; k++) set(t->number[k], plan->hypers[t->hyper].before[k]);
     }
 }
@@ -350,7 +383,7 @@ static void settle(fo_plan *plan)
         const fo_tensor *t = &plan->tensors[i];
         if (!t->grad.at || !fo_needs[t->rule].over_plan) continue;
         add_sums(plan, i, of_all[t->rule]);
-        lengths[t->rule] += (double)t->n;
+        lengths[t->rule] += (double)length_of(t);
     }
     size_t settled = 0; /* rows of scalars: a row that several tensors share comes once */
     for (size_t i = 0; i < plan->count; i++) {
@@ -359,7 +392,7 @@ static void settle(fo_plan *plan)
         double sums[FO_MAX_SUMS] = {0};
         if (!fo_needs[t->rule].over_plan) add_sums(plan, i, sums);
         fo_settle_scalars(t->rule, t->options, fo_needs[t->rule].over_plan ? of_all[t->rule] : sums,
-                          fo_needs[t->rule].over_plan ? lengths[t->rule] : (double)t->n, &plan->hypers[t->hyper]);
+                          fo_needs[t->rule].over_plan ? lengths[t->rule] : (double)length_of(t), &plan->hypers[t->hyper]);
         settled = t->hyper + 1;
     }
 }

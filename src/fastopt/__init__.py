@@ -19,12 +19,14 @@ from fastopt.environment import available_isas, get_num_threads, info, isa, set_
 from fastopt.optimizer import Optimizer
 from fastopt.optimizers import *  # noqa: F403
 from fastopt.optimizers import __all__ as __all__  # which type checkers can follow
+from fastopt.rows import Rows
 from fastopt.trajectories import Trajectory, trajectory
 
 __version__ = version("fastopt")
 
 __all__ += (
     "Optimizer",
+    "Rows",
     "StepInfo",
     "Trajectory",
     "available_isas",

@@ -159,12 +159,21 @@ def same_value(a: Any, b: Any) -> bool:
 # ---- the engine ----
 
 
+class RowPlaces(NamedTuple):
+    """Where the rows of a table are that have a gradient, and their values, as `_core.Plan.set_rows` takes them."""
+
+    numbers: tuple[int, bool, int]
+    values: tuple[int, int]
+    width: int
+    threads: int
+
+
 class Buffers(NamedTuple):
     """A parameter, its gradient and its states as the kernels are to see them, each (address, storage)."""
 
     length: int
     param: tuple[int, int]
-    grad: tuple[int, int] | None
+    grad: tuple[int, int] | RowPlaces | None
     states: list[tuple[int, int]]
     kept: Any
     """What keeps them alive for the step."""
@@ -269,6 +278,14 @@ class Engine(ABC):
     @abstractmethod
     def number_place(self, slot: int, entry: dict[str, Any], name: str) -> tuple[int, bool]:
         """Return where a number of an entry is, and whether in float32; one that cannot be written is replaced."""
+
+    @abstractmethod
+    def start_decay(self, slot: int, value: Any) -> Any:
+        """Return this number in double for each row of a parameter; None: one of zero for the parameter."""
+
+    @abstractmethod
+    def decay_place(self, slot: int, decays: Any) -> int:
+        """Return the address of a number for each row of a parameter; raise if they are none."""
 
     @abstractmethod
     def buffers(self, slot: int, grad: Any, states: list[Any], zero: bool) -> Buffers:
@@ -427,7 +444,8 @@ class Engine(ABC):
         rule, names = self.rules[self.owners[slot]]
         kept = self.method.numbers
         arrays = names if self.whole["ema"] is None else (*names, AVERAGE)
-        entry = self.entry(slot) if arrays or kept or self.method.counts_steps else {}
+        catches_up = self.method.catches_up(self.values[self.owners[slot]])
+        entry = self.entry(slot) if arrays or kept or self.method.counts_steps or catches_up else {}
         swapped = entry.get(ASIDE) is not None
         if swapped and grad is not None:
             raise RuntimeError(f"{self.label(slot)}: its moving average is in its place; swap_ema() puts it back")
@@ -451,15 +469,39 @@ class Engine(ABC):
         states, copy = [entry[name] for name in arrays], self.copy_of(slot)
         buffers = self.buffers(slot, grad, states if copy is None else [*states, copy], zero)
         places = [(at, _core.STORAGES[stored[name]]) for name, (at, _) in zip(arrays, buffers.states, strict=False)]
-        self.plan.bind(slot, rule, buffers.length, buffers.param, places[: len(names)], numbers)
+        table = self.table(slot, entry, buffers.length) if catches_up else None
+        self.plan.bind(slot, rule, buffers.length, buffers.param, places[: len(names)], numbers, table)
         self.plan.bind_tails(
             slot, places[-1] if AVERAGE in arrays else None, None if copy is None else buffers.states[-1]
         )
-        self.plan.set_gradient(slot, buffers.grad)
-        if buffers.stay and not swapped:
+        if isinstance(buffers.grad, RowPlaces):
+            self.set_rows(slot, buffers.grad)
+        else:
+            self.plan.set_gradient(slot, buffers.grad)
+        if buffers.stay and table is None and not swapped:
             counted = ("step",) if "step" in entry else ()
             self.watch.hold(slot, self.params[slot], entry or None, (*arrays, *counted, *kept), states)
         return buffers
+
+    def table(self, slot: int, entry: dict[str, Any], length: int) -> tuple[int, int, tuple[int, bool]]:
+        """Return where it is kept which decays a parameter's rows have had, made now if need be.
+
+        `log_decay` is the logarithm of the product of all decays so far, `row_log_decay` of those that a row has had.
+        """
+        for name in ("log_decay", "row_log_decay"):
+            if entry.get(name) is None:
+                made = self.start_decay(slot, None if name == "log_decay" else entry["log_decay"])
+                entry[name] = made
+                self.made.append((slot, name, made))
+        width = length // max([1, *self.params[slot].shape[:1]])
+        return width, self.decay_place(slot, entry["row_log_decay"]), self.number_place(slot, entry, "log_decay")
+
+    def set_rows(self, slot: int, rows: RowPlaces) -> None:
+        """Say which rows of a parameter have a gradient."""
+        try:
+            self.plan.set_rows(slot, *rows)
+        except IndexError as error:
+            raise IndexError(f"gradient of {self.label(slot)}: {error}") from None
 
     def swap_average(self) -> None:
         """Put the moving averages in the parameters' places, or the parameters back."""

@@ -384,8 +384,15 @@ class Optimizer(Face):
                 raise ValueError(f"state_dict: state of {label}: expected {sorted(expected)}, got {sorted(given)}")
             # Also the arrays that no option asks for at present: it may be switched on again. (torch has None there.)
             idle = {name for name in given if given[name] is None and name not in names}
-            arrays = given.keys() - {"step", *numbers} - idle
+            decays = given.keys() & {"log_decay", "row_log_decay"}
+            arrays = given.keys() - {"step", *numbers} - idle - decays
             states[-1] = {name: self._loaded_array(tensor, name, given[name]) for name in sorted(arrays)}
+            for name in decays:
+                shape = () if name == "log_decay" else self._params[tensor].shape[:1]
+                array = np.array(given[name], dtype=float)
+                if array.shape != shape:
+                    raise ValueError(f"state_dict: {name} of {label}: expected shape {shape}, got {array.shape}")
+                states[-1][name] = array
             for name in numbers:
                 number = plain(given[name])
                 if not is_number(number):

@@ -193,6 +193,13 @@ DECOUPLED = Flag(
     "``weight_decay*p`` to the gradient.",
     keyword_only=True,
 )
+LAZY = Flag(
+    False,
+    "Whether a sparse gradient steps its rows alone: the states of all others rest, and L2 decay is for rows with a "
+    "gradient. Decoupled decay catches up: a row that is stepped next first shrinks by all factors that it has missed, "
+    "each with the rates of its time.",
+    keyword_only=True,
+)
 
 CLIPPING: dict[str, Option] = {
     "clip_norm": Limit(
@@ -305,9 +312,6 @@ class Method:
     """Options of the twin that say how a step is run, as they follow in its signature: those before "*" by position.
     For type checkers; at run time the signature is the twin's own."""
 
-    takes_sparse: ClassVar[bool] = False
-    """Whether gradients may be sparse, as in the twin."""
-
     def __init_subclass__(cls) -> None:
         own = {name: value for name, value in vars(cls).items() if isinstance(value, Option)}
         cls.options = {**cls.options, **own}
@@ -330,9 +334,14 @@ class Method:
         """Raise `ValueError` if options that are right for themselves exclude each other."""
 
     @classmethod
-    def steps_rows(cls, options: Mapping[str, Any]) -> bool:
-        """Whether a step leaves an entry alone whose gradient is zero, so that a sparse gradient's rows are enough."""
-        return bool(options.get("weight_decay", 0) == 0)
+    def sparse(cls, options: Mapping[str, Any]) -> Literal["rows", "dense", "refuse"]:
+        """Return what a sparse gradient is for: a step of its rows alone, of all (made dense), or none."""
+        return "rows" if options.get("lazy") else "refuse"
+
+    @classmethod
+    def catches_up(cls, options: Mapping[str, Any]) -> bool:
+        """Whether rows miss decays that they have to catch up with."""
+        return bool(options.get("lazy") and options.get("decoupled_weight_decay"))
 
     @classmethod
     def start(cls, name: str, options: Mapping[str, Any]) -> float | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from fastopt.methods.base import MAXIMIZE, MOMENT, Decays, Flag, Method, Quantity, learning_rate
+from fastopt.methods.base import LAZY, MAXIMIZE, MOMENT, Decays, Flag, Method, Quantity, learning_rate
 
 
 class Lion(Method):
@@ -27,6 +27,7 @@ class Lion(Method):
     weight_decay = Quantity(0.0, "At least 0.")
     maximize = MAXIMIZE
     decoupled_weight_decay = Flag(True, fixed=True)
+    lazy = LAZY
 
     @staticmethod
     def rule(options: Mapping[str, Any]) -> tuple[str, tuple[str, ...]]:
