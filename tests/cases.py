@@ -98,6 +98,7 @@ ROWS: list[tuple[str, str, dict[str, Any]]] = [
     ("Adagrad", "adagrad", {"eps": 1e-2, "eps_root": 1e-2}),
     ("RMSprop", "rmsprop", {}),
     ("RMSprop", "rmsprop", {"alpha": 0.9, "eps": 1e-2, "eps_root": 1e-2}),
+    ("RMSprop", "rmsprop", {"weight_decay": 0.01, "decoupled_weight_decay": True}),
     ("RMSprop", "rmsprop_momentum", {"momentum": 0.9}),
     ("RMSprop", "rmsprop_momentum", {"momentum": cooling, "alpha": cooling}),
     ("RMSprop", "rmsprop_centered", {"centered": True}),
@@ -130,7 +131,15 @@ VARIATIONS: list[dict[str, Any]] = [
     {"clip_value": 0.7},
     {"clip_norm": 3.0},
 ]
-"""What every rule is tried with besides, on the first row that has it."""
+"""What is done around every rule, by the same code for all: tried one by one with those that are varied `IN_FULL`."""
+
+COMBINED: list[dict[str, Any]] = [
+    {"weight_decay": 0.01, "maximize": True, "clip_value": 0.7},
+    {"lr": warmup, "clip_norm": 3.0},
+]
+"""What every other rule is tried with, on the first row that has it: what its optimizer has of these."""
+
+IN_FULL = (("SGD", "sgd"), ("SGD", "momentum"), ("Adam", "adam"))
 
 
 def all_cases() -> Iterator[Case]:
@@ -143,10 +152,8 @@ def all_cases() -> Iterator[Case]:
         yield Case(optimizer, rule, base)
         if (optimizer, rule) not in seen:
             seen.add((optimizer, rule))
-            for variation in VARIATIONS:
-                varied = {**base, **variation}
-                if varied != base and varied.keys() <= free:
-                    yield Case(optimizer, rule, varied)
+            for variation in VARIATIONS if (optimizer, rule) in IN_FULL else COMBINED:
+                yield Case(optimizer, rule, {**base, **{name: variation[name] for name in variation if name in free}})
 
 
 CASES = list(all_cases())
