@@ -389,7 +389,7 @@ class Optimizer(Face):
         return "\n".join([*lines, f"steps taken: {self.step_count}", ")"])
 
 
-NOT_HERE = {"beta2_decay", "etas", "lambd", "momentum_decay", "ns_steps", "rho"}
+NOT_HERE = {"beta2_decay", "ns_steps"}
 """One option of each optimizer that torch has and this library has not."""
 
 
