@@ -6,7 +6,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-enum { FO_MAX_STATES = 6, FO_MAX_SUMS = 3, FO_MAX_NUMBERS = 4 };
+enum { FO_MAX_STATES = 6, FO_MAX_SUMS = 4, FO_MAX_NUMBERS = 4 };
 
 /* A block is what a kernel is called on: small enough to stay in the second-level cache between the
  * passes, large enough to make the call free. A multiple of 64 keeps vectors and cache lines whole. */
@@ -29,7 +29,7 @@ typedef enum {
 typedef struct {
     unsigned char states, numbers, sums;
     bool over_plan;     /* the sums are over all tensors of the rule, not over each */
-    bool writes_states; /* measuring updates the states, so that the step only reads them */
+    bool writes_states; /* measuring updates the states: the step only reads them, and no gradient */
 } fo_rule_needs;
 
 enum { FO_TENSOR_SCOPE, FO_PLAN_SCOPE, FO_KEPT_STATES = 0, FO_WRITTEN_STATES };
@@ -91,7 +91,7 @@ typedef struct {
     size_t n;
     const fo_hyper *hyper;
     size_t first;     /* number of the block's first element in its tensor, */
-    uint64_t seed;    /* of the tensor in this step: stochastic rounding depends on these */
+    uint64_t seed;    /* of the tensor in this step; stochastic rounding depends on these */
     bool from_memory; /* the streams are not in the caches: fetching ahead pays */
 } fo_block;
 
@@ -111,6 +111,8 @@ typedef struct {
     void (*measure[FO_RULES])(const fo_block *, double *sums); /* NULL: the rule needs no sums */
     double (*sum_of_squares)(const fo_stream *, size_t n, double scale);
     double (*max_abs)(const fo_stream *, size_t n);
+    void (*lerp)(const fo_stream *target, const fo_stream *source, size_t n, double weight);
+    void (*convert)(const fo_stream *target, const fo_stream *source, size_t n);
     void (*scale)(const fo_stream *, size_t n, double factor);
     void (*clamp)(const fo_stream *, size_t n, double limit);
 } fo_kernels;
@@ -160,6 +162,7 @@ typedef struct {
 /* One parameter. A NULL gradient leaves it out of the pass. */
 typedef struct {
     fo_stream param, grad, state[FO_MAX_STATES];
+    fo_stream average, copy; /* of the parameter, written after it: a moving average, and itself as otherwise stored */
     fo_number count; /* how many steps it has taken; nowhere counts as none */
     fo_number number[FO_MAX_NUMBERS];
     const fo_options *options;
@@ -186,7 +189,7 @@ typedef struct {
     bool skip_nonfinite;
     bool zero_grad;
     bool zero_skipped; /* zero_grad also where the step is skipped */
-    uint64_t seed;     /* of stochastic rounding: another one each step */
+    double average_weight; /* the parameters' in their moving average */
     int threads;
 } fo_request;
 
@@ -211,6 +214,8 @@ fo_result fo_step(const fo_kernels *kernels, fo_plan *plan, const fo_request *re
 double fo_global_norm(const fo_kernels *kernels, fo_plan *plan, int threads);
 double fo_global_max_abs(const fo_kernels *kernels, fo_plan *plan, int threads);
 void fo_scale_gradients(const fo_kernels *kernels, fo_plan *plan, double factor, int threads);
+/* Moves every parameter towards its gradient, which is no gradient then: p = p + weight*(g - p). */
+void fo_lerp(const fo_kernels *kernels, fo_plan *plan, double weight, int threads);
 void fo_clamp_gradients(const fo_kernels *kernels, fo_plan *plan, double limit, int threads);
 
 /* Threads: how many a pass may take at most; 1 without OpenMP and in a forked child. */

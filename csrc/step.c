@@ -149,9 +149,8 @@ struct fo_pass {
     fo_work *work;
     const fo_kernels *kernels;
     fo_plan *plan;
-    double factor; /* of the reductions and of scale; the limit of clamp */
+    double factor; /* of the reductions and of scale; the limit of clamp; the weight of lerp and of moving averages */
     bool zero_grad;
-    uint64_t seed;
 };
 
 static void run_blocks(const fo_pass *pass, size_t tensor, size_t from, size_t to)
@@ -200,6 +199,18 @@ static void run(const fo_pass *pass, int threads)
 #endif
 }
 
+/* ---- numbers kept from step to step ---- */
+
+static double value_of(fo_number x) { return x.single ? (double)*(float *)x.at : *(double *)x.at; }
+
+static void set(fo_number x, double value)
+{
+    if (x.single)
+        *(float *)x.at = (float)value;
+    else
+        *(double *)x.at = value;
+}
+
 /* ---- the work on one block ---- */
 
 static fo_stream from(fo_stream s, size_t offset)
@@ -212,7 +223,7 @@ static fo_block block_of(const fo_pass *pass, const fo_tensor *t, size_t offset,
     const fo_plan *plan = pass->plan;
     fo_block b = {.param = from(t->param, offset), .grad = from(t->grad, offset), .n = n,
                   .hyper = &plan->hypers[t->hyper], .first = offset,
-                  .seed = fo_mix(pass->seed, (uint64_t)(t - plan->tensors)),
+                  .seed = fo_mix(t->count.at ? (uint64_t)value_of(t->count) : 0, (uint64_t)(t - plan->tensors)),
                   .from_memory = plan->first_byte[plan->count] >= BYTES_FROM_MEMORY};
     for (int k = 0; k < fo_needs[t->rule].states; k++) b.state[k] = from(t->state[k], offset);
     return b;
@@ -230,6 +241,14 @@ static void step_block(const fo_pass *pass, const fo_tensor *t, size_t block, si
     (void)block;
     fo_block b = block_of(pass, t, offset, n);
     pass->kernels->step[t->rule](&b);
+    if (t->average.at) {
+        fo_stream average = from(t->average, offset);
+        pass->kernels->lerp(&average, &b.param, n, pass->factor);
+    }
+    if (t->copy.at) {
+        fo_stream copy = from(t->copy, offset);
+        pass->kernels->convert(&copy, &b.param, n);
+    }
     if (pass->zero_grad) memset(b.grad.at, 0, n * fo_storage_size(b.grad.storage));
 }
 
@@ -250,6 +269,13 @@ static void scale_block(const fo_pass *pass, const fo_tensor *t, size_t block, s
     (void)block;
     fo_stream grad = from(t->grad, offset);
     pass->kernels->scale(&grad, n, pass->factor);
+}
+
+static void lerp_block(const fo_pass *pass, const fo_tensor *t, size_t block, size_t offset, size_t n)
+{
+    (void)block;
+    fo_stream target = from(t->param, offset), source = from(t->grad, offset);
+    pass->kernels->lerp(&target, &source, n, pass->factor);
 }
 
 static void zero_block(const fo_pass *pass, const fo_tensor *t, size_t block, size_t offset, size_t n)
@@ -306,16 +332,6 @@ double fo_global_norm(const fo_kernels *kernels, fo_plan *plan, int threads)
 }
 
 /* ---- scalars ---- */
-
-static double value_of(fo_number x) { return x.single ? (double)*(float *)x.at : *(double *)x.at; }
-
-static void set(fo_number x, double value)
-{
-    if (x.single)
-        *(float *)x.at = (float)value;
-    else
-        *(double *)x.at = value;
-}
 
 /* Add to a tensor's number of steps; return it. */
 static double count(const fo_tensor *t, int steps)
@@ -399,12 +415,12 @@ static void settle(fo_plan *plan)
 }
 
 /* Measure, if a rule needs it, and form the scalars that depend on that. */
-static void measure(const fo_kernels *kernels, fo_plan *plan, uint64_t seed, int threads)
+static void measure(const fo_kernels *kernels, fo_plan *plan, int threads)
 {
     bool any = false;
     for (size_t i = 0; i < plan->count; i++) any = any || (plan->tensors[i].grad.at && fo_needs[plan->tensors[i].rule].sums);
     if (!any) return;
-    fo_pass pass = {.work = measure_block, .kernels = kernels, .plan = plan, .seed = seed};
+    fo_pass pass = {.work = measure_block, .kernels = kernels, .plan = plan};
     run(&pass, threads);
     settle(plan);
 }
@@ -421,6 +437,11 @@ static void run_over_gradients(fo_work *work, const fo_kernels *kernels, fo_plan
 void fo_scale_gradients(const fo_kernels *kernels, fo_plan *plan, double factor, int threads)
 {
     run_over_gradients(scale_block, kernels, plan, factor, threads);
+}
+
+void fo_lerp(const fo_kernels *kernels, fo_plan *plan, double weight, int threads)
+{
+    run_over_gradients(lerp_block, kernels, plan, weight, threads);
 }
 
 void fo_clamp_gradients(const fo_kernels *kernels, fo_plan *plan, double limit, int threads)
@@ -455,9 +476,9 @@ fo_result fo_step(const fo_kernels *kernels, fo_plan *plan, const fo_request *re
     }
     form_scalars(plan, request, &result);
     if (result.unfit) return result;
-    measure(kernels, plan, request->seed, request->threads);
+    measure(kernels, plan, request->threads);
     fo_pass pass = {.work = step_block, .kernels = kernels, .plan = plan, .zero_grad = request->zero_grad,
-                    .seed = request->seed};
+                    .factor = request->average_weight};
     run(&pass, request->threads);
     return result;
 }

@@ -7,7 +7,9 @@ from libc.stdint cimport int32_t, int64_t, uint8_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 
 from fastopt._core import same_objects
-from fastopt._core cimport FO_BF16, FO_F16, FO_F32, FO_F64, Plan, fo_number, fo_storage, fo_tensor
+from fastopt._core cimport (
+    FO_BF16, FO_F16, FO_F32, FO_F64, FO_MAX_STATES, Plan, fo_needs, fo_number, fo_storage, fo_stream, fo_tensor,
+)
 
 cdef extern from "dlpack.h" nogil:
     ctypedef struct DLDataType:
@@ -70,6 +72,9 @@ cdef enum:
     AHEAD = 8  # tensors that are being fetched from memory while one is looked at
 
 cdef enum:
+    MOST = FO_MAX_STATES + 1  # states, and the moving average of the parameter
+
+cdef enum:
     INLINE = 4  # dimensions of which the extents need no memory of their own
 
 # After a pass over the model nothing of this is in the caches any more: what is looked at in each step is kept together.
@@ -82,7 +87,7 @@ cdef struct Known:
     DLDataType dtype
     uint64_t version  # of the parameter's dict of states
     int32_t tensors  # a parameter and its states, all alike in memory but for the dtype
-    DLDataType state_dtype[6]
+    DLDataType state_dtype[MOST]
     int64_t *more  # extents that have no place here
     int64_t extents[8]  # the shape, then the strides
 
@@ -91,6 +96,11 @@ cdef int storage_of(DLDataType dtype) noexcept:
     if dtype.code == 2:  # IEEE's floats
         return FO_F32 if dtype.bits == 32 else FO_F64 if dtype.bits == 64 else FO_F16 if dtype.bits == 16 else -1
     return FO_BF16 if dtype.code == 4 and dtype.bits == 16 else -1
+
+
+cdef inline const fo_stream *place_of(const fo_tensor *tensor, int k) noexcept:
+    """Where the plan has a state; the moving average comes after them."""
+    return &tensor.state[k] if k < fo_needs[<size_t>tensor.rule].states else &tensor.average
 
 
 cdef class Watch:
@@ -102,10 +112,10 @@ cdef class Watch:
     cdef Plan plan
     cdef const DLPackExchangeAPI *api
     cdef Known *known
-    cdef Seen *seen  # eight a parameter: the parameter, its states and, last, the gradient
+    cdef Seen *seen  # of each: the parameter, its states and, last, the gradient
     # torch describes a tensor in half the time if another than its Python object holds it too. The parameters are not
     # held: torch.utils.swap_tensors, with which a model may be converted, refuses such.
-    cdef DLManagedTensorVersioned **held  # six a parameter
+    cdef DLManagedTensorVersioned **held  # MOST a parameter
     cdef size_t count
     cdef list params
     cdef readonly size_t missing  # how many parameters had no gradient at the last look
@@ -127,8 +137,8 @@ cdef class Watch:
         if self.api == NULL:
             raise ImportError("the tensors' framework has another major version of DLPack, expected 1")
         self.known = <Known *>calloc(count + 1, sizeof(Known))
-        self.seen = <Seen *>calloc(8 * count + 1, sizeof(Seen))
-        self.held = <DLManagedTensorVersioned **>calloc(6 * count + 1, sizeof(void *))
+        self.seen = <Seen *>calloc((MOST + 2) * count + 1, sizeof(Seen))
+        self.held = <DLManagedTensorVersioned **>calloc(MOST * count + 1, sizeof(void *))
         if self.known == NULL or self.seen == NULL or self.held == NULL:
             raise MemoryError
         self.count = count
@@ -145,7 +155,7 @@ cdef class Watch:
         cdef Known *known = &self.known[i]
         cdef int k
         for k in range(known.tensors - 1):
-            self.held[6 * i + k].deleter(self.held[6 * i + k])
+            self.held[MOST * i + k].deleter(self.held[MOST * i + k])
         free(known.more)
         known.more = NULL
         known.tensors = 0
@@ -161,7 +171,7 @@ cdef class Watch:
         `names` are the entries that must stay what they are: those of the states come first.
         """
         cdef Known *known = &self.known[tensor]
-        cdef Seen *seen = &self.seen[8 * tensor]
+        cdef Seen *seen = &self.seen[(MOST + 2) * tensor]
         cdef DLTensor now
         cdef int64_t *extents = &known.extents[0]
         cdef int32_t k
@@ -182,7 +192,7 @@ cdef class Watch:
             if not self.look_at(state, &now):
                 raise RuntimeError(f"a state of tensor {tensor} has no memory to look at")
             known.state_dtype[known.tensors - 1] = now.dtype
-            self.api.managed_tensor_from_py_object_no_sync(<void *>state, &self.held[6 * tensor + known.tensors - 1])
+            self.api.managed_tensor_from_py_object_no_sync(<void *>state, &self.held[MOST * tensor + known.tensors - 1])
             seen[known.tensors].object, seen[known.tensors].shape = <void *>state, now.shape
             known.tensors += 1
         self.entries[tensor], self.names[tensor], self.views[tensor] = entry, names, param.detach()
@@ -219,7 +229,7 @@ cdef class Watch:
 
     cdef inline void fetch(self, size_t i) noexcept:
         """Start to fetch what will be looked at of a parameter."""
-        cdef const Seen *seen = &self.seen[8 * i]
+        cdef const Seen *seen = &self.seen[(MOST + 2) * i]
         cdef int32_t k
         for k in range(self.known[i].tensors + 1):
             fo_dl_prefetch(seen[k].object, seen[k].shape)
@@ -252,7 +262,7 @@ cdef class Watch:
                     return False
             known.version = fo_dict_version(entry)
         for k in range(known.tensors - 1):
-            if (not self.describe(self.seen[8 * i + k + 1].object, &now) or now.data != tensor.state[k].at
+            if (not self.describe(self.seen[(MOST + 2) * i + k + 1].object, &now) or now.data != place_of(tensor, k).at
                     or not self.same_dtype(now.dtype, known.state_dtype[k]) or not self.alike(known, &now)):
                 return False
         for k in range(known.tensors - 1, <int32_t>len(states)):  # numbers: their memory may be shared by now
@@ -318,6 +328,6 @@ cdef class Watch:
             return False
         tensor.grad.storage = <fo_storage>storage
         tensor.grad.at = now.data if tensor.n else tensor  # (of an empty one only that it is there)
-        self.seen[8 * i + known.tensors].object = <void *>grad
-        self.seen[8 * i + known.tensors].shape = now.shape
+        self.seen[(MOST + 2) * i + known.tensors].object = <void *>grad
+        self.seen[(MOST + 2) * i + known.tensors].shape = now.shape
         return True

@@ -92,6 +92,17 @@ class Limit(QuantityOrNone):
 
 
 @dataclass(frozen=True)
+class Share(QuantityOrNone):
+    """A number in [0, 1), or None."""
+
+    high: float = 1.0
+
+    def check(self, name: str, value: Any, edited: bool = False) -> None:
+        """Raise `ValueError` unless it is None or within its bounds."""
+        super().check(name, value)
+
+
+@dataclass(frozen=True)
 class Numbers(Option):
     """Several numbers, as many as by default."""
 
@@ -165,14 +176,27 @@ class Choice(Option):
 
 @dataclass(frozen=True)
 class StateDtype(Option):
-    """None or torch's float32, known by its name: torch need not be there."""
+    """A precision, as a string or as torch's dtype, which is known by its name: torch need not be there."""
 
-    kind: ClassVar[Any] = "torch.dtype | None"
+    kind: ClassVar[Any] = str | None
+
+    @staticmethod
+    def named(value: Any) -> str | None:
+        """Return the name of a precision; None is the parameter's."""
+        return value if value is None or isinstance(value, str) else repr(value).removeprefix("torch.")
 
     def check(self, name: str, value: Any, edited: bool = False) -> None:
-        """Raise `ValueError` unless it is one of them."""
-        if value is not None and repr(value) != "torch.float32":
-            raise ValueError(f"Invalid {name}: expected one of (None, torch.float32), got {value!r}")
+        """Raise `ValueError` unless it is one of those there are."""
+        if self.named(value) not in (None, *STORED_AS):
+            words = ", ".join(repr(precision) for precision in STORED_AS)
+            raise ValueError(f"Invalid {name}: expected None, {words} or torch's dtype of that name, got {value!r}")
+
+
+@dataclass(frozen=True)
+class TorchStateDtype(StateDtype):
+    """The same, in signatures for torch."""
+
+    kind: ClassVar[Any] = "str | torch.dtype | None"
 
 
 def learning_rate(default: float) -> Quantity:
@@ -198,7 +222,7 @@ FIXED_DECAY = Flag(
     False, "Whether decoupled decay is by `weight_decay` itself, whatever the rate: ``p *= 1 - weight_decay``."
 )
 
-WHOLE: dict[str, Option] = {
+CLIPPING: dict[str, Option] = {
     "clip_norm": Limit(
         None,
         "If the norm of all gradients together exceeds this, scale them down to it: "
@@ -218,21 +242,37 @@ WHOLE: dict[str, Option] = {
         among=("propagate", "skip", "raise"),
     ),
 }
+"""What every optimizer may do with its gradients."""
+
+KEEPING: dict[str, Option] = {
+    "state_dtype": StateDtype(
+        None,
+        'In which precision the states are kept: "float32"; "bfloat16", in which averages of squares are rounded at '
+        "random (to nearest, they would never decay) and what is no average stays in float32; None is the parameter's. "
+        "The states of float64 parameters always have theirs.",
+        keyword_only=True,
+    ),
+    "ema": Share(
+        None,
+        "Keep a moving average of the parameters, ``a = ema*a + (1-ema)*p``, in the step's own pass over memory; it "
+        "begins as a copy of the parameters. See `swap_ema` and `ema_state`.",
+        keyword_only=True,
+    ),
+}
+"""What every optimizer may keep beside its parameters."""
+
+WHOLE: dict[str, Option] = {**CLIPPING, **KEEPING}
 """Options of the whole optimizer. They stand in its groups, the same in each, where they are not the default."""
 
 WHOLE_OF_TORCH: dict[str, Option] = {
-    **WHOLE,
+    **CLIPPING,
     "zero_grad_in_step": Flag(
         False,
         "Zero the gradients in the step's own pass over memory; ``zero_grad(set_to_none=False)`` is not needed then.",
         keyword_only=True,
     ),
-    "state_dtype": StateDtype(
-        None,
-        "`torch.float32` keeps the states of bfloat16 and float16 parameters in float32; the default is the "
-        "parameter's dtype, as in torch.",
-        keyword_only=True,
-    ),
+    **KEEPING,
+    "state_dtype": TorchStateDtype(**vars(KEEPING["state_dtype"])),
 }
 """The same for torch."""
 
@@ -255,6 +295,12 @@ class State:
 
 MOMENT = State(kind="moment")
 SQUARE = State(kind="square")
+
+STORED_AS: dict[str, dict[str, str]] = {
+    "float32": {"moment": "float32", "square": "float32", "exact": "float32"},
+    "bfloat16": {"moment": "bfloat16", "square": "bfloat16_stochastic", "exact": "float32"},
+}
+"""Option `state_dtype` -> kind of a state -> storage (csrc/codecs.def)."""
 
 
 # ---- the description ----
