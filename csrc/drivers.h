@@ -4,7 +4,9 @@
 /* Buffers are not a power of two apart: addresses whose last 12 bits agree get in each other's way. */
 typedef float fo_buffer[CHUNK + 32];
 
-typedef void fo_loop(void *param, const void *grad, void *const *state, size_t n, const fo_hyper *hyper, bool fetch);
+typedef void fo_loop(void *restrict param, const void *restrict grad, void *restrict s0, void *restrict s1,
+                     void *restrict s2, void *restrict s3, void *restrict s4, void *restrict s5, size_t n,
+                     const fo_hyper *hyper, bool fetch);
 
 static fo_storage arithmetic_of(const fo_stream *s) { return s->storage == FO_F64 ? FO_F64 : FO_F32; }
 
@@ -48,14 +50,15 @@ static void drive(const fo_block *b, int states, int written, fo_loop *loop_f32,
     const fo_storage arithmetic = arithmetic_of(&b->param);
     fo_loop *const loop = arithmetic == FO_F64 ? loop_f64 : loop_f32;
     fo_buffer param_buffer, grad_buffer, state_buffer[FO_MAX_STATES];
-    void *state[FO_MAX_STATES];
+    void *state[FO_MAX_STATES] = {0};
     const bool direct = is_direct(b, states, arithmetic);
     for (size_t from = 0, n; from < b->n; from += n) {
         n = direct ? b->n : chunk_at(b->first + from, b->n - from);
         void *param = opened(&b->param, arithmetic, from, n, param_buffer);
         const void *grad = opened(&b->grad, arithmetic, from, n, grad_buffer);
         for (int k = 0; k < states; k++) state[k] = opened(&b->state[k], arithmetic, from, n, state_buffer[k]);
-        loop(param, grad, state, n, b->hyper, b->from_memory && direct);
+        loop(param, grad, state[0], state[1], state[2], state[3], state[4], state[5], n, b->hyper,
+             b->from_memory && direct);
         fo_context context = {.seed = b->seed, .first = b->first + from};
         closed(&b->param, arithmetic, from, n, param_buffer, &context);
         for (int k = 0; k < written; k++) {
@@ -139,7 +142,7 @@ static void write_from(const fo_stream *s, size_t from, size_t n, uint64_t chang
     {                                                                                                                \
         const fo_word *restrict g = b->grad.at;                                                                      \
         uint64_t none = b->n >> 63;                                                                                  \
-        const fo_stream *written[] = {&b->param, &b->state[0], &b->state[1], &b->state[2]};                          \
+        const fo_stream *written[] = {&b->param, &b->state[0], &b->state[1], &b->state[2], &b->state[3]};            \
         fo_word *w[1 + states];                                                                                      \
         size_t common = words_of(&b->grad, b->n);                                                                    \
         UNROLL for (int k = 0; k <= states; k++) {                                                                   \
