@@ -218,9 +218,18 @@ void fo_scale_gradients(const fo_kernels *kernels, fo_plan *plan, double factor,
 void fo_lerp(const fo_kernels *kernels, fo_plan *plan, double weight, int threads);
 void fo_clamp_gradients(const fo_kernels *kernels, fo_plan *plan, double limit, int threads);
 
-/* Threads: how many a pass may take at most; 1 without OpenMP and in a forked child. */
-bool fo_has_openmp(void);
-int fo_hardware_threads(void);
-int fo_usable_threads(int threads);
+/* ---- threads.c: the threads of the OpenMP runtime that the process has ---- */
+
+enum { FO_ANY_THREADS = 0 }; /* in the place of a number of threads: what OpenMP would take */
+
+void fo_load_openmp(void);     /* load one if there is none: once, at start-up, so that whoever sets limits finds it */
+void fo_find_openmp(void);     /* choose among those there are now: torch's first; the first step would do so too */
+const char *fo_spare_openmp(void); /* the file of the one that was loaded, if another is in use now; else NULL */
+bool fo_has_openmp(void);      /* whether one was found */
+int fo_hardware_threads(void); /* how many it would take now; 1 without it */
+
+/* Call the body in each of several threads, at most so many: in one without OpenMP and in a forked child. */
+typedef void fo_body(void *data, size_t thread, size_t threads);
+void fo_parallel(fo_body *body, void *data, int threads);
 
 #endif

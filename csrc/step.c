@@ -1,16 +1,11 @@
-/* The plan and the parallel passes: the only file that knows threads.
+/* The plan and the parallel passes.
  *
  * All parameters lie end to end on one axis of bytes, cut into blocks. A thread takes one contiguous share of
  * the axis: every block that begins in it. No block depends on another, and what reductions find is stored by
  * block number and combined in that order, so no result depends on the number of threads. */
 #include <math.h>
-#include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
-
-#ifdef _OPENMP
-#include <omp.h>
-#endif
 
 #include "fastopt.h"
 
@@ -100,46 +95,6 @@ static void lay_out(fo_plan *plan)
     }
 }
 
-/* ---- threads ---- */
-
-static bool forked;
-
-#ifdef _OPENMP
-static bool went_parallel;
-#endif
-
-/* A forked child has the parent's OpenMP state but none of its threads: a parallel region there would wait for ever,
- * ours or that of another library on the same runtime. These are the two globals that change after start-up. */
-static void note_fork(void)
-{
-    forked = true;
-#ifdef _OPENMP
-    if (__atomic_load_n(&went_parallel, __ATOMIC_RELAXED)) omp_set_num_threads(1);
-#endif
-}
-
-__attribute__((constructor)) static void watch_forks(void) { pthread_atfork(NULL, NULL, note_fork); }
-
-bool fo_has_openmp(void)
-{
-#ifdef _OPENMP
-    return true;
-#else
-    return false;
-#endif
-}
-
-int fo_hardware_threads(void)
-{
-#ifdef _OPENMP
-    return omp_get_max_threads();
-#else
-    return 1;
-#endif
-}
-
-int fo_usable_threads(int threads) { return fo_has_openmp() && !forked ? threads : 1; }
-
 /* ---- a pass ---- */
 
 typedef struct fo_pass fo_pass;
@@ -179,24 +134,18 @@ static void run_share(const fo_pass *pass, size_t from, size_t to)
     }
 }
 
-static void run(const fo_pass *pass, int threads)
+static void run_thread(void *data, size_t thread, size_t threads)
 {
+    const fo_pass *pass = data;
     size_t total = pass->plan->first_byte[pass->plan->count];
-    size_t worth = total / BYTES_A_THREAD;
-    threads = fo_usable_threads(threads);
-    if (worth < (size_t)threads) threads = (int)worth;
-    if (threads <= 1) {
-        run_share(pass, 0, total);
-        return;
-    }
-#ifdef _OPENMP
-    __atomic_store_n(&went_parallel, true, __ATOMIC_RELAXED);
-#pragma omp parallel num_threads(threads)
-    {
-        size_t t = (size_t)omp_get_thread_num(), all = (size_t)omp_get_num_threads();
-        run_share(pass, total / all * t, t + 1 == all ? total : total / all * (t + 1));
-    }
-#endif
+    run_share(pass, total / threads * thread, thread + 1 == threads ? total : total / threads * (thread + 1));
+}
+
+static void run(fo_pass *pass, int threads)
+{
+    size_t worth = pass->plan->first_byte[pass->plan->count] / BYTES_A_THREAD;
+    if (worth > 1 && threads == FO_ANY_THREADS) threads = fo_hardware_threads();
+    fo_parallel(run_thread, pass, worth < (size_t)threads ? (int)worth : threads);
 }
 
 /* ---- numbers kept from step to step ---- */
@@ -415,7 +364,7 @@ static void settle(fo_plan *plan)
 }
 
 /* Measure, if a rule needs it, and form the scalars that depend on that. */
-static void measure(const fo_kernels *kernels, fo_plan *plan, int threads)
+static void measure_and_settle(const fo_kernels *kernels, fo_plan *plan, int threads)
 {
     bool any = false;
     for (size_t i = 0; i < plan->count; i++) any = any || (plan->tensors[i].grad.at && fo_needs[plan->tensors[i].rule].sums);
@@ -476,7 +425,7 @@ fo_result fo_step(const fo_kernels *kernels, fo_plan *plan, const fo_request *re
     }
     form_scalars(plan, request, &result);
     if (result.unfit) return result;
-    measure(kernels, plan, request->threads);
+    measure_and_settle(kernels, plan, request->threads);
     fo_pass pass = {.work = step_block, .kernels = kernels, .plan = plan, .zero_grad = request->zero_grad,
                     .factor = request->average_weight};
     run(&pass, request->threads);

@@ -742,6 +742,7 @@ static int time_rules(int count, char **names)
 
 int main(int argc, char **argv)
 {
+    fo_load_openmp();
     const char *command = argc > 1 ? argv[1] : "";
     if (strcmp(command, "check") == 0 && argc == 2) return check();
     if (strcmp(command, "fuzz") == 0 && argc == 4) return fuzz(strtoull(argv[2], NULL, 10), strtoul(argv[3], NULL, 10));

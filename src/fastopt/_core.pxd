@@ -73,6 +73,11 @@ cdef extern from "fastopt.h" nogil:
     void fo_scale_gradients(const fo_kernels *, fo_plan *, double, int)
     void fo_lerp(const fo_kernels *, fo_plan *, double, int)
     void fo_clamp_gradients(const fo_kernels *, fo_plan *, double, int)
+    enum:
+        FO_ANY_THREADS
+    void fo_load_openmp()
+    void fo_find_openmp()
+    const char *fo_spare_openmp()
     bint fo_has_openmp()
     int fo_hardware_threads()
 

@@ -16,6 +16,7 @@ cdef list names(const char *(*name)(size_t) noexcept nogil):
 
 
 cdef const fo_kernels *kernels = fo_best_kernels()
+fo_load_openmp()
 
 RULES = {name: (i, fo_needs[i].states) for i, name in enumerate(names(fo_rule_name))}
 """Rule name -> (index, number of state arrays)."""
@@ -50,6 +51,20 @@ def use_isa(name: str) -> None:
 
 def compiler() -> str:
     return fo_compiler().decode()
+
+
+ANY_THREADS = FO_ANY_THREADS
+"""In the place of a number of threads: what OpenMP would take."""
+
+
+def find_openmp() -> None:
+    """Share the threads of the OpenMP runtime that torch uses, if it is loaded; else of one that is there."""
+    fo_find_openmp()
+
+
+def spare_openmp() -> str:
+    """Return the file of the runtime that fastopt loaded and does not use, as another has come since; else ""."""
+    return (fo_spare_openmp() or b"").decode()
 
 
 def has_openmp() -> bool:

@@ -2,8 +2,10 @@
 """Tensors of another framework, seen through DLPack's exchange in C: where they lie, and whether that has changed."""
 
 from cpython.exc cimport PyErr_Clear
-from cpython.pycapsule cimport PyCapsule_GetPointer
-from libc.stdint cimport int32_t, int64_t, uint8_t, uint64_t
+from cpython.pycapsule cimport PyCapsule_GetPointer, PyCapsule_New
+from cpython.ref cimport Py_DECREF, Py_INCREF
+from cpython.tuple cimport PyTuple_Check, PyTuple_GET_ITEM
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 
 from fastopt._core import same_objects
@@ -25,8 +27,14 @@ cdef extern from "dlpack.h" nogil:
         int64_t *shape
         int64_t *strides
     ctypedef struct DLManagedTensorVersioned:
+        void *manager_ctx
         void (*deleter)(DLManagedTensorVersioned *) noexcept
+    ctypedef struct DLPackVersion:
+        uint32_t major
+    enum:
+        DL_MAJOR
     ctypedef struct DLPackExchangeAPI:
+        DLPackVersion version
         int (*managed_tensor_from_py_object_no_sync)(void *, DLManagedTensorVersioned **) except -1
         int (*dltensor_from_py_object_no_sync)(void *, DLTensor *) noexcept
     const DLPackExchangeAPI *fo_dl_table(const DLPackExchangeAPI *)
@@ -90,6 +98,64 @@ cdef struct Known:
     DLDataType state_dtype[MOST]
     int64_t *more  # extents that have no place here
     int64_t extents[8]  # the shape, then the strides
+
+# ---- the same from a framework without that exchange: its tensors are asked in Python ----
+
+cdef enum:
+    MOST_DIMENSIONS = 64  # as many as torch allows
+
+cdef dict asked_dtypes = {}
+cdef int64_t asked_extents[2 * MOST_DIMENSIONS]  # of the tensor that was described last
+cdef DLPackExchangeAPI asking
+
+
+cdef int describe_by_asking(void *py_object, DLTensor *out) noexcept:
+    """Describe a strided tensor until another one is described; -1 for any other."""
+    cdef int32_t k
+    tensor = <object>py_object
+    try:
+        address = tensor.data_ptr()
+        shape, strides = tensor.shape, tensor.stride()
+        code, bits = asked_dtypes.get(tensor.dtype, (0, 0))
+        out.data, out.dtype.code, out.dtype.bits = <void *><uint64_t>address, code, bits
+        out.device.type = 1 if tensor.is_cpu else 0
+        if not (PyTuple_Check(shape) and PyTuple_Check(strides) and len(shape) == len(strides) <= MOST_DIMENSIONS):
+            return -1
+        out.ndim = <int32_t>len(shape)
+        out.shape, out.strides = asked_extents, asked_extents + out.ndim
+        for k in range(out.ndim):
+            out.shape[k], out.strides[k] = <object>PyTuple_GET_ITEM(shape, k), <object>PyTuple_GET_ITEM(strides, k)
+        return 0 if address or 0 in shape else -1  # (a tensor subclass may have memory that is not its own)
+    except Exception:
+        return -1
+
+
+cdef void let_go(DLManagedTensorVersioned *held) noexcept:
+    Py_DECREF(<object>held.manager_ctx)
+    free(held)
+
+
+cdef int hold_by_reference(void *py_object, DLManagedTensorVersioned **out) except -1:
+    out[0] = <DLManagedTensorVersioned *>calloc(1, sizeof(DLManagedTensorVersioned))
+    if out[0] == NULL:
+        raise MemoryError
+    Py_INCREF(<object>py_object)
+    out[0].manager_ctx, out[0].deleter = py_object, let_go
+    return 0
+
+
+def exchange_by_asking(dict dtypes):
+    """Return what `Watch` reads tensors by, for a framework that has no `__dlpack_c_exchange_api__`.
+
+    `dtypes` are its dtypes that have a storage here, each with DLPack's (code, bits).
+    """
+    global asked_dtypes
+    asked_dtypes = dtypes
+    asking.version.major = DL_MAJOR
+    asking.dltensor_from_py_object_no_sync = describe_by_asking
+    asking.managed_tensor_from_py_object_no_sync = hold_by_reference
+    return PyCapsule_New(&asking, "dlpack_exchange_api", NULL)
+
 
 cdef int storage_of(DLDataType dtype) noexcept:
     """The storage of a dtype, or -1."""

@@ -49,4 +49,4 @@ def lerp_(targets: Any, sources: Any, weight: float) -> None:
     pairs = [
         (_arrays.place(target), _arrays.place(other), target.size) for target, other in zip(arrays, others, strict=True)
     ]
-    _core.Plan.of_pairs(pairs, (arrays, others)).lerp(weight, environment.get_num_threads())
+    _core.Plan.of_pairs(pairs, (arrays, others)).lerp(weight, environment.pass_threads())

@@ -115,7 +115,7 @@ class Arrays(Engine):
 
     def threads(self) -> int:
         """Return the number of threads that was asked for, or OpenMP's."""
-        return environment.get_num_threads()
+        return environment.pass_threads()
 
 
 # ---- precisions ----

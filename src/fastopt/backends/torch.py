@@ -17,16 +17,9 @@ import torch
 from torch import Tensor
 
 from fastopt import _core, _dlpack, environment
+from fastopt.backends.torch_compat import DTensor, exchange
 from fastopt.clipping import clip_coefficient
 from fastopt.engine import Buffers, Call, Engine, Group, Request
-
-try:
-    from torch.distributed.tensor import DTensor as DTensor
-except ImportError:  # a build of torch without torch.distributed
-
-    class DTensor:  # type: ignore[no-redef]
-        """Stand-in that no tensor is an instance of."""
-
 
 DTYPE_NAMES = {
     torch.float32: "float32",
@@ -41,6 +34,8 @@ COMPLEX = {name: dtype.to_complex() for name, dtype in DTYPES.items() if name !=
 EXACT = 2**24
 """Where float32 stops counting."""
 
+_core.find_openmp()  # torch has come: its threads are the ones to share now
+
 
 class Tensors(Engine):
     """The step of parameters that are tensors. `look` finds the gradients by itself."""
@@ -50,7 +45,7 @@ class Tensors(Engine):
 
     def __init__(self, face: Any, parts: list[tuple[Group, list[Any]]]) -> None:
         super().__init__(face, parts)
-        self.watch = _dlpack.Watch(Tensor.__dlpack_c_exchange_api__, self.plan, self.params, self.method.takes_sparse)
+        self.watch = _dlpack.Watch(exchange(), self.plan, self.params, self.method.takes_sparse)
         self.sharded = any(isinstance(param, DTensor) for param in self.params)
         self.serial = False
         self.left = math.inf

@@ -5,9 +5,6 @@
 
 import torch
 
-if not hasattr(torch.Tensor, "__dlpack_c_exchange_api__"):
-    raise ImportError(f"fastopt.torch needs torch 2.10 or newer (DLPack's exchange in C); got {torch.__version__}")
-
 from fastopt import schedules
 from fastopt.torch import optimizers as optimizers
 from fastopt.torch.averaging import lerp_

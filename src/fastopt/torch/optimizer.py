@@ -385,9 +385,7 @@ def made_from(method: type[Method]) -> type[Optimizer]:
         "twin": twin,
         "signature": signature,
         "__signature__": signature,
-        "extras": {
-            name: option.default for name, option in method.options.items() if name not in known and not option.fixed
-        },
+        "extras": {name: option.default for name, option in method.options.items() if name not in known},
         "__doc__": method.documentation(WHOLE_OF_TORCH),
         "__module__": "fastopt.torch.optimizers",
     }
