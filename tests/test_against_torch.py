@@ -108,6 +108,14 @@ OUT_OF_BOUNDS = [
     *((name, {option: -1}) for name in ("Adam", "AdamW") for option in ("lr", "eps", "weight_decay")),
     *((name, {"betas": betas}) for name in ("Adam", "AdamW") for betas in ((1.0, 0.9), (0.9, 1.0), (-0.1, 2.0))),
     *((name, {option: math.nan}) for name in ("Adam", "AdamW") for option in ("lr", "weight_decay")),
+    *((name, {option: -1}) for name in ("NAdam", "RAdam", "Adamax") for option in ("lr", "eps", "weight_decay")),
+    *((name, {"betas": (0.9, 1.0)}) for name in ("NAdam", "RAdam", "Adamax")),
+    ("NAdam", {"momentum_decay": -1}),
+    *(("Adadelta", {option: -1}) for option in ("lr", "rho", "eps", "weight_decay")),
+    ("Adadelta", {"rho": 1.1}),
+    *(("ASGD", {option: -1}) for option in ("lr", "weight_decay")),
+    ("Rprop", {"lr": -1}),
+    *(("Rprop", {"etas": etas}) for etas in ((0.0, 1.2), (0.5, 1.0), (1.2, 0.5))),
 ]
 
 
