@@ -177,7 +177,7 @@ def test_maximize_climbs(dtype: str, isa: str) -> None:
         for opt in (make(down), make(up, maximize=True)):
             for _ in range(2):  # (ADOPT's first step goes nowhere)
                 opt.step(gradient)
-        assert (up == -down).all()
+        assert np.allclose(up, -down, rtol=1e-4)  # (Yogi's averages do not start at zero)
         assert (np.sign(up) == np.sign(gradient)).all()
 
 
