@@ -156,4 +156,4 @@ def does_it_show(case: Case, t: int, state: reference.State, name: str) -> bool:
         [reference.step(case.rule, np.ones(1), np.full(1, g), {**state, name: size}, t, options)[0] for g in (-1, 0, 1)]
         for size in (np.zeros(1), np.full(1, 1e-60))
     ]
-    return bool(np.abs(np.subtract(*moved)).max() > 1e-6)
+    return bool(np.abs(np.array(moved[0]) - np.array(moved[1])).max() > 1e-6)

@@ -16,7 +16,7 @@ class NAdam(Method):
     ``n = mu(t+1)*m / (1 - mu_product*mu(t+1)) + (1 - mu(t))*g / (1 - mu_product)``,
     ``p -= lr * n / (sqrt(v/(1-beta2**t)) + eps)``, t = 1, 2, ...
 
-    As in `torch.optim`. (Keras has a base of 0.96 and a decay of 4e-3 too; optax has no rising momentum.)
+    As in `torch.optim`. (In optax the momentum does not rise.)
 
     References
     ----------
