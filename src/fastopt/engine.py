@@ -435,7 +435,7 @@ class Engine(ABC):
         fresh = [name for name in names if entry.get(name) is None]
         numbers = [self.count_place(slot, entry, bool(fresh))]
         stored = {name: self.storage(slot, name) for name in arrays}
-        for name in (*arrays, *kept):
+        for name in (*kept, *arrays):  # (torch's order)
             if entry.get(name) is None:
                 start = None if name == AVERAGE else self.method.start(name, self.start_options(slot))
                 if name in kept:
