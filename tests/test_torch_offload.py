@@ -1,12 +1,7 @@
 """Offload: the numbers of the plain optimizer on float32 masters, whatever arrives when."""
 
-import copy
-import io
-import os
-import threading
 import time
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -17,8 +12,7 @@ torch = pytest.importorskip("torch")
 
 from torch_cases import assert_equal, nonzero, ours  # noqa: E402
 
-import fastopt.torch  # noqa: E402
-from fastopt import optimizers, schedules  # noqa: E402
+from fastopt import optimizers  # noqa: E402
 from fastopt.torch import link, offload  # noqa: E402
 from fastopt.torch.offload import Offload  # noqa: E402
 

@@ -344,4 +344,3 @@ def obstacle() -> str | None:
     if free_memory < 48e9:
         return f"the device has {free_memory / 1e9:.0f} GB free, expected 48"
     return None
-
