@@ -524,11 +524,12 @@ RULE_OF(ftrl)
     return size <= h->low ? 0 : FMA(h->low, NAMED(sign)(s[0]), -s[0]) / (root + h->eps);
 }
 
+/* (A rate of zero leaves the parameters alone, as it does elsewhere.) */
 SCALARS_OF(ftrl)
 {
     h->a = o->lr;
-    h->decay = 0;
-    h->k1 = 1 / o->lr;
+    h->decay = o->lr == 0;
+    h->k1 = o->lr != 0 ? 1 / o->lr : 0;
     h->low = o->lambda_1;
     h->eps = o->beta + o->lr * o->lambda_2;
     h->flush = h->eps;

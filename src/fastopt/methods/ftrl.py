@@ -14,7 +14,8 @@ class FTRL(Method):
     ``z += g - (sqrt(n + g**2) - sqrt(n))/lr * p``, ``n += g**2``, and then p is 0 where ``|z| <= lambda_1``, elsewhere
     ``p = (lambda_1*sign(z) - z) / ((beta + sqrt(n))/lr + lambda_2)``
 
-    As in the package pytorch_optimizer with its `lr_power` of -0.5: a parameter that has had no gradient is 0.
+    As in the package pytorch_optimizer with its `lr_power` of -0.5: a parameter that has had no gradient is 0. A
+    rate of 0 leaves the parameters alone.
 
     References
     ----------
