@@ -11,7 +11,9 @@ typedef union {
 /* Rows of as many elements are used where they are; of narrower ones, several make a chunk. */
 enum { WIDE = 256 };
 
-typedef void fo_loop(void *param, const void *grad, void *const *state, size_t n, const fo_hyper *hyper, bool fetch);
+typedef void fo_loop(void *restrict param, const void *restrict grad, void *restrict s0, void *restrict s1,
+                     void *restrict s2, void *restrict s3, void *restrict s4, void *restrict s5, size_t n,
+                     const fo_hyper *hyper, bool fetch);
 
 static fo_storage arithmetic_of(const fo_stream *s) { return s->storage == FO_F64 ? FO_F64 : FO_F32; }
 
@@ -210,7 +212,7 @@ static void drive(const fo_block *b, int states, int written, fo_loop *loop_f32,
     const fo_storage arithmetic = arithmetic_of(&b->param);
     fo_loop *const loop = arithmetic == FO_F64 ? loop_f64 : loop_f32;
     fo_buffer param_buffer, grad_buffer, state_buffer[FO_MAX_STATES];
-    void *state[FO_MAX_STATES];
+    void *state[FO_MAX_STATES] = {0};
     const bool direct = is_direct(b, states, arithmetic);
     for (size_t from = 0, n; from < b->n; from += n) {
         n = direct ? b->n : chunk_of(&b->param, b->first, from, b->n - from);
@@ -218,7 +220,8 @@ static void drive(const fo_block *b, int states, int written, fo_loop *loop_f32,
         const void *grad = opened(&b->grad, arithmetic, from, n, &grad_buffer);
         for (int k = 0; k < states; k++) state[k] = opened(&b->state[k], arithmetic, from, n, &state_buffer[k]);
         if (b->row_decay) catch_up(b, arithmetic, from, n, param);
-        loop(param, grad, state, n, b->hyper, b->from_memory);
+        loop(param, grad, state[0], state[1], state[2], state[3], state[4], state[5], n, b->hyper,
+             b->from_memory);
         fo_context context = {.seed = b->seed, .first = b->first + from};
         closed(&b->param, arithmetic, from, n, &param_buffer, &context);
         for (int k = 0; k < written; k++) {
@@ -302,7 +305,7 @@ static void write_from(const fo_stream *s, size_t from, size_t n, uint64_t chang
     {                                                                                                                \
         const fo_word *restrict g = b->grad.at;                                                                      \
         uint64_t none = b->n >> 63;                                                                                  \
-        const fo_stream *written[] = {&b->param, &b->state[0], &b->state[1], &b->state[2]};                          \
+        const fo_stream *written[] = {&b->param, &b->state[0], &b->state[1], &b->state[2], &b->state[3]};            \
         fo_word *w[1 + states];                                                                                      \
         size_t common = words_of(&b->grad, b->n);                                                                    \
         UNROLL for (int k = 0; k <= states; k++) {                                                                   \

@@ -151,10 +151,10 @@ const char *fo_compiler(void);
 /* ---- scalars.c ---- */
 
 /* Form the scalars of a rule's step (the first is 1) in double and in float; scale multiplies the gradients. The rule's
- * numbers become those after the step; `hyper` keeps those before. Returns 0, or 1 + the number of a scalar that is not
+ * numbers, which may be kept in `single` precision, become those after the step; `hyper` keeps those before. Returns 0, or 1 + the number of a scalar that is not
  * finite in the arithmetic's precision (double if `wide`); a clip_value of infinity is none, and a scale may be NaN or
  * infinite, as the norm that it comes from. */
-int fo_form_scalars(fo_rule rule, const fo_options *options, double step, double *numbers, double scale,
+int fo_form_scalars(fo_rule rule, const fo_options *options, double step, double *numbers, bool single, double scale,
                     double clip_value, bool wide, fo_hyper *hyper);
 
 /* Form those that depend on what was measured of n elements. They may be anything, as the gradients. */

@@ -41,15 +41,17 @@ FO_INLINE T NAMED(prepare)(T p, T g, bool l2, bool clip, const HYPER *h)
         VECTORISE for (; i < end; i++) ELEMENT(name, states, l2, clip)                                               \
     }
 
+/* (The states are parameters one by one since compilers believe `restrict` of those alone: without, they compare the
+ * addresses at run time, or give up where there are many.) */
 #define RULE(name, states)                                                                                           \
-    static void NAMED(loop_##name)(void *param, const void *grad, void *const *state, size_t n,                      \
-                                   const fo_hyper *hyper, bool fetch)                                                \
+    static void NAMED(loop_##name)(void *restrict param, const void *restrict grad, void *restrict s0,               \
+                                   void *restrict s1, void *restrict s2, void *restrict s3, void *restrict s4,       \
+                                   void *restrict s5, size_t n, const fo_hyper *hyper, bool fetch)                   \
     {                                                                                                                \
-        T *restrict p = param;                                                                                       \
-        const T *restrict g = grad;                                                                                  \
-        T *all[FO_MAX_STATES];                                                                                       \
+        T *const p = param;                                                                                          \
+        const T *const g = grad;                                                                                     \
+        T *const all[FO_MAX_STATES] = {s0, s1, s2, s3, s4, s5};                                                      \
         const HYPER h = hyper->SUFFIX;                                                                               \
-        UNROLL for (int k = 0; k < states; k++) all[k] = state[k];                                                   \
         if (!isinf(h.clip))                                                                                          \
             LOOP(name, states, h.l2 != 0, true)                                                                      \
         else if (h.l2 != 0)                                                                                          \

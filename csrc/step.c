@@ -322,6 +322,7 @@ static double count(const fo_tensor *t, int steps)
 static bool same_scalars(const fo_tensor *a, const fo_tensor *b, const double *before_a, const double *before_b)
 {
     return a->options == b->options && a->rule == b->rule && a->param.storage == b->param.storage &&
+           a->number[0].single == b->number[0].single &&
            memcmp(before_a, before_b, sizeof(double[FO_MAX_NUMBERS])) == 0 &&
            (!fo_needs[a->rule].sums || fo_needs[a->rule].over_plan);
 }
@@ -342,8 +343,8 @@ static void form_scalars(fo_plan *plan, const fo_request *request, fo_result *re
         if (!last || last_step != step || !same_scalars(last, t, plan->hypers[used - 1].before, before)) {
             fo_hyper *hyper = &plan->hypers[used++];
             memcpy(after, before, sizeof after);
-            result->unfit = fo_form_scalars(t->rule, t->options, step, after, scale, request->clip_value,
-                                            t->param.storage == FO_F64, hyper);
+            result->unfit = fo_form_scalars(t->rule, t->options, step, after, t->number[0].single, scale,
+                                            request->clip_value, t->param.storage == FO_F64, hyper);
             result->tensor = i;
             last = t, last_step = step;
         }

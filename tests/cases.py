@@ -53,6 +53,11 @@ class Case:
         """Whether an element's update depends on the others of its tensor."""
         return self.rule in _core.SCOPES
 
+    @property
+    def cancels(self) -> bool:
+        """Whether a state adds up what may be a difference that nearly cancels: of gradients, or times a ratio."""
+        return self.measures or self.rule == "adan"
+
     def make(self, params: Any, **more: Any) -> Optimizer:
         return MAKERS[self.optimizer](params, **{**self.options, **more})
 
@@ -98,6 +103,7 @@ ROWS: list[tuple[str, str, dict[str, Any]]] = [
     ("Adagrad", "adagrad", {"eps": 1e-2, "eps_root": 1e-2}),
     ("RMSprop", "rmsprop", {}),
     ("RMSprop", "rmsprop", {"alpha": 0.9, "eps": 1e-2, "eps_root": 1e-2}),
+    ("RMSprop", "rmsprop", {"weight_decay": 0.01, "decoupled_weight_decay": True}),
     ("RMSprop", "rmsprop_momentum", {"momentum": 0.9}),
     ("RMSprop", "rmsprop_momentum", {"momentum": cooling, "alpha": cooling}),
     ("RMSprop", "rmsprop_centered", {"centered": True}),
@@ -112,8 +118,49 @@ ROWS: list[tuple[str, str, dict[str, Any]]] = [
     ("AdamW", "adam", {}),
     ("AdamW", "adam", {"betas": (0.8, 0.99), "eps": 1e-2, "eps_root": 1e-2}),
     ("AdamW", "amsgrad", {"amsgrad": True, "weight_decay": 0.01}),
+    ("NAdam", "nadam", {}),
+    ("NAdam", "nadam", {"betas": (0.8, 0.99), "eps": 1e-2, "momentum_decay": 0.3}),
+    ("NAdam", "nadam", {"weight_decay": 0.01, "decoupled_weight_decay": True}),
+    ("NAdam", "nadam", {"betas": (cooling, 0.99), "lr": warmup}),
+    ("RAdam", "radam", {}),
+    ("RAdam", "radam", {"betas": (0.8, 0.9), "eps": 1e-2, "weight_decay": 0.01, "decoupled_weight_decay": True}),
+    ("Adamax", "adamax", {}),
+    ("Adamax", "adamax", {"betas": (0.8, 0.5), "eps": 1e-2}),
+    ("Adamax", "adamax", {"weight_decay": 0.01, "decoupled_weight_decay": True}),
+    ("Adadelta", "adadelta", {}),
+    ("Adadelta", "adadelta", {"rho": 0.5, "eps": 1e-2}),
+    ("Adadelta", "adadelta", {"rho": 1.0, "weight_decay": 0.01, "decoupled_weight_decay": True}),
+    ("ASGD", "asgd", {}),
+    ("ASGD", "asgd", {"lambd": 0.1, "alpha": 0.5, "t0": 2.0}),
+    ("Rprop", "rprop", {}),
+    ("Rprop", "rprop", {"etas": (0.3, 1.7), "step_sizes": (0.05, 0.15)}),
     ("Lion", "lion", {}),
     ("Lion", "lion", {"betas": (0.8, 0.9)}),
+    ("Signum", "signum", {}),
+    ("Signum", "signum", {"momentum": cooling, "weight_decay": 0.01, "decoupled_weight_decay": False}),
+    ("Signum", "signsgd", {"momentum": 0.0, "weight_decay": 0.01}),
+    ("AdEMAMix", "ademamix", {}),
+    ("AdEMAMix", "ademamix", {"betas": (0.8, 0.9, 0.99), "alpha": 2.0, "t_alpha": 4.0, "t_beta3": 3.0, "eps": 1e-2}),
+    ("ADOPT", "adopt", {}),
+    ("ADOPT", "adopt", {"betas": (0.8, 0.9), "eps": 1.0, "clip_exp": None}),
+    ("ADOPT", "adopt", {"clip_exp": 0.1, "weight_decay": 0.01, "decoupled_weight_decay": True}),
+    ("LaProp", "laprop", {}),
+    ("LaProp", "laprop", {"betas": (0.8, cooling), "eps": 1e-2, "lr": warmup, "weight_decay": 0.01}),
+    ("AdaBelief", "adabelief", {}),
+    ("AdaBelief", "adabelief", {"betas": (0.8, 0.9), "degenerated_to_sgd": False}),
+    ("AdaBelief", "adabelief", {"rectify": False, "eps": 1e-2, "weight_decay": 0.01, "decoupled_weight_decay": False}),
+    ("AdaBelief", "adabelief", {"weight_decay": 0.01, "fixed_decay": True}),
+    ("AdaBelief", "adabelief_amsgrad", {"amsgrad": True}),
+    ("AdaBelief", "adabelief_amsgrad", {"amsgrad": True, "rectify": False, "betas": (0.8, 0.5)}),
+    ("Adan", "adan", {}),
+    ("Adan", "adan", {"betas": (0.8, 0.7, 0.9), "eps": 1e-2, "weight_decay": 0.01, "lr": warmup}),
+    ("Adan", "adan", {"weight_decay": 0.01, "no_prox": True}),
+    ("Yogi", "yogi", {"initial_accumulator": 2.0**-20}),
+    ("Yogi", "yogi", {"betas": (0.8, 0.5), "eps": 1e-2, "initial_accumulator": 0.75}),
+    ("Yogi", "yogi", {"initial_accumulator": 0.5, "weight_decay": 0.01, "decoupled_weight_decay": False}),
+    ("Yogi", "yogi", {"initial_accumulator": 0.5, "weight_decay": 0.01, "fixed_decay": True}),
+    ("FTRL", "ftrl", {}),
+    ("FTRL", "ftrl", {"beta": 1.0, "lambda_1": 0.1, "lambda_2": 0.1}),
     ("LARS", "lars", {}),
     ("LARS", "lars", {"weight_decay": 0.01, "trust_clip": True, "trust_coeff": 0.5, "lr": 0.3}),
     ("LARS", "lars_momentum", {"momentum": 0.9, "weight_decay": 0.01}),
@@ -130,7 +177,15 @@ VARIATIONS: list[dict[str, Any]] = [
     {"clip_value": 0.7},
     {"clip_norm": 3.0},
 ]
-"""What every rule is tried with besides, on the first row that has it."""
+"""What is done around every rule, by the same code for all: tried one by one with those that are varied `IN_FULL`."""
+
+COMBINED: list[dict[str, Any]] = [
+    {"weight_decay": 0.01, "maximize": True, "clip_value": 0.7},
+    {"lr": warmup, "clip_norm": 3.0},
+]
+"""What every other rule is tried with, on the first row that has it: what its optimizer has of these."""
+
+IN_FULL = (("SGD", "sgd"), ("SGD", "momentum"), ("Adam", "adam"))
 
 
 def all_cases() -> Iterator[Case]:
@@ -143,10 +198,8 @@ def all_cases() -> Iterator[Case]:
         yield Case(optimizer, rule, base)
         if (optimizer, rule) not in seen:
             seen.add((optimizer, rule))
-            for variation in VARIATIONS:
-                varied = {**base, **variation}
-                if varied != base and varied.keys() <= free:
-                    yield Case(optimizer, rule, varied)
+            for variation in VARIATIONS if (optimizer, rule) in IN_FULL else COMBINED:
+                yield Case(optimizer, rule, {**base, **{name: variation[name] for name in variation if name in free}})
 
 
 CASES = list(all_cases())

@@ -159,7 +159,8 @@ static fo_hyper scalars_of_order_one(void)
 {
     fo_hyper h = {.f64 = {.scale = 0.75, .clip = INFINITY, .decay = 0.999, .a = -1e-2, .eps = 1e-8, .eps_root = 1e-12,
                           .mu = 0.9, .c = 1, .k1 = 0.9, .k2 = 1, .alpha = 0.99, .alphac = 0.01, .beta1 = 0.9,
-                          .beta1c = 0.1, .beta2 = 0.999, .beta2c = 0.001, .rbc2 = 3}};
+                          .beta1c = 0.1, .beta2 = 0.999, .beta2c = 0.001, .beta3 = 0.99, .beta3c = 0.01,
+                          .rbc2 = 3, .low = 0.1, .high = 1}};
     return h;
 }
 
@@ -548,7 +549,8 @@ static void draw_problem(problem *p)
 typedef struct {
     fo_tensor tensors[MOST_TENSORS];
     size_t shifts[MOST_TENSORS];
-    double counts[2 * MOST_TENSORS]; /* steps, of each tensor of the plan */
+    double counts[2 * MOST_TENSORS]; /* steps, of each tensor of the plan, */
+    double kept[2 * MOST_TENSORS][FO_MAX_NUMBERS]; /* and the numbers of its rule */
     fo_result result;
     double norm, max_abs; /* of the gradients, before the step */
 } outcome;
@@ -589,6 +591,10 @@ static fo_plan *plan_of(const problem *p, outcome *o, bool split)
         t->options = &p->options[p->owners[tensor]];
         o->counts[i] = p->counts[tensor];
         t->count.at = &o->counts[i];
+        for (int k = 0; k < FO_MAX_NUMBERS; k++) {
+            o->kept[i][k] = 0.5;
+            t->number[k].at = &o->kept[i][k];
+        }
         for (int k = 0; k < streams_of(t); k++) {
             fo_stream *s = stream_of(t, k);
             s->at = (char *)s->at + from * fo_storage_size(s->storage);
@@ -727,12 +733,13 @@ static uint64_t hash_of(const fo_kernels *kernels, fo_rule rule, size_t combinat
     random_state = 1;
     fo_tensor t = tensor_of(rule, combination, n);
     allocate(&t, ORDINARY);
-    double count = 0;
+    double count = 0, kept[FO_MAX_NUMBERS] = {1, 1, 1, 1};
     const fo_options options = {.lr = 1e-2, .weight_decay = 0.01, .momentum = 0.9, .nesterov = 1, .alpha = 0.99,
                                 .beta1 = 0.9, .beta2 = 0.999, .eps = 1e-8, .eps_root = 1e-12};
     fo_plan *plan = fo_plan_new(1);
     plan->tensors[0] = t;
     plan->tensors[0].count.at = &count;
+    for (int k = 0; k < FO_MAX_NUMBERS; k++) plan->tensors[0].number[k].at = &kept[k];
     plan->tensors[0].options = &options;
     if (!fo_plan_cut(plan)) abort();
     for (int step = 0; step < STEPS; step++) {

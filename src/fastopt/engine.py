@@ -20,7 +20,7 @@ from fastopt.methods.base import STORED_AS, WHOLE, Method, Option, StateDtype
 
 Group = dict[str, Any]
 
-RATES = {name: _core.OPTIONS[name] for name in ("lr", "weight_decay")}
+RATES = ("lr", "weight_decay")
 """Numbers that are edited all the time, and that neither choose the rule nor exclude anything."""
 
 AVERAGE = "ema"
@@ -224,6 +224,7 @@ class Engine(ABC):
     def __init__(self, face: Any, parts: list[tuple[Group, list[Any]]]) -> None:
         self.face = weakref.proxy(face)  # which has the engine: dropped, it lets go of its arrays at once
         self.method: type[Method] = face.method
+        self.rates = {name: _core.OPTIONS[name] for name in RATES if name in face.method.options}
         self.groups = [group for group, _ in parts]
         self.params = [param for _, params in parts for param in params]
         self.owners = [owner for owner, (_, params) in enumerate(parts) for _ in params]
@@ -339,7 +340,7 @@ class Engine(ABC):
     def options(self) -> Group:
         """Look at the groups; return the options of the whole optimizer as they are at this step."""
         low = 0.0 if self.strict else -math.inf
-        for owner in self.plan.follow(self.groups, self.seen, self.values, RATES, low):
+        for owner in self.plan.follow(self.groups, self.seen, self.values, self.rates, low):
             self.whole_is_known = False  # (an error or an interrupt may come before it is)
             self.take_options(owner, self.groups[owner], list(self.groups[owner].values()))
         if not self.whole_is_known:
@@ -452,7 +453,7 @@ class Engine(ABC):
         fresh = [name for name in names if entry.get(name) is None]
         numbers = [self.count_place(slot, entry, bool(fresh))]
         stored = {name: self.storage(slot, name) for name in arrays}
-        for name in (*arrays, *kept):
+        for name in (*kept, *arrays):  # (torch's order)
             if entry.get(name) is None:
                 start = None if name == AVERAGE else self.method.start(name, self.start_options(slot))
                 if name in kept:

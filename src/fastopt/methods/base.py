@@ -66,34 +66,45 @@ class Quantity(Option):
 
 
 @dataclass(frozen=True)
-class Limit(Quantity):
-    """A number, infinity, or None for infinity."""
-
-    kind: ClassVar[Any] = Number | None
-
-    def check(self, name: str, value: Any, edited: bool = False) -> None:
-        """Raise `ValueError` unless it is None or at least `low`."""
-        if value is not None and not (isinstance(value, float) and value == math.inf):
-            super().check(name, value, edited)
-
-
-@dataclass(frozen=True)
-class Share(Quantity):
-    """A number in [0, 1), or None."""
-
-    high: float = 1.0
+class QuantityOrNone(Quantity):
+    """A number, or None: what it is the number of is not done."""
 
     kind: ClassVar[Any] = Number | None
 
     def check(self, name: str, value: Any, edited: bool = False) -> None:
         """Raise `ValueError` unless it is None or within its bounds."""
         if value is not None:
-            super().check(name, value)
+            super().check(name, value, edited)
+
+    def numbers(self, name: str, value: Any) -> dict[str, float]:
+        """Return the number, NaN for None."""
+        return {name: math.nan if value is None else float(value)}
 
 
 @dataclass(frozen=True)
-class Decays(Option):
-    """Decay rates of moving averages, each in [0, 1)."""
+class Limit(QuantityOrNone):
+    """A number, infinity, or None for infinity."""
+
+    def check(self, name: str, value: Any, edited: bool = False) -> None:
+        """Raise `ValueError` unless it is None or at least `low`."""
+        if not (isinstance(value, float) and value == math.inf):
+            super().check(name, value, edited)
+
+
+@dataclass(frozen=True)
+class Share(QuantityOrNone):
+    """A number in [0, 1), or None."""
+
+    high: float = 1.0
+
+    def check(self, name: str, value: Any, edited: bool = False) -> None:
+        """Raise `ValueError` unless it is None or within its bounds."""
+        super().check(name, value)
+
+
+@dataclass(frozen=True)
+class Numbers(Option):
+    """Several numbers, as many as by default."""
 
     kind: ClassVar[Any] = tuple[Number, ...]
 
@@ -105,17 +116,30 @@ class Decays(Option):
         return tuple(at_step(entry, step) for entry in value)
 
     def check(self, name: str, value: Any, edited: bool = False) -> None:
-        """Raise `ValueError`, in torch's words, unless there are as many as by default, each in [0, 1)."""
+        """Raise `ValueError` unless there are as many as by default, each within its bounds."""
         if not isinstance(value, tuple) or len(value) != len(self.default):
             words = {2: "two", 3: "three"}[len(self.default)]
             raise ValueError(f"Invalid {name}: expected {words} numbers, got {value!r}")
-        for index, rate in enumerate(value):
-            message = f"{name.removesuffix('s')} parameter at index {index}"
-            (Bound(message, -math.inf) if edited else Bound(message, high=1.0)).check(rate)
+        for index, number in enumerate(value):
+            bound = self.bound(f"{name.removesuffix('s')} parameter at index {index}")
+            (bound.anywhere() if edited else bound).check(number)
+
+    def bound(self, message: str) -> Bound:
+        """Return what each number is within, in torch's words: any finite one."""
+        return Bound(message, -math.inf)
 
     def numbers(self, name: str, value: Any) -> dict[str, float]:
         """Return each under a name of its own: `betas` is beta1, beta2, ..."""
-        return {f"{name.removesuffix('s')}{k}": float(rate) for k, rate in enumerate(value, start=1)}
+        return {f"{name.removesuffix('s')}{k}": float(number) for k, number in enumerate(value, start=1)}
+
+
+@dataclass(frozen=True)
+class Decays(Numbers):
+    """Decay rates of moving averages, each in [0, 1)."""
+
+    def bound(self, message: str) -> Bound:
+        """Return what each is within."""
+        return Bound(message, high=1.0)
 
 
 @dataclass(frozen=True)
@@ -199,6 +223,10 @@ LAZY = Flag(
     "gradient. Decoupled decay catches up: a row that is stepped next first shrinks by all factors that it has missed, "
     "each with the rates of its time.",
     keyword_only=True,
+)
+
+FIXED_DECAY = Flag(
+    False, "Whether decoupled decay is by `weight_decay` itself, whatever the rate: ``p *= 1 - weight_decay``."
 )
 
 CLIPPING: dict[str, Option] = {
