@@ -42,8 +42,7 @@ static bool is_direct(const fo_block *b, int states, fo_storage arithmetic)
     return direct;
 }
 
-/* The last states from `written` on are only read. */
-static void drive(const fo_block *b, int states, int written, fo_loop *loop_f32, fo_loop *loop_f64)
+static void drive(const fo_block *b, int states, bool reads_grad, bool writes_states, fo_loop *loop_f32, fo_loop *loop_f64)
 {
     const fo_storage arithmetic = arithmetic_of(&b->param);
     fo_loop *const loop = arithmetic == FO_F64 ? loop_f64 : loop_f32;
@@ -53,12 +52,12 @@ static void drive(const fo_block *b, int states, int written, fo_loop *loop_f32,
     for (size_t from = 0, n; from < b->n; from += n) {
         n = direct ? b->n : chunk_at(b->first + from, b->n - from);
         void *param = opened(&b->param, arithmetic, from, n, param_buffer);
-        const void *grad = opened(&b->grad, arithmetic, from, n, grad_buffer);
+        const void *grad = reads_grad ? opened(&b->grad, arithmetic, from, n, grad_buffer) : grad_buffer;
         for (int k = 0; k < states; k++) state[k] = opened(&b->state[k], arithmetic, from, n, state_buffer[k]);
         loop(param, grad, state, n, b->hyper, b->from_memory && direct);
         fo_context context = {.seed = b->seed, .first = b->first + from};
         closed(&b->param, arithmetic, from, n, param_buffer, &context);
-        for (int k = 0; k < written; k++) {
+        for (int k = 0; writes_states && k < states; k++) {
             context.stream = 1 + (uint32_t)k;
             closed(&b->state[k], arithmetic, from, n, state_buffer[k], &context);
         }
@@ -68,9 +67,18 @@ static void drive(const fo_block *b, int states, int written, fo_loop *loop_f32,
 #define RULE(name, states)                                                                                           \
     static void step_##name(const fo_block *b)                                                                       \
     {                                                                                                                \
-        drive(b, states, fo_needs[FO_RULE_##name].writes_states ? 0 : states, loop_##name##_f32, loop_##name##_f64); \
+        const bool writes = !fo_needs[FO_RULE_##name].writes_states;                                                 \
+        drive(b, states, writes, writes, loop_##name##_f32, loop_##name##_f64);                                      \
     }
 #define FLOOR(name, states)
+#include "rules.def"
+
+#define CAREFUL(name, how)                                                                                           \
+    static void careful_##name(const fo_block *b)                                                                    \
+    {                                                                                                                \
+        drive(b, fo_needs[FO_RULE_##name].states, true, !fo_needs[FO_RULE_##name].writes_states,                     \
+              careful_##name##_f32, careful_##name##_f64);                                                           \
+    }
 #include "rules.def"
 
 /* ---- what a rule measures before it ---- */
@@ -78,8 +86,8 @@ static void drive(const fo_block *b, int states, int written, fo_loop *loop_f32,
 typedef void fo_meter(const void *param, const void *grad, void *const *state, size_t n, const fo_hyper *hyper,
                       fo_parts *part);
 
-static void measure(const fo_block *b, const fo_rule_needs *needs, fo_meter *meter_f32, fo_meter *meter_f64,
-                    double *sums)
+static void measure(const fo_block *b, const fo_rule_needs *needs, int count, fo_meter *meter_f32,
+                    fo_meter *meter_f64, double *sums)
 {
     const fo_storage arithmetic = arithmetic_of(&b->param);
     fo_meter *const meter = arithmetic == FO_F64 ? meter_f64 : meter_f32;
@@ -93,21 +101,28 @@ static void measure(const fo_block *b, const fo_rule_needs *needs, fo_meter *met
         const void *grad = opened(&b->grad, arithmetic, from, n, grad_buffer);
         for (int k = 0; k < needs->states; k++) state[k] = opened(&b->state[k], arithmetic, from, n, state_buffer[k]);
         meter(param, grad, state, n, b->hyper, part);
-        for (int k = 0; k < needs->sums; k++) add_parts(part[k], n, lane[k]);
+        for (int k = 0; k < count; k++) add_parts(part[k], n, lane[k]);
         for (int k = 0; needs->writes_states && k < needs->states; k++) {
             fo_context context = {.seed = b->seed, .first = b->first + from, .stream = 1 + (uint32_t)k};
             closed(&b->state[k], arithmetic, from, n, state_buffer[k], &context);
         }
     }
-    for (int k = 0; k < needs->sums; k++) sums[k] = sum_of_lanes(lane[k]);
+    for (int k = 0; k < count; k++) sums[k] = sum_of_lanes(lane[k]);
 }
 
-#define MEASURE(name, sums_, scope, states)                                                                          \
+#define METER(name, count)                                                                                           \
     static void measure_##name(const fo_block *b, double *sums)                                                      \
     {                                                                                                                \
-        measure(b, &fo_needs[FO_RULE_##name], measure_##name##_f32, measure_##name##_f64, sums);                     \
+        measure(b, &fo_needs[FO_RULE_##name], count, measure_##name##_f32, measure_##name##_f64, sums);              \
     }
+#define MEASURE(name, count, scope, states) METER(name, count)
+#define CAREFUL(name, how) CAREFUL_##how(name)
+#define CAREFUL_MEASURED(name)
+#define CAREFUL_COUNTED(name) METER(name, 1)
 #include "rules.def"
+
+#undef METER
+#undef CAREFUL_COUNTED
 
 /* ---- the floors: read the gradient, read and write the parameter and the states, as words of memory ---- */
 
@@ -202,3 +217,15 @@ static void change(const fo_stream *x, size_t n, double value, fo_change *change
 static void scale(const fo_stream *x, size_t n, double factor) { change(x, n, factor, scale_f32, scale_f64); }
 
 static void clamp(const fo_stream *x, size_t n, double limit) { change(x, n, limit, clamp_f32, clamp_f64); }
+
+static void lerp(const fo_stream *x, const fo_stream *y, size_t n, double weight)
+{
+    const fo_storage arithmetic = arithmetic_of(x);
+    fo_buffer buffer, other;
+    for (size_t from = 0, m; from < n; from += m) {
+        m = chunk_at(from, n - from);
+        void *v = opened(x, arithmetic, from, m, buffer);
+        (arithmetic == FO_F64 ? lerp_f64 : lerp_f32)(v, opened(y, arithmetic, from, m, other), m, weight);
+        closed(x, arithmetic, from, m, buffer, &(fo_context){.first = from});
+    }
+}

@@ -6,7 +6,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-enum { FO_MAX_STATES = 6, FO_MAX_SUMS = 3, FO_MAX_NUMBERS = 4 };
+enum { FO_MAX_STATES = 6, FO_MAX_SUMS = 4, FO_MAX_NUMBERS = 4 };
 
 /* A block is what a kernel is called on: small enough to stay in the second-level cache between the
  * passes, large enough to make the call free. A multiple of 64 keeps vectors and cache lines whole. */
@@ -28,8 +28,9 @@ typedef enum {
 /* What a rule needs besides arrays of states: see rules.def. */
 typedef struct {
     unsigned char states, numbers, sums;
+    bool advances;      /* keeps numbers in its options from step to step */
     bool over_plan;     /* the sums are over all tensors of the rule, not over each */
-    bool writes_states; /* measuring updates the states, so that the step only reads them */
+    bool writes_states; /* measuring updates the states: the step only reads them, and no gradient */
 } fo_rule_needs;
 
 enum { FO_TENSOR_SCOPE, FO_PLAN_SCOPE, FO_KEPT_STATES = 0, FO_WRITTEN_STATES };
@@ -37,6 +38,7 @@ enum { FO_TENSOR_SCOPE, FO_PLAN_SCOPE, FO_KEPT_STATES = 0, FO_WRITTEN_STATES };
 static const fo_rule_needs fo_needs[FO_RULES] = {
 #define RULE(name, of_states) [FO_RULE_##name].states = of_states,
 #define NUMBERS(name, of_numbers) [FO_RULE_##name].numbers = of_numbers,
+#define ADVANCE(name) [FO_RULE_##name].advances = true,
 #define MEASURE(name, of_sums, scope, of_states)                                                                     \
     [FO_RULE_##name].sums = of_sums, [FO_RULE_##name].over_plan = FO_##scope##_SCOPE == FO_PLAN_SCOPE,               \
     [FO_RULE_##name].writes_states = FO_##of_states##_STATES == FO_WRITTEN_STATES,
@@ -108,10 +110,12 @@ static inline uint64_t fo_mix(uint64_t a, uint64_t b)
 typedef struct {
     const char *isa;
     void (*step[FO_RULES])(const fo_block *);
+    void (*careful[FO_RULES])(const fo_block *); /* the step of a rule that is cautious; NULL: it cannot be */
     void (*measure[FO_RULES])(const fo_block *, double *sums); /* NULL: the rule needs no sums */
     double (*sum_of_squares)(const fo_stream *, size_t n, double scale);
     double (*max_abs)(const fo_stream *, size_t n);
     void (*scale)(const fo_stream *, size_t n, double factor);
+    void (*lerp)(const fo_stream *, const fo_stream *to, size_t n, double weight);
     void (*clamp)(const fo_stream *, size_t n, double limit);
 } fo_kernels;
 
@@ -144,6 +148,9 @@ int fo_form_scalars(fo_rule rule, const fo_options *options, double step, double
 /* Form those that depend on what was measured of n elements. They may be anything, as the gradients. */
 void fo_settle_scalars(fo_rule rule, const fo_options *options, const double *sums, double n, fo_hyper *hyper);
 
+/* Bring the numbers that a rule keeps in its options to after a step. */
+void fo_advance(fo_rule rule, fo_options *options, const double *sums);
+
 /* ---- dispatch.c: which kernels ---- */
 const fo_kernels *fo_best_kernels(void);
 const fo_kernels *fo_find_kernels(const char *isa); /* NULL if unknown here or not supported by this CPU */
@@ -162,7 +169,7 @@ typedef struct {
     fo_stream param, grad, state[FO_MAX_STATES];
     fo_number count; /* how many steps it has taken; nowhere counts as none */
     fo_number number[FO_MAX_NUMBERS];
-    const fo_options *options;
+    fo_options *options;
     size_t n;
     size_t hyper; /* row of the plan's table of scalars, in a step */
     fo_rule rule;
@@ -212,6 +219,9 @@ double fo_global_norm(const fo_kernels *kernels, fo_plan *plan, int threads);
 double fo_global_max_abs(const fo_kernels *kernels, fo_plan *plan, int threads);
 void fo_scale_gradients(const fo_kernels *kernels, fo_plan *plan, double factor, int threads);
 void fo_clamp_gradients(const fo_kernels *kernels, fo_plan *plan, double limit, int threads);
+
+/* From each parameter a part of the way, by `weight`, to what is in the place of its gradient; 1 is all of it. */
+void fo_lerp_params(const fo_kernels *kernels, fo_plan *plan, double weight, int threads);
 
 /* Threads: how many a pass may take at most; 1 without OpenMP and in a forked child. */
 bool fo_has_openmp(void);

@@ -102,9 +102,12 @@ const fo_kernels PASTE(fo_kernels_, FASTOPT_ISA) = {
     .isa = STRING(FASTOPT_ISA),
 #define RULE(name, states) .step[FO_RULE_##name] = step_##name,
 #define MEASURE(name, sums, scope, states) .measure[FO_RULE_##name] = measure_##name,
+#define CAREFUL(name, how) .careful[FO_RULE_##name] = careful_##name, CAREFUL_##how(name)
+#define CAREFUL_COUNTED(name) .measure[FO_RULE_##name] = measure_##name,
 #include "rules.def"
     .sum_of_squares = sum_of_squares,
     .max_abs = max_abs,
     .scale = scale,
+    .lerp = lerp,
     .clamp = clamp,
 };

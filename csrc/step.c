@@ -202,6 +202,15 @@ static void run(const fo_pass *pass, int threads)
 
 /* ---- the work on one block ---- */
 
+static bool is_careful(const fo_tensor *t) { return t->options->cautious != 0 || t->options->cautious_decay != 0; }
+
+/* How many sums have to be known before the step. */
+static int sums_of(const fo_tensor *t)
+{
+    const int sums = fo_needs[t->rule].sums;
+    return sums == 0 && t->options->cautious != 0 ? 1 : sums;
+}
+
 static fo_stream from(fo_stream s, size_t offset)
 {
     return (fo_stream){s.at ? (char *)s.at + offset * fo_storage_size(s.storage) : NULL, s.storage};
@@ -220,7 +229,7 @@ static fo_block block_of(const fo_pass *pass, const fo_tensor *t, size_t offset,
 
 static void measure_block(const fo_pass *pass, const fo_tensor *t, size_t block, size_t offset, size_t n)
 {
-    if (!pass->kernels->measure[t->rule]) return;
+    if (!sums_of(t)) return;
     fo_block b = block_of(pass, t, offset, n);
     pass->kernels->measure[t->rule](&b, &pass->plan->partial[FO_MAX_SUMS * block]);
 }
@@ -229,7 +238,7 @@ static void step_block(const fo_pass *pass, const fo_tensor *t, size_t block, si
 {
     (void)block;
     fo_block b = block_of(pass, t, offset, n);
-    pass->kernels->step[t->rule](&b);
+    (is_careful(t) ? pass->kernels->careful : pass->kernels->step)[t->rule](&b);
     if (pass->zero_grad) memset(b.grad.at, 0, n * fo_storage_size(b.grad.storage));
 }
 
@@ -256,6 +265,13 @@ static void zero_block(const fo_pass *pass, const fo_tensor *t, size_t block, si
 {
     (void)pass, (void)block;
     memset(from(t->grad, offset).at, 0, n * fo_storage_size(t->grad.storage));
+}
+
+static void lerp_block(const fo_pass *pass, const fo_tensor *t, size_t block, size_t offset, size_t n)
+{
+    (void)block;
+    fo_stream param = from(t->param, offset), to = from(t->grad, offset);
+    pass->kernels->lerp(&param, &to, n, pass->factor);
 }
 
 static void clamp_block(const fo_pass *pass, const fo_tensor *t, size_t block, size_t offset, size_t n)
@@ -330,7 +346,7 @@ static bool same_scalars(const fo_tensor *a, const fo_tensor *b, const double *b
 {
     return a->options == b->options && a->rule == b->rule && a->param.storage == b->param.storage &&
            memcmp(before_a, before_b, sizeof(double[FO_MAX_NUMBERS])) == 0 &&
-           (!fo_needs[a->rule].sums || fo_needs[a->rule].over_plan);
+           (sums_of(a) == 0 || fo_needs[a->rule].over_plan);
 }
 
 /* Count the step of every tensor that has a gradient, and form its scalars, once for neighbours that are alike. (A
@@ -371,14 +387,14 @@ static void form_scalars(fo_plan *plan, const fo_request *request, fo_result *re
 static void add_sums(const fo_plan *plan, size_t tensor, double *sums)
 {
     for (size_t b = plan->first_block[tensor]; b < plan->first_block[tensor + 1]; b++)
-        for (int k = 0; k < fo_needs[plan->tensors[tensor].rule].sums; k++)
+        for (int k = 0; k < sums_of(&plan->tensors[tensor]); k++)
             sums[k] += plan->partial[FO_MAX_SUMS * b + (size_t)k];
 }
 
 /* Form the scalars that depend on sums: of each tensor, or of all tensors of a rule. */
-static void settle(fo_plan *plan)
+static void settle(fo_plan *plan, double (*of_all)[FO_MAX_SUMS])
 {
-    double of_all[FO_RULES][FO_MAX_SUMS] = {0}, lengths[FO_RULES] = {0};
+    double lengths[FO_RULES] = {0};
     for (size_t i = 0; i < plan->count; i++) {
         const fo_tensor *t = &plan->tensors[i];
         if (!t->grad.at || !fo_needs[t->rule].over_plan) continue;
@@ -388,7 +404,7 @@ static void settle(fo_plan *plan)
     size_t settled = 0; /* rows of scalars: a row that several tensors share comes once */
     for (size_t i = 0; i < plan->count; i++) {
         const fo_tensor *t = &plan->tensors[i];
-        if (!t->grad.at || t->hyper < settled || !fo_needs[t->rule].sums) continue;
+        if (!t->grad.at || t->hyper < settled || sums_of(t) == 0) continue;
         double sums[FO_MAX_SUMS] = {0};
         if (!fo_needs[t->rule].over_plan) add_sums(plan, i, sums);
         fo_settle_scalars(t->rule, t->options, fo_needs[t->rule].over_plan ? of_all[t->rule] : sums,
@@ -398,14 +414,26 @@ static void settle(fo_plan *plan)
 }
 
 /* Measure, if a rule needs it, and form the scalars that depend on that. */
-static void measure(const fo_kernels *kernels, fo_plan *plan, uint64_t seed, int threads)
+static void measure(const fo_kernels *kernels, fo_plan *plan, uint64_t seed, int threads,
+                    double (*of_all)[FO_MAX_SUMS])
 {
     bool any = false;
-    for (size_t i = 0; i < plan->count; i++) any = any || (plan->tensors[i].grad.at && fo_needs[plan->tensors[i].rule].sums);
+    for (size_t i = 0; i < plan->count; i++) any = any || (plan->tensors[i].grad.at && sums_of(&plan->tensors[i]) != 0);
     if (!any) return;
     fo_pass pass = {.work = measure_block, .kernels = kernels, .plan = plan, .seed = seed};
     run(&pass, threads);
-    settle(plan);
+    settle(plan, of_all);
+}
+
+/* The step was taken: bring the numbers among the options after it. (Tensors with the same options are neighbours.) */
+static void advance(const fo_plan *plan, double (*of_all)[FO_MAX_SUMS])
+{
+    const fo_options *last = NULL;
+    for (size_t i = 0; i < plan->count; i++) {
+        const fo_tensor *t = &plan->tensors[i];
+        if (fo_needs[t->rule].advances && t->options != last) fo_advance(t->rule, t->options, of_all[t->rule]);
+        last = t->options;
+    }
 }
 
 /* ---- what Cython calls ---- */
@@ -420,6 +448,11 @@ static void run_over_gradients(fo_work *work, const fo_kernels *kernels, fo_plan
 void fo_scale_gradients(const fo_kernels *kernels, fo_plan *plan, double factor, int threads)
 {
     run_over_gradients(scale_block, kernels, plan, factor, threads);
+}
+
+void fo_lerp_params(const fo_kernels *kernels, fo_plan *plan, double weight, int threads)
+{
+    run_over_gradients(lerp_block, kernels, plan, weight, threads);
 }
 
 void fo_clamp_gradients(const fo_kernels *kernels, fo_plan *plan, double limit, int threads)
@@ -454,9 +487,11 @@ fo_result fo_step(const fo_kernels *kernels, fo_plan *plan, const fo_request *re
     }
     form_scalars(plan, request, &result);
     if (result.unfit) return result;
-    measure(kernels, plan, request->seed, request->threads);
+    double sums_of_all[FO_RULES][FO_MAX_SUMS] = {0};
+    measure(kernels, plan, request->seed, request->threads, sums_of_all);
     fo_pass pass = {.work = step_block, .kernels = kernels, .plan = plan, .zero_grad = request->zero_grad,
                     .seed = request->seed};
     run(&pass, request->threads);
+    advance(plan, sums_of_all);
     return result;
 }

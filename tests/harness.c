@@ -574,7 +574,7 @@ static uint64_t hash_of(const fo_kernels *kernels, fo_rule rule, size_t combinat
                                 .beta1 = 0.9, .beta2 = 0.999, .eps = 1e-8, .eps_root = 1e-12};
     fo_plan *plan = fo_plan_new(1);
     plan->tensors[0] = t;
-    plan->tensors[0].count = &count;
+    plan->tensors[0].count = (fo_number){.at = &count};
     plan->tensors[0].options = &options;
     if (!fo_plan_cut(plan)) abort();
     for (int step = 0; step < STEPS; step++) {

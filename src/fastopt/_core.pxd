@@ -23,6 +23,7 @@ cdef extern from "fastopt.h" nogil:
         int states
         int numbers
         int sums
+        bint advances
         bint over_plan
     const fo_rule_needs *fo_needs
     ctypedef struct fo_tensor:
@@ -31,7 +32,7 @@ cdef extern from "fastopt.h" nogil:
         fo_stream state[6]
         fo_number count
         fo_number number[4]
-        const fo_options *options
+        fo_options *options
         size_t n
         fo_rule rule
     ctypedef struct fo_plan:
@@ -71,6 +72,7 @@ cdef extern from "fastopt.h" nogil:
     double fo_global_max_abs(const fo_kernels *, fo_plan *, int)
     void fo_scale_gradients(const fo_kernels *, fo_plan *, double, int)
     void fo_clamp_gradients(const fo_kernels *, fo_plan *, double, int)
+    void fo_lerp_params(const fo_kernels *, fo_plan *, double, int)
     bint fo_has_openmp()
     int fo_hardware_threads()
 
@@ -81,6 +83,8 @@ cdef class Plan:
     cdef list owners
     cdef size_t rows
     cdef object kept
+    cdef tuple advancing
     cdef bint cut  # whether the blocks are those of the lengths
 
     cdef int cut_blocks(self) except -1
+    cdef int tell(self) except -1

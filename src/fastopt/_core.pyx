@@ -186,6 +186,42 @@ cdef class Plan:
         """Whether two tensors share memory."""
         return fo_params_overlap(self.plan)
 
+    def keep(self, dict columns, list groups, list seen, list values) -> None:
+        """Write the options in `columns` into the groups, `seen` and `values` after each step that was taken."""
+        self.advancing = (columns, groups, seen, values)
+
+    cdef int tell(self) except -1:
+        cdef Py_ssize_t owner
+        cdef double number
+        if self.advancing is None:
+            return 0
+        columns, groups, seen, values = self.advancing
+        for owner in range(len(groups)):
+            group = groups[owner]
+            for name, column in columns.items():
+                number = (<double *>&self.options[owner])[<size_t>column]
+                group[name] = values[owner][name] = int(number) if type(group.get(name)) is int else number
+            seen[owner] = list(group.values()) if seen[owner] else []
+        return 0
+
+    @staticmethod
+    def of_pairs(list pairs, kept) -> Plan:
+        """A plan for `lerp`: of each pair two streams (address, storage) and the length, which `kept` keeps alive."""
+        cdef Plan plan = Plan([0] * len(pairs), 1)
+        plan.kept = kept
+        for i, (param, to, length) in enumerate(pairs):
+            plan.bind(i, "sgd", length, param, [])
+            plan.set_gradient(i, to)
+        return plan
+
+    def lerp(self, double weight, int threads, list after) -> None:
+        """Bring each parameter a part of the way to the stream in the place of its gradient; then call those in `after`."""
+        self.cut_blocks()
+        with nogil:
+            fo_lerp_params(kernels, self.plan, weight, threads)
+        for call in after:
+            call[0](*call[1:])
+
     @staticmethod
     def of_gradients(list gradients, kept) -> Plan:
         """A plan for the passes over gradients alone, each (address, storage, length), which `kept` keeps alive."""
@@ -225,6 +261,7 @@ cdef class Plan:
         if not result.skipped:
             for call in after:
                 call[0](*call[1:])
+            self.tell()
             made.clear()
             if counter is not None:
                 counter.step_count += 1

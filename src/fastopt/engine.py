@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple, cast
 
 from fastopt import _core
+from fastopt._turn import Turn
 from fastopt.hyperparameters import at_step, is_fixed
 from fastopt.methods.base import WHOLE, Method, Option
 
@@ -76,6 +77,11 @@ class Face:
     param_groups: list[Group]
     step_count: int
     _whole: dict[str, Any]
+    _turn: Turn
+
+    def _current_engine(self) -> Engine:
+        """Return the engine for the groups and parameters as they are."""
+        raise NotImplementedError
 
     def _check_whole(self, values: Mapping[str, Any]) -> None:
         """Raise `ValueError` unless these options of the whole optimizer make sense at this step."""
@@ -187,6 +193,9 @@ class Engine(ABC):
         self.seen: list[list[Any]] = [[] for _ in parts]
         self.values: list[Group] = [{} for _ in parts]
         self.rules: list[tuple[str, tuple[str, ...]]] = [("", ()) for _ in parts]
+        if self.method.advances:
+            columns = {name: _core.OPTIONS[name] for name in self.method.advances}
+            self.plan.keep(columns, self.groups, self.seen, self.values)
         self.take_whole()
         self.made: list[tuple[int, str, Any]] = []
 
@@ -231,6 +240,10 @@ class Engine(ABC):
     @abstractmethod
     def buffers(self, slot: int, grad: Any, states: list[Any], zero: bool) -> Buffers:
         """Return what the kernels are to see; raise if the gradient does not fit the parameter."""
+
+    @abstractmethod
+    def has_stepped(self, slot: int, names: Sequence[str]) -> bool:
+        """Whether a parameter has taken a step, so that its states of these names are there."""
 
     @abstractmethod
     def is_finite(self, grad: Any) -> bool:
@@ -315,6 +328,8 @@ class Engine(ABC):
         `zero_grad_in_step` does); of the object `counter` the attribute `step_count` counts the steps taken.
         """
         whole = self.options()
+        if self.method.advances:
+            self.method.check_groups(self.values)
         clip_norm, nonfinite = whole["clip_norm"], whole["nonfinite"]
         zero = bool(whole["zero_grad_in_step"]) if zero is None else zero
         lr = self.values[0]["lr"] if self.values else math.nan
@@ -376,6 +391,18 @@ class Engine(ABC):
             counted = ("step",) if "step" in entry else ()
             self.watch.hold(slot, self.params[slot], entry or None, (*names, *counted, *kept), states)
         return buffers
+
+    def move(self, owner: int, name: str, weight: float, after: list[Call]) -> None:
+        """Bring a group's parameters that have taken a step a part of the way to the state of that name."""
+        bound = []
+        for slot in self.slots[owner]:
+            if self.has_stepped(slot, (name,)):
+                self.check(slot)
+                state = self.fit_state(slot, name, self.entry(slot)[name])
+                bound.append(self.buffers(slot, None, [state], False))
+                after = [*bound[-1].write_back[:1], *after]
+        plan = _core.Plan.of_pairs([(each.param, each.states[0], each.length) for each in bound], bound)
+        plan.lerp(weight, self.threads(), after)
 
     def bind_all(self) -> None:
         """Make the states and bind the plan before there are gradients, so that the first step allocates nothing.

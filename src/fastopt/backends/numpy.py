@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -90,6 +91,10 @@ class Arrays(Engine):
                     "cannot both be zeroed"
                 )
         return zero, [], []
+
+    def has_stepped(self, slot: int, names: Sequence[str]) -> bool:
+        """Whether its steps are more than none: the states are there before."""
+        return bool(self.face._steps[slot])
 
     def is_finite(self, grad: Any) -> bool:
         """Whether all entries are finite."""

@@ -9,6 +9,7 @@ nothing to the others.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NoReturn
 
@@ -189,6 +190,12 @@ class Tensors(Engine):
             entry[name] = self.start_number(slot, float(entry[name]))
         return entry[name].data_ptr(), entry[name].dtype == torch.float32
 
+    def move(self, owner: int, name: str, weight: float, after: list[Call]) -> None:
+        """Bring a group's parameters a part of the way to a state, which autograd does not record but notices."""
+        params = [self.params[slot] for slot in self.slots[owner]]
+        with torch.no_grad():
+            super().move(owner, name, weight, [(torch._C._increment_version, params), *after])
+
     # ---- buffers ----
 
     def buffers(self, slot: int, grad: Any, states: list[Any], zero: bool) -> Buffers:
@@ -278,6 +285,11 @@ class Tensors(Engine):
         records = (len(request.after) > 1 or request.always) and torch.is_grad_enabled()
         with torch.no_grad() if records else nullcontext():
             return super().run(grads, request)
+
+    def has_stepped(self, slot: int, names: Sequence[str]) -> bool:
+        """Whether the states are there."""
+        entry = self.face.state.get(self.params[slot], {})
+        return all(entry.get(name) is not None for name in names)
 
     def is_finite(self, grad: Any) -> bool:
         """Whether all entries of this process's part are finite."""

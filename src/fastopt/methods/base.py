@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Iterable, Mapping, Set
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence, Set
+from copy import copy
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
-from fastopt.hyperparameters import Bound, Number, at_step
+from fastopt.hyperparameters import Bound, Number, at_step, is_scheduled, plain
 
 # ---- options ----
 
@@ -75,6 +76,25 @@ class Limit(Quantity):
         """Raise `ValueError` unless it is None or at least `low`."""
         if value is not None and not (isinstance(value, float) and value == math.inf):
             super().check(name, value, edited)
+
+
+@dataclass(frozen=True)
+class Maybe(Quantity):
+    """A number or None."""
+
+    start: str = ""
+    """The option that says what the number is in a group that was just made, if it is None."""
+
+    kind: ClassVar[Any] = Number | None
+
+    def check(self, name: str, value: Any, edited: bool = False) -> None:
+        """Raise `ValueError` unless it is None or within bounds."""
+        if value is not None:
+            super().check(name, value, edited)
+
+    def numbers(self, name: str, value: Any) -> dict[str, float]:
+        """Return the number, NaN where there is none."""
+        return {name: math.nan if value is None else float(value)}
 
 
 @dataclass(frozen=True)
@@ -167,6 +187,42 @@ DECOUPLED = Flag(
     keyword_only=True,
 )
 
+CAUTIOUS = Flag(
+    False,
+    "Whether there is no update where it and g disagree in sign, and in turn a larger one elsewhere: divided by the part "
+    'of the tensor where they agree, at least 1e-3 (Liang, Chen, Liu & Liu 2024, "Cautious optimizers").',
+    keyword_only=True,
+)
+CAUTIOUS_DECAY = Flag(
+    False, "Whether decoupled decay is only where update and parameter agree in sign.", keyword_only=True
+)
+CORRECTED_DECAY = Flag(
+    False,
+    "Whether decoupled decay falls with the square of the rate, ``p *= 1 - lr**2/max_lr*weight_decay`` (Defazio 2025, "
+    '"Why gradients rapidly increase near the end of training").',
+    keyword_only=True,
+)
+MAX_LR = Maybe(
+    None,
+    "The largest learning rate, for `corrected_weight_decay`; by default the one that the optimizer is made with, unless "
+    "that is a schedule.",
+    keyword_only=True,
+    start="lr",
+)
+
+TIMM = {"caution": "cautious", "max_lr_snapshot": "max_lr"}
+"""What the package timm calls these."""
+
+
+def check_careful_decay(options: Mapping[str, Any]) -> None:
+    """Raise `ValueError` if decay is to be done in a way that only decoupled decay can be."""
+    for name in ("cautious_decay", "corrected_weight_decay"):
+        if options[name] and not options["decoupled_weight_decay"]:
+            raise ValueError(f"{name}=True needs decoupled weight decay")
+    if options["corrected_weight_decay"] and not (options["max_lr"] or 0) > 0:
+        raise ValueError(f"corrected_weight_decay=True needs a positive max_lr, got {options['max_lr']}")
+
+
 WHOLE: dict[str, Option] = {
     "clip_norm": Limit(
         None,
@@ -246,6 +302,18 @@ class Method:
     """Numbers that are kept for each parameter from step to step, in the order of the kernel's (csrc/rules.def), with
     what they start as. (The number of steps is none of these.)"""
 
+    whole_defaults: ClassVar[dict[str, Any]] = {}
+    """Defaults of this optimizer's own for options of the whole optimizer."""
+
+    renamed: ClassVar[dict[str, str]] = {}
+    """Options of the reference implementation that have another name here."""
+
+    described: ClassVar[bool] = True
+    """Whether this is an optimizer, and not what several have in common."""
+
+    advances: ClassVar[tuple[str, ...]] = ()
+    """Numbers that groups keep from step to step, written by the step: fixed options."""
+
     counts_steps: ClassVar[bool] = True
     """Whether the update depends on the number of steps, so that it is part of a parameter's state."""
 
@@ -281,6 +349,18 @@ class Method:
         """Raise `ValueError` if options that are right for themselves exclude each other."""
 
     @classmethod
+    def check_groups(cls, groups: Sequence[Mapping[str, Any]]) -> None:
+        """Raise if a step cannot be taken with the groups as they are together; asked of those that keep numbers."""
+
+    @staticmethod
+    def place_of_use(options: Mapping[str, Any]) -> tuple[str, float]:
+        """Return the state z and how much of x is in p = (1-share)*z + share*x: p is trained, x is what is used.
+
+        Only of optimizers whose parameters are in two places, by the entry `train_mode` of their groups.
+        """
+        raise NotImplementedError
+
+    @classmethod
     def steps_rows(cls, options: Mapping[str, Any]) -> bool:
         """Whether a step leaves an entry alone whose gradient is zero, so that a sparse gradient's rows are enough."""
         return bool(options.get("weight_decay", 0) == 0)
@@ -291,6 +371,39 @@ class Method:
         start = cls.states[name].start if name in cls.states else cls.numbers[name]
         value = at_step(options[start], 0) if isinstance(start, str) else start
         return None if value is None else float(value)
+
+    @classmethod
+    def translated(cls, state_dict: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return the state dict of the reference implementation as one of this library; others as they are.
+
+        Some count the steps in the group, all parameters' together.
+        """
+        groups = [
+            {cls.renamed.get(name, name): value for name, value in group.items()}
+            for group in state_dict["param_groups"]
+        ]
+        steps = [(group.pop("step"), group["params"]) for group in groups if "step" in group]
+        counts = {index: step for step, indices in steps for index in indices}
+        state = {
+            index: {"step": copy(counts[index]), **entry} if index in counts and "step" not in entry else entry
+            for index, entry in state_dict["state"].items()
+        }
+        return {**state_dict, "param_groups": groups, "state": state}
+
+    @classmethod
+    def complete(cls, options: dict[str, Any]) -> None:
+        """Give the numbers that start as another option says their values."""
+        for name, option in cls.options.items():
+            if not isinstance(option, Maybe) or not option.start or options[name] is not None:
+                continue
+            if not is_scheduled(options[option.start]):
+                options[name] = plain(options[option.start])
+
+    @classmethod
+    def whole(cls, options: Mapping[str, Option]) -> dict[str, Option]:
+        """Return options of the whole optimizer, with this one's defaults."""
+        own = cls.whole_defaults
+        return {name: replace(option, default=own.get(name, option.default)) for name, option in options.items()}
 
     @classmethod
     def at(cls, group: Mapping[str, Any], step: int) -> dict[str, Any]:
@@ -305,7 +418,7 @@ class Method:
     @classmethod
     def signature(cls, whole: Mapping[str, Option] = WHOLE) -> inspect.Signature:
         """Return the constructor's signature: the parameters, the options, and those of the whole optimizer."""
-        given = {name: option for name, option in {**cls.options, **whole}.items() if not option.fixed}
+        given = {name: option for name, option in {**cls.options, **cls.whole(whole)}.items() if not option.fixed}
         kinds = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY
         parameters = [inspect.Parameter("params", kinds[0], annotation=Any)]
         for keyword_only in (False, True):
@@ -322,7 +435,9 @@ class Method:
         text = inspect.getdoc(cls) or ""
         head, _, references = text.partition("\nReferences\n----------\n")
         meanings = "\n".join(
-            f"{name}\n    {option.meaning}" for name, option in {**cls.options, **whole}.items() if not option.fixed
+            f"{name}\n    {option.meaning}"
+            for name, option in {**cls.options, **cls.whole(whole)}.items()
+            if not option.fixed
         )
         sections = [
             head.rstrip(),
