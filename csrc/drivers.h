@@ -214,18 +214,40 @@ static void change(const fo_stream *x, size_t n, double value, fo_change *change
     }
 }
 
+/* ---- two streams ---- */
+
+static void lerp(const fo_stream *target, const fo_stream *source, size_t n, double weight)
+{
+    const fo_storage arithmetic = arithmetic_of(target);
+    fo_buffer target_buffer, source_buffer;
+    for (size_t from = 0, m; from < n; from += m) {
+        m = chunk_at(from, n - from);
+        void *x = opened(target, arithmetic, from, m, target_buffer);
+        const void *y = opened(source, arithmetic, from, m, source_buffer);
+        (arithmetic == FO_F64 ? lerp_f64 : lerp_f32)(x, y, m, weight);
+        closed(target, arithmetic, from, m, target_buffer, &(fo_context){.first = from});
+    }
+}
+
+/* Store the same numbers otherwise. */
+static void convert(const fo_stream *target, const fo_stream *source, size_t n)
+{
+    fo_buffer buffer;
+    if (target->storage == source->storage) {
+        memcpy(target->at, source->at, n * fo_storage_size(source->storage));
+        return;
+    }
+    for (size_t from = 0, m; from < n; from += m) {
+        m = chunk_at(from, n - from);
+        float *x = target->storage == FO_F32 ? place(target, from) : buffer;
+        const float *y = source->storage == FO_F32 ? place(source, from) : x;
+        if (source->storage != FO_F32) fo_codecs[source->storage].decode(x, place(source, from), m);
+        closed(target, FO_F32, from, m, y, &(fo_context){.first = from});
+    }
+}
+
+/* ---- changes to one ---- */
+
 static void scale(const fo_stream *x, size_t n, double factor) { change(x, n, factor, scale_f32, scale_f64); }
 
 static void clamp(const fo_stream *x, size_t n, double limit) { change(x, n, limit, clamp_f32, clamp_f64); }
-
-static void lerp(const fo_stream *x, const fo_stream *y, size_t n, double weight)
-{
-    const fo_storage arithmetic = arithmetic_of(x);
-    fo_buffer buffer, other;
-    for (size_t from = 0, m; from < n; from += m) {
-        m = chunk_at(from, n - from);
-        void *v = opened(x, arithmetic, from, m, buffer);
-        (arithmetic == FO_F64 ? lerp_f64 : lerp_f32)(v, opened(y, arithmetic, from, m, other), m, weight);
-        closed(x, arithmetic, from, m, buffer, &(fo_context){.first = from});
-    }
-}

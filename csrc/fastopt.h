@@ -93,7 +93,7 @@ typedef struct {
     size_t n;
     const fo_hyper *hyper;
     size_t first;     /* number of the block's first element in its tensor, */
-    uint64_t seed;    /* of the tensor in this step: stochastic rounding depends on these */
+    uint64_t seed;    /* of the tensor in this step; stochastic rounding depends on these */
     bool from_memory; /* the streams are not in the caches: fetching ahead pays */
 } fo_block;
 
@@ -114,8 +114,9 @@ typedef struct {
     void (*measure[FO_RULES])(const fo_block *, double *sums); /* NULL: the rule needs no sums */
     double (*sum_of_squares)(const fo_stream *, size_t n, double scale);
     double (*max_abs)(const fo_stream *, size_t n);
+    void (*lerp)(const fo_stream *target, const fo_stream *source, size_t n, double weight);
+    void (*convert)(const fo_stream *target, const fo_stream *source, size_t n);
     void (*scale)(const fo_stream *, size_t n, double factor);
-    void (*lerp)(const fo_stream *, const fo_stream *to, size_t n, double weight);
     void (*clamp)(const fo_stream *, size_t n, double limit);
 } fo_kernels;
 
@@ -167,6 +168,7 @@ typedef struct {
 /* One parameter. A NULL gradient leaves it out of the pass. */
 typedef struct {
     fo_stream param, grad, state[FO_MAX_STATES];
+    fo_stream average, copy; /* of the parameter, written after it: a moving average, and itself as otherwise stored */
     fo_number count; /* how many steps it has taken; nowhere counts as none */
     fo_number number[FO_MAX_NUMBERS];
     fo_options *options;
@@ -193,7 +195,7 @@ typedef struct {
     bool skip_nonfinite;
     bool zero_grad;
     bool zero_skipped; /* zero_grad also where the step is skipped */
-    uint64_t seed;     /* of stochastic rounding: another one each step */
+    double average_weight; /* the parameters' in their moving average */
     int threads;
 } fo_request;
 
@@ -218,14 +220,22 @@ fo_result fo_step(const fo_kernels *kernels, fo_plan *plan, const fo_request *re
 double fo_global_norm(const fo_kernels *kernels, fo_plan *plan, int threads);
 double fo_global_max_abs(const fo_kernels *kernels, fo_plan *plan, int threads);
 void fo_scale_gradients(const fo_kernels *kernels, fo_plan *plan, double factor, int threads);
+/* Moves every parameter towards its gradient, which is no gradient then: p = p + weight*(g - p). */
+void fo_lerp(const fo_kernels *kernels, fo_plan *plan, double weight, int threads);
 void fo_clamp_gradients(const fo_kernels *kernels, fo_plan *plan, double limit, int threads);
 
-/* From each parameter a part of the way, by `weight`, to what is in the place of its gradient; 1 is all of it. */
-void fo_lerp_params(const fo_kernels *kernels, fo_plan *plan, double weight, int threads);
+/* ---- threads.c: the threads of the OpenMP runtime that the process has ---- */
 
-/* Threads: how many a pass may take at most; 1 without OpenMP and in a forked child. */
-bool fo_has_openmp(void);
-int fo_hardware_threads(void);
-int fo_usable_threads(int threads);
+enum { FO_ANY_THREADS = 0 }; /* in the place of a number of threads: what OpenMP would take */
+
+void fo_load_openmp(void);     /* load one if there is none: once, at start-up, so that whoever sets limits finds it */
+void fo_find_openmp(void);     /* choose among those there are now: torch's first; the first step would do so too */
+const char *fo_spare_openmp(void); /* the file of the one that was loaded, if another is in use now; else NULL */
+bool fo_has_openmp(void);      /* whether one was found */
+int fo_hardware_threads(void); /* how many it would take now; 1 without it */
+
+/* Call the body in each of several threads, at most so many: in one without OpenMP and in a forked child. */
+typedef void fo_body(void *data, size_t thread, size_t threads);
+void fo_parallel(fo_body *body, void *data, int threads);
 
 #endif

@@ -107,7 +107,8 @@ const fo_kernels PASTE(fo_kernels_, FASTOPT_ISA) = {
 #include "rules.def"
     .sum_of_squares = sum_of_squares,
     .max_abs = max_abs,
-    .scale = scale,
     .lerp = lerp,
+    .convert = convert,
+    .scale = scale,
     .clamp = clamp,
 };

@@ -115,24 +115,25 @@ FO_INLINE T NAMED(prepare)(T p, T g, bool l2, bool clip, const HYPER *h)
 #undef LOAD_STATES
 #undef STORE_STATES
 
+/* From x towards y, which is reached exactly (as in torch). */
+static void NAMED(lerp)(void *target, const void *source, size_t n, double weight)
+{
+    T *restrict x = target;
+    const T *restrict y = source;
+    const T w = (T)(weight < 0.5 ? weight : 1 - weight);
+    if (weight < 0.5) {
+        VECTORISE for (size_t i = 0; i < n; i++) x[i] = FMA(w, y[i] - x[i], x[i]);
+    } else {
+        VECTORISE for (size_t i = 0; i < n; i++) x[i] = FMA(-w, y[i] - x[i], y[i]);
+    }
+}
+
 /* Two changes to an array on its own, for clipping outside a step. */
 static void NAMED(scale)(void *x, size_t n, double factor)
 {
     T *restrict g = x;
     const T f = (T)factor;
     VECTORISE for (size_t i = 0; i < n; i++) g[i] *= f;
-}
-
-/* From x a part of the way to y: what is written is y, to the last bit, where that is all of it. */
-static void NAMED(lerp)(void *from, const void *to, size_t n, double weight)
-{
-    T *restrict x = from;
-    const T *restrict y = to;
-    const T w = (T)weight, rest = (T)(1 - weight);
-    if (weight < 0.5)
-        VECTORISE for (size_t i = 0; i < n; i++) x[i] = FMA(w, y[i] - x[i], x[i]);
-    else
-        VECTORISE for (size_t i = 0; i < n; i++) x[i] = FMA(rest, x[i] - y[i], y[i]);
 }
 
 static void NAMED(clamp)(void *x, size_t n, double limit)

@@ -1,16 +1,11 @@
-/* The plan and the parallel passes: the only file that knows threads.
+/* The plan and the parallel passes.
  *
  * All parameters lie end to end on one axis of bytes, cut into blocks. A thread takes one contiguous share of
  * the axis: every block that begins in it. No block depends on another, and what reductions find is stored by
  * block number and combined in that order, so no result depends on the number of threads. */
 #include <math.h>
-#include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
-
-#ifdef _OPENMP
-#include <omp.h>
-#endif
 
 #include "fastopt.h"
 
@@ -100,46 +95,6 @@ static void lay_out(fo_plan *plan)
     }
 }
 
-/* ---- threads ---- */
-
-static bool forked;
-
-#ifdef _OPENMP
-static bool went_parallel;
-#endif
-
-/* A forked child has the parent's OpenMP state but none of its threads: a parallel region there would wait for ever,
- * ours or that of another library on the same runtime. These are the two globals that change after start-up. */
-static void note_fork(void)
-{
-    forked = true;
-#ifdef _OPENMP
-    if (__atomic_load_n(&went_parallel, __ATOMIC_RELAXED)) omp_set_num_threads(1);
-#endif
-}
-
-__attribute__((constructor)) static void watch_forks(void) { pthread_atfork(NULL, NULL, note_fork); }
-
-bool fo_has_openmp(void)
-{
-#ifdef _OPENMP
-    return true;
-#else
-    return false;
-#endif
-}
-
-int fo_hardware_threads(void)
-{
-#ifdef _OPENMP
-    return omp_get_max_threads();
-#else
-    return 1;
-#endif
-}
-
-int fo_usable_threads(int threads) { return fo_has_openmp() && !forked ? threads : 1; }
-
 /* ---- a pass ---- */
 
 typedef struct fo_pass fo_pass;
@@ -149,9 +104,8 @@ struct fo_pass {
     fo_work *work;
     const fo_kernels *kernels;
     fo_plan *plan;
-    double factor; /* of the reductions and of scale; the limit of clamp */
+    double factor; /* of the reductions and of scale; the limit of clamp; the weight of lerp and of moving averages */
     bool zero_grad;
-    uint64_t seed;
 };
 
 static void run_blocks(const fo_pass *pass, size_t tensor, size_t from, size_t to)
@@ -180,24 +134,30 @@ static void run_share(const fo_pass *pass, size_t from, size_t to)
     }
 }
 
-static void run(const fo_pass *pass, int threads)
+static void run_thread(void *data, size_t thread, size_t threads)
 {
+    const fo_pass *pass = data;
     size_t total = pass->plan->first_byte[pass->plan->count];
-    size_t worth = total / BYTES_A_THREAD;
-    threads = fo_usable_threads(threads);
-    if (worth < (size_t)threads) threads = (int)worth;
-    if (threads <= 1) {
-        run_share(pass, 0, total);
-        return;
-    }
-#ifdef _OPENMP
-    __atomic_store_n(&went_parallel, true, __ATOMIC_RELAXED);
-#pragma omp parallel num_threads(threads)
-    {
-        size_t t = (size_t)omp_get_thread_num(), all = (size_t)omp_get_num_threads();
-        run_share(pass, total / all * t, t + 1 == all ? total : total / all * (t + 1));
-    }
-#endif
+    run_share(pass, total / threads * thread, thread + 1 == threads ? total : total / threads * (thread + 1));
+}
+
+static void run(fo_pass *pass, int threads)
+{
+    size_t worth = pass->plan->first_byte[pass->plan->count] / BYTES_A_THREAD;
+    if (worth > 1 && threads == FO_ANY_THREADS) threads = fo_hardware_threads();
+    fo_parallel(run_thread, pass, worth < (size_t)threads ? (int)worth : threads);
+}
+
+/* ---- numbers kept from step to step ---- */
+
+static double value_of(fo_number x) { return x.single ? (double)*(float *)x.at : *(double *)x.at; }
+
+static void set(fo_number x, double value)
+{
+    if (x.single)
+        *(float *)x.at = (float)value;
+    else
+        *(double *)x.at = value;
 }
 
 /* ---- the work on one block ---- */
@@ -221,7 +181,7 @@ static fo_block block_of(const fo_pass *pass, const fo_tensor *t, size_t offset,
     const fo_plan *plan = pass->plan;
     fo_block b = {.param = from(t->param, offset), .grad = from(t->grad, offset), .n = n,
                   .hyper = &plan->hypers[t->hyper], .first = offset,
-                  .seed = fo_mix(pass->seed, (uint64_t)(t - plan->tensors)),
+                  .seed = fo_mix(t->count.at ? (uint64_t)value_of(t->count) : 0, (uint64_t)(t - plan->tensors)),
                   .from_memory = plan->first_byte[plan->count] >= BYTES_FROM_MEMORY};
     for (int k = 0; k < fo_needs[t->rule].states; k++) b.state[k] = from(t->state[k], offset);
     return b;
@@ -239,6 +199,14 @@ static void step_block(const fo_pass *pass, const fo_tensor *t, size_t block, si
     (void)block;
     fo_block b = block_of(pass, t, offset, n);
     (is_careful(t) ? pass->kernels->careful : pass->kernels->step)[t->rule](&b);
+    if (t->average.at) {
+        fo_stream average = from(t->average, offset);
+        pass->kernels->lerp(&average, &b.param, n, pass->factor);
+    }
+    if (t->copy.at) {
+        fo_stream copy = from(t->copy, offset);
+        pass->kernels->convert(&copy, &b.param, n);
+    }
     if (pass->zero_grad) memset(b.grad.at, 0, n * fo_storage_size(b.grad.storage));
 }
 
@@ -261,17 +229,17 @@ static void scale_block(const fo_pass *pass, const fo_tensor *t, size_t block, s
     pass->kernels->scale(&grad, n, pass->factor);
 }
 
+static void lerp_block(const fo_pass *pass, const fo_tensor *t, size_t block, size_t offset, size_t n)
+{
+    (void)block;
+    fo_stream target = from(t->param, offset), source = from(t->grad, offset);
+    pass->kernels->lerp(&target, &source, n, pass->factor);
+}
+
 static void zero_block(const fo_pass *pass, const fo_tensor *t, size_t block, size_t offset, size_t n)
 {
     (void)pass, (void)block;
     memset(from(t->grad, offset).at, 0, n * fo_storage_size(t->grad.storage));
-}
-
-static void lerp_block(const fo_pass *pass, const fo_tensor *t, size_t block, size_t offset, size_t n)
-{
-    (void)block;
-    fo_stream param = from(t->param, offset), to = from(t->grad, offset);
-    pass->kernels->lerp(&param, &to, n, pass->factor);
 }
 
 static void clamp_block(const fo_pass *pass, const fo_tensor *t, size_t block, size_t offset, size_t n)
@@ -322,16 +290,6 @@ double fo_global_norm(const fo_kernels *kernels, fo_plan *plan, int threads)
 }
 
 /* ---- scalars ---- */
-
-static double value_of(fo_number x) { return x.single ? (double)*(float *)x.at : *(double *)x.at; }
-
-static void set(fo_number x, double value)
-{
-    if (x.single)
-        *(float *)x.at = (float)value;
-    else
-        *(double *)x.at = value;
-}
 
 /* Add to a tensor's number of steps; return it. */
 static double count(const fo_tensor *t, int steps)
@@ -414,13 +372,13 @@ static void settle(fo_plan *plan, double (*of_all)[FO_MAX_SUMS])
 }
 
 /* Measure, if a rule needs it, and form the scalars that depend on that. */
-static void measure(const fo_kernels *kernels, fo_plan *plan, uint64_t seed, int threads,
-                    double (*of_all)[FO_MAX_SUMS])
+static void measure_and_settle(const fo_kernels *kernels, fo_plan *plan, int threads,
+                               double (*of_all)[FO_MAX_SUMS])
 {
     bool any = false;
     for (size_t i = 0; i < plan->count; i++) any = any || (plan->tensors[i].grad.at && sums_of(&plan->tensors[i]) != 0);
     if (!any) return;
-    fo_pass pass = {.work = measure_block, .kernels = kernels, .plan = plan, .seed = seed};
+    fo_pass pass = {.work = measure_block, .kernels = kernels, .plan = plan};
     run(&pass, threads);
     settle(plan, of_all);
 }
@@ -450,7 +408,7 @@ void fo_scale_gradients(const fo_kernels *kernels, fo_plan *plan, double factor,
     run_over_gradients(scale_block, kernels, plan, factor, threads);
 }
 
-void fo_lerp_params(const fo_kernels *kernels, fo_plan *plan, double weight, int threads)
+void fo_lerp(const fo_kernels *kernels, fo_plan *plan, double weight, int threads)
 {
     run_over_gradients(lerp_block, kernels, plan, weight, threads);
 }
@@ -488,9 +446,9 @@ fo_result fo_step(const fo_kernels *kernels, fo_plan *plan, const fo_request *re
     form_scalars(plan, request, &result);
     if (result.unfit) return result;
     double sums_of_all[FO_RULES][FO_MAX_SUMS] = {0};
-    measure(kernels, plan, request->seed, request->threads, sums_of_all);
+    measure_and_settle(kernels, plan, request->threads, sums_of_all);
     fo_pass pass = {.work = step_block, .kernels = kernels, .plan = plan, .zero_grad = request->zero_grad,
-                    .seed = request->seed};
+                    .factor = request->average_weight};
     run(&pass, request->threads);
     advance(plan, sums_of_all);
     return result;

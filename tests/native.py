@@ -43,13 +43,13 @@ def harness(folder: Path, kernels: Iterable[str], options: Iterable[str] = (), c
     objects = {isa: folder / f"{isa}.o" for isa in kernels}
     for isa, path in objects.items():
         run(*command, f"-DFASTOPT_ISA={isa}", *ISAS[isa], "-c", CSRC / "kernels.c", "-o", path)
-    engine = [CSRC / name for name in ("names.c", "scalars.c", "dispatch.c", "step.c")]
+    engine = [CSRC / name for name in ("names.c", "scalars.c", "dispatch.c", "threads.c", "step.c")]
     source, program = Path(__file__).with_name("harness.c"), folder / "harness"
-    run(*command, "-pthread", source, *engine, *objects.values(), "-lm", "-o", program)
+    run(*command, "-pthread", source, *engine, *objects.values(), "-lm", "-ldl", "-o", program)
     return program
 
 
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as place:
-        done = subprocess.run([harness(Path(place), isas(), ["-fopenmp"]), *sys.argv[1:]], check=False)
+        done = subprocess.run([harness(Path(place), isas()), *sys.argv[1:]], check=False)
     sys.exit(done.returncode)

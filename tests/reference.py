@@ -61,7 +61,7 @@ def decayed(name: str, p: Array, g: Array, state: State, t: int, options: Option
     rate = options["lr"] if rate is None else rate
     if options.get("corrected_weight_decay"):
         rate *= options["lr"] / options["max_lr"]
-    shrunk = p * (1 - rate * options["weight_decay"])
+    shrunk: Array = p * (1 - rate * options["weight_decay"])
     if not options.get("cautious_decay"):
         return shrunk
     after, _ = RULES[name](p, g, state, t, {**options, "cautious": False, "weight_decay": 0})

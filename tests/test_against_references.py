@@ -156,7 +156,7 @@ class Pair:
             **({"clip_norm": None} if row.fixed.get("max_grad_norm", 0) is None else {}),
         }
         self.ours = getattr(fastopt.torch, row.ours)(self.params, **self.ours_options)
-        self.numpy = MAKERS[row.ours](self.arrays, **self.ours_options)
+        self.numpy: Any = MAKERS[row.ours](self.arrays, **self.ours_options)
         if hasattr(self.theirs, "train"):
             self.theirs.train()
         self.steps = 0

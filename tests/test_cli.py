@@ -1,6 +1,7 @@
 """The command line as people use it."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -61,6 +62,7 @@ def test_no_arguments_train_the_digits(empty_directory: Path) -> None:
         "checkpoint.safetensors",
         "config.json",
         "metrics.csv",
+        "scores.json",
         "training.png",
     }
     assert (out / "training.png").read_bytes().startswith(b"\x89PNG")
@@ -114,10 +116,76 @@ def test_run_is_not_overwritten_and_resumes_with_the_same_command() -> None:
     assert error(*arguments) == "error: run holds a run already: add --resume to continue it, or choose another --out"
     assert "after step 90 of 90" in run(*arguments, "--resume")
     assert "after step 90 of 90" in run("train", "--resume", "--out", "run")
-    assert error("train", "--resume", "--out=run", "--epochs=3") == (
-        "error: --epochs 3 contradicts the run to resume, which was started with 2"
+    assert error("train", "--resume", "--out=run", "--epochs=1") == (
+        "error: --epochs 1 contradicts the run to resume, which was started with 2"
     )
     assert Path("run/checkpoint.safetensors").read_bytes() == before
+
+
+def test_a_run_can_be_made_longer() -> None:
+    run("train", "--epochs=2", "--hidden=8", "--out=run", "--schedule=constant", "--warmup=0")
+    assert "after step 90 of 135" in run("train", "--resume", "--out=run", "--epochs=3")
+    assert json.loads(Path("run/config.json").read_text())["epochs"] == 3
+    assert "after step 135 of 135" in run("train", "--resume", "--out=run")
+    run("train", "--epochs=3", "--hidden=8", "--out=whole", "--schedule=constant", "--warmup=0")
+    for name in (CHECKPOINT, "metrics.csv", "scores.json", "config.json"):
+        assert Path("run", name).read_bytes() == Path("whole", name).read_bytes()
+
+
+def test_a_model_that_has_learned_nothing_ends_with_3() -> None:
+    Path("same.csv").write_text("a,y\n" + "".join(f"1,{row % 3 // 2}\n" for row in range(60)))
+    for task, word in (("classification", "the commonest class"), ("regression", "the mean")):
+        options = ["--data=same.csv", "--target=y", f"--task={task}", "--epochs=1", "--lr=0", f"--out={task}"]
+        last = run("train", *options, status=3).splitlines()[-1]
+        assert last.startswith("The model is no better than ")
+        assert last.endswith(f"{word}.")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="the modes of POSIX")
+def test_files_of_a_run_have_the_usual_mode() -> None:
+    run("train", "--epochs=1", "--hidden=8", "--out=run")
+    before = os.umask(0)
+    os.umask(before)
+    for path in Path("run").iterdir():
+        assert path.stat().st_mode & 0o777 == 0o666 & ~before, path
+
+
+def test_scores_at_the_end(prices: str) -> None:
+    output = run("train", "--epochs=2", "--hidden=16", "--out=run")
+    scores = json.loads(Path("run/scores.json").read_text())
+    confusion = np.array(scores["confusion"])
+    assert scores["rows"] == confusion.sum() == 359
+    assert scores["accuracy"] == confusion.trace() / 359
+    assert scores["baseline"]["accuracy"] == confusion.sum(axis=1)[int(scores["baseline"]["class"])] / 359
+    for number in range(10):
+        facts = scores["classes"][str(number)]
+        assert facts["recall"] == confusion[number, number] / facts["rows"]
+        assert facts["precision"] == confusion[number, number] / confusion[:, number].sum()
+    assert f"{scores['baseline']['accuracy']:.1%} by always saying" in output
+    output = run("train", "--data", prices, "--target=price", "--task=regression", "--epochs=20", "--out=prices")
+    scores = json.loads(Path("prices/scores.json").read_text())
+    table = np.loadtxt(prices, delimiter=",", skiprows=1)
+    assert scores["rows"] == 60
+    assert scores["r2"] == pytest.approx(1 - (scores["rmse"] / table[:, 2].std()) ** 2, abs=0.05)
+    assert scores["mean_absolute_error"] < scores["baseline"]["mean_absolute_error"] / 2
+    assert f"rmse {scores['baseline']['rmse']:.4g} by always saying" in output
+
+
+def test_columns_are_reported_before_the_training() -> None:
+    cells = [f"p{i},{'' if i % 9 == 0 else i},{'Ulm' if i % 2 else 'Bonn'},{i % 2}" for i in range(60)]
+    Path("t.csv").write_text("\n".join(["name,age,town,y", *cells]))
+    output = run("train", "--data=t.csv", "--target=y", "--epochs=20", "--hidden=4", "--lr=0.05", "--out=run")
+    before, _, _ = output.partition("data ")
+    assert re.search(
+        r"name +left out +- +60 +60 different texts, looks like an identifier; --keep name uses it", before
+    )
+    assert re.search(r"age +number +7 +53 +missing cells: \d+(\.5)?, and a feature that tells where", before)
+    assert re.search(r"town +category +- +2", before)
+    output = run(
+        "train", "--data=t.csv", "--target=y", "--drop=town,age", "--keep=name", "--epochs=1", "--out=kept", status=3
+    )
+    assert re.search(r"name +category +- +60", output)
+    assert re.search(r"town +left out +as asked", output)
 
 
 def test_errors_take_one_line(prices: str) -> None:
@@ -193,10 +261,10 @@ def test_runs_without_a_directory_at_once_get_one_each(monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize("name", ["exp[adam]", "lr[/red]", "a:smile:", "cost$x$ in $^$", "[bold]"])
 def test_names_are_shown_as_they_are(name: str) -> None:
-    rows = "".join(f"{number},{number % 3},{number % 2}\n" for number in range(40))
+    rows = "".join(f"{number},{number % 2},{number % 2}\n" for number in range(40))
     data = Path(f"{name}.csv".replace("/", " "))
     data.write_text(f"a,{name},kind\n{rows}")
-    arguments = ["train", "--data", str(data), "--epochs=1", "--hidden=2", f"--out={name}"]
+    arguments = ["train", "--data", str(data), "--epochs=20", "--lr=0.1", f"--out={name}"]
     output = run(*arguments, "--target=kind")
     assert f"{data.name}: 32 rows to learn" in output
     assert f"All files of the run are in {name}/" in output
@@ -225,6 +293,7 @@ def test_transformer_learns_a_text() -> None:
         "config.json",
         "metrics.csv",
         "sample.txt",
+        "scores.json",
         "training.png",
     }
     header, *_, last = (out / "metrics.csv").read_text().splitlines()
@@ -327,7 +396,7 @@ def test_library_imports_nothing_of_the_command_line() -> None:
     code = "import sys, fastopt; print(*sys.modules)"
     modules = set(in_new_process(code).stdout.split())
     assert "fastopt.optimizers" in modules
-    assert not modules & {"typer", "rich", "matplotlib", "plotly", "safetensors", "sklearn", "threadpoolctl"}
+    assert not modules & {"typer", "rich", "matplotlib", "plotly", "polars", "safetensors", "sklearn", "threadpoolctl"}
 
 
 def test_what_a_terminal_cannot_show_is_spelled() -> None:
@@ -343,7 +412,9 @@ main()
     assert r"All files of the run are in \xe9\udcff/" in process.stdout
 
 
-@pytest.mark.parametrize("missing", ["typer", "rich", "safetensors", "threadpoolctl", "sklearn", "matplotlib"])
+@pytest.mark.parametrize(
+    "missing", ["typer", "rich", "safetensors", "threadpoolctl", "sklearn", "matplotlib", "polars"]
+)
 def test_missing_library_is_said_in_one_line(missing: str) -> None:
     code = f"""
 import sys

@@ -113,7 +113,7 @@ def test_threads_of_the_environment() -> None:
     assert said("fastopt.get_num_threads()", FASTOPT_NUM_THREADS="") == said("fastopt.get_num_threads()")
 
 
-@pytest.mark.skipif(not _core.has_openmp(), reason="built without OpenMP")
+@pytest.mark.skipif(not _core.has_openmp(), reason="no OpenMP runtime")
 def test_threads_of_openmp() -> None:
     assert said("fastopt.get_num_threads()", OMP_NUM_THREADS="5") == 5
 
@@ -149,7 +149,7 @@ def test_number_of_threads_that_is_no_integer(threads: Any) -> None:
     assert fastopt.get_num_threads() == before
 
 
-@pytest.mark.skipif(not _core.has_openmp(), reason="built without OpenMP")
+@pytest.mark.skipif(not _core.has_openmp(), reason="no OpenMP runtime")
 def test_a_limit_on_openmp_is_heeded_unless_a_number_was_asked_for() -> None:
     limits = pytest.importorskip("threadpoolctl").threadpool_limits
     fastopt.set_num_threads(None)

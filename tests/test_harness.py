@@ -14,7 +14,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.skipif(not shutil.which("gcc"), reas
 @pytest.fixture(scope="module")
 def harness(tmp_path_factory: pytest.TempPathFactory) -> Path:
     # Optimized a little only: sanitized vectors take long to compile, and an element's bits do not depend on it.
-    options = ["-O1", "-g", "-fopenmp", *SANITIZERS]
+    options = ["-O1", "-g", *SANITIZERS]
     return native.harness(tmp_path_factory.mktemp("harness"), native.isas(), options)
 
 

@@ -65,6 +65,56 @@ def test_the_best_run_of_an_optimizer_ends_lowest_and_has_not_diverged(runs: lis
         assert winner.path.loss[-1] == min(path.loss[-1] for path in rivals if not path.diverged)
 
 
+def test_where_there_is_no_minimum_the_best_run_goes_down_first() -> None:
+    runs = landscape.run([surfaces.saddle()], ["gd", "momentum"], [0.01, 0.1], 200)
+    gd, momentum = landscape.best(runs)
+    assert gd.left_downhill
+    assert momentum.left_downhill
+    assert momentum.path.steps < gd.path.steps
+    assert momentum.ending == f"left downhill after step {momentum.path.steps}"
+    [upwards] = landscape.run([surfaces.bowl()], ["gd"], [1.0], 200)
+    assert upwards.ending == f"diverged after step {upwards.path.steps}"
+
+
+def test_noise_is_the_same_for_all_but_gd_which_has_the_exact_gradient() -> None:
+    bowl = surfaces.bowl()
+    gd, sgd, adam = landscape.run([bowl], ["gd", "sgd", "adam"], [0.1], 20, start=[1.0, -1.0], noise=0.5)
+    exact = trajectory(bowl, optimizers.SGD, [1.0, -1.0], 20, lr=0.1)
+    noisy = trajectory(bowl, optimizers.SGD, [1.0, -1.0], 20, 0.5, lr=0.1)
+    np.testing.assert_array_equal(gd.path.points, exact.points)
+    np.testing.assert_array_equal(sgd.path.points, noisy.points)
+    np.testing.assert_array_equal(
+        adam.path.points, trajectory(bowl, optimizers.Adam, [1.0, -1.0], 20, 0.5, lr=0.1).points
+    )
+
+
+def test_momentum_and_betas_can_be_chosen() -> None:
+    bowl = surfaces.bowl()
+    momentum, adam = landscape.run([bowl], ["momentum", "adam"], [0.05], 10, momentum=0.5, betas=(0.5, 0.6))
+    expected_paths: list[tuple[landscape.Run, Any, dict[str, Any]]] = [
+        (momentum, optimizers.SGD, {"momentum": 0.5}),
+        (adam, optimizers.Adam, {"betas": (0.5, 0.6)}),
+    ]
+    for run, optimizer, options in expected_paths:
+        expected = trajectory(bowl, optimizer, bowl.starts[0], 10, lr=0.05, **options)
+        np.testing.assert_array_equal(run.path.points, expected.points)
+
+
+@pytest.mark.parametrize(
+    ("names", "options", "message"),
+    [
+        (["gd", "sgd"], {}, "gd and sgd take the same path without noise"),
+        (["gd"], {"noise": 1.0}, "noise makes no difference to gd"),
+        (["gd", "adam"], {"momentum": 0.5}, "momentum makes no difference to gd, adam"),
+        (["gd", "rmsprop"], {"betas": (0.9, 0.9)}, "betas make no difference to gd, rmsprop"),
+        (["adam"], {"start": [1.0]}, r"start must have shape \(2,\) for bowl"),
+    ],
+)
+def test_what_would_make_no_difference_is_refused(names: list[str], options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        landscape.run([surfaces.bowl()], names, [0.1], 1, **options)
+
+
 def test_an_unknown_optimizer_is_refused() -> None:
     with pytest.raises(ValueError, match=r"optimizers must be out of gd, momentum, .* got 'newton'"):
         landscape.run([surfaces.bowl()], ["newton"], [0.1], 1)
@@ -126,7 +176,7 @@ def legend_of(axes: Any) -> list[str]:
 
 
 def test_the_picture_shows_every_path_and_its_losses(runs: list[landscape.Run]) -> None:
-    figure = landscape.figure(runs)
+    figure = landscape.figure(landscape.best(runs))
     chart, losses, profile, _, *colorbars = figure.axes
     assert len(colorbars) == 1
     assert chart.get_title().startswith("rosenbrock\n")
@@ -140,6 +190,13 @@ def test_the_picture_shows_every_path_and_its_losses(runs: list[landscape.Run]) 
             expected = path.loss if column is None else path.points[:, column]
             np.testing.assert_allclose(np.array(lines[name].get_ydata(), dtype=float), expected, rtol=1e-12)
     assert legend_of(losses)[0] == "gd, lr 0.001"
+
+
+def test_the_picture_shows_every_rate_in_a_style_of_its_own() -> None:
+    figure = landscape.figure(landscape.run([surfaces.parabola()], ["gd"], [0.001, 0.1, 1.1], 20))
+    lines = figure.axes[1].get_lines()
+    assert legend_of(figure.axes[1]) == ["gd, lr 0.001", "gd, lr 0.1", "gd, lr 1.1"]
+    assert len({(line.get_color(), str(line.get_linestyle())) for line in lines}) == 3
 
 
 def test_the_picture_says_what_diverged() -> None:
@@ -167,11 +224,21 @@ def test_the_page_holds_the_runs(runs: list[landscape.Run]) -> None:
     assert [surface["name"] for surface in data["surfaces"]] == ["rosenbrock", "parabola"]
     stored = data["surfaces"][0]["runs"]
     for run, kept in zip(runs, stored, strict=False):
-        assert (kept["optimizer"], kept["lr"], kept["diverged"]) == (run.optimizer, run.lr, run.path.diverged)
+        assert (kept["optimizer"], kept["lr"], kept["ending"]) == (run.optimizer, run.lr, run.ending)
         np.testing.assert_allclose(kept["points"], run.path.points, rtol=1e-5)
         np.testing.assert_allclose(kept["loss"], run.path.loss, rtol=1e-5)
         np.testing.assert_allclose(kept["gradNorm"], run.path.grad_norm, rtol=1e-5)
     assert sum(run["best"] for run in stored) == len(NAMES)
+    assert len({json.dumps(run["style"]) for run in stored}) == len(NAMES)
+    assert len({json.dumps(run["ownStyle"]) for run in stored}) == len(stored)
+    assert data["surfaces"][0]["lookFor"] == surfaces.rosenbrock().look_for
+
+
+def test_the_page_shows_what_is_left_by_rounding_as_zero() -> None:
+    [run] = landscape.run([surfaces.parabola()], ["gd"], [0.45], 200)
+    assert 0 < abs(run.path.points[-1, 0]) < 1e-100
+    [stored] = data_of(landscape.page([run]))["surfaces"][0]["runs"]
+    assert (stored["points"][-1], stored["loss"][-1], stored["gradNorm"][-1]) == ([0], 0, 0)
 
 
 def test_names_cannot_break_out_of_the_page() -> None:
@@ -216,6 +283,28 @@ def test_the_command_writes_the_file_and_says_who_was_best(tmp_path: Path, suffi
     assert list(tmp_path.iterdir()) == [out]
 
 
+def test_the_command_draws_every_rate_that_is_asked_for_and_else_the_best(tmp_path: Path) -> None:
+    asked = run_command("parabola", "--optimizers=gd", "--lr=0.001,0.1,1.1", "--out", tmp_path / "asked.html")
+    assert re.findall(r"gd.* (\S+) +\S+ +\S+ *\n", asked.output) == ["0.001", "0.1", "1.1"]
+    assert data_of((tmp_path / "asked.html").read_text())["rates"] == "all"
+    tried = run_command("parabola", "--optimizers=gd", "--out", tmp_path / "tried.html")
+    assert re.findall(r"gd.* (\S+) +\S+ +\S+ *\n", tried.output) == ["0.1"]
+    assert data_of((tmp_path / "tried.html").read_text())["rates"] == "best"
+
+
+def test_the_command_passes_on_start_noise_and_the_optimizers_options(tmp_path: Path) -> None:
+    out = tmp_path / "page.html"
+    choices = ["--start=1,-0.5", "--noise=0.2", "--momentum=0.5", "--betas=0.8,0.9", "--condition=3"]
+    result = run_command("bowl", "--optimizers=momentum,adam", "--lr=0.1", "--steps=5", *choices, "--out", out)
+    assert result.exit_code == 0, result.output
+    bowl = surfaces.bowl(condition=3)
+    expected = landscape.run(
+        [bowl], ["momentum", "adam"], [0.1], 5, start=[1, -0.5], noise=0.2, momentum=0.5, betas=(0.8, 0.9)
+    )
+    for stored, run in zip(data_of(out.read_text())["surfaces"][0]["runs"], expected, strict=True):
+        np.testing.assert_allclose(stored["points"], run.path.points, rtol=1e-5)
+
+
 @pytest.mark.parametrize("suffix", ["png", "svg", "html"])
 def test_the_same_command_writes_the_same_bytes(tmp_path: Path, suffix: str) -> None:
     first, again = tmp_path / f"first.{suffix}", tmp_path / f"again.{suffix}"
@@ -230,6 +319,10 @@ def test_the_same_command_writes_the_same_bytes(tmp_path: Path, suffix: str) -> 
         (["volcano"], "SURFACE must be out of parabola, bowl,"),
         (["bowl", "--optimizers", "gd,newton"], "got 'newton'"),
         (["bowl", "--lr", "fast"], "--lr must be a number or several with commas between, got 'fast'"),
+        (["bowl", "--start", "1,x"], "--start must be a number or several with commas between, got '1,x'"),
+        (["bowl", "--betas", "0.9"], "--betas must be two numbers with a comma between, got '0.9'"),
+        (["bowl", "--condition", "0.5"], "bowl: condition must be a finite number of at least 1, got 0.5"),
+        (["saddle", "--condition", "5"], "--condition is for bowl, ravine, random_quadratic, not for saddle"),
         (["bowl", "--lr", "-1"], "Invalid learning rate: -1.0"),
         (["bowl", "--steps", "-5"], "error: --steps must be at least 1, got -5"),
         (["bowl", "--out", "picture.jpg"], "--out must end in .png, .svg, .html, got picture.jpg"),

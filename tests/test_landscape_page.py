@@ -47,10 +47,11 @@ def opened(url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[WebDr
 
 
 @pytest.fixture
-def page(opened: WebDriver) -> Iterator[WebDriver]:
+def page(opened: WebDriver, url: str) -> Iterator[WebDriver]:
     opened.execute_script("document.activeElement.blur(); scrollTo(0, 0)")
     yield opened
-    opened.refresh()
+    opened.get("about:blank")  # or what was chosen would stay in the address
+    opened.get(url)
 
 
 def step_of(page: WebDriver) -> int:
@@ -255,6 +256,39 @@ def test_a_run_that_diverged_says_so_when_it_is_over(page: WebDriver, runs: list
     assert note.text == ""
     press(page, Keys.END)
     assert note.text == f"diverged after step {path.steps}"
+
+
+def test_a_link_chooses_surface_and_rate_and_choices_make_a_link(page: WebDriver, url: str) -> None:
+    page.get(f"{url}#surface=saddle&lr=0.1")
+    chosen = [Select(page.find_element(By.ID, id)).first_selected_option.text for id in ("surface", "lr")]
+    assert chosen == ["saddle", "0.1"]
+    assert surfaces.saddle().look_for == page.find_element(By.ID, "look-for").text
+    assert not page.find_element(By.ID, "missing").is_displayed()
+    Select(page.find_element(By.ID, "surface")).select_by_visible_text("parabola")
+    assert page.current_url == f"{url}#surface=parabola&lr=0.1"
+    page.get(f"{url}#surface=volcano&lr=7")
+    assert page.find_element(By.ID, "missing").text == (
+        'This page has no surface "volcano" and no learning rate "7"; it shows another.'
+    )
+
+
+def test_all_rates_can_be_compared(page: WebDriver, runs: list[landscape.Run]) -> None:
+    Select(page.find_element(By.ID, "lr")).select_by_value("all")
+    wait(page, lambda: len(shown_steps(page, "map")) == len(NAMES) * 2)
+    box = page.find_element(By.CSS_SELECTOR, "#numbers input")
+    box.send_keys(Keys.SPACE)  # one path of the optimizer, not both
+    wait(page, lambda: len(shown_steps(page, "map")) == len(NAMES) * 2 - 1)
+
+
+def test_a_run_that_leaves_does_not_change_the_axes(url: str, tmp_path: Path) -> None:
+    file = tmp_path / "page.html"
+    file.write_text(landscape.page(landscape.run([surfaces.parabola()], ["gd"], [1.1], STEPS)), encoding="utf-8")
+    with chromium(tmp_path / "profile", NO_WEBGL) as driver:
+        driver.get(file.as_uri())
+        press(driver, Keys.END)
+        low, high = driver.execute_script("return document.getElementById('map').layout.yaxis.range")
+        assert -1 < low < 0
+        assert 4 < high < 5
 
 
 def test_optimizers_can_be_hidden(page: WebDriver) -> None:

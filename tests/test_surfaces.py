@@ -53,6 +53,7 @@ def test_the_registry_lists_every_surface_by_its_own_name() -> None:
     for name, make in registry.items():
         assert make is getattr(surfaces, name)
         assert make().name == name
+        assert make().look_for.endswith((".", "?"))
     registry.clear()
     assert surfaces.registry(), "the caller's copy is not the registry itself"
 

@@ -33,6 +33,12 @@ EXTRAS = {
 }
 
 
+def entries_of_newer_torch(name: str) -> list[str]:
+    """What newer versions of torch put into a group, and we with this one too: `decoupled_weight_decay` of AdamW."""
+    options, defaults = ours(name).method.options, theirs(name)(make_params()).defaults
+    return [option for option, described in options.items() if described.fixed and option not in defaults]
+
+
 def generator() -> Any:
     return torch.Generator().manual_seed(0)
 
@@ -73,8 +79,9 @@ def test_signature_is_torchs_and_what_is_beyond_is_keyword_only(name: str) -> No
 @every_optimizer
 def test_defaults_and_groups_are_torchs(name: str) -> None:
     mine, other = ours(name)(make_params()), theirs(name)(make_params())
-    assert {key: value for key, value in mine.defaults.items() if key not in EXTRAS[name]} == other.defaults
-    group = {key: value for key, value in mine.param_groups[0].items() if key not in EXTRAS[name]}
+    beyond = {*EXTRAS[name], *entries_of_newer_torch(name)}
+    assert {key: value for key, value in mine.defaults.items() if key not in beyond} == other.defaults
+    group = {key: value for key, value in mine.param_groups[0].items() if key not in beyond}
     assert_equal(group, other.param_groups[0])
 
 
@@ -94,8 +101,9 @@ def test_positional_arguments_have_torchs_order() -> None:
 @every_optimizer
 def test_repr_is_torchs_with_our_options_among_the_others(name: str) -> None:
     mine, other = repr(ours(name)(make_params())).splitlines(), repr(theirs(name)(make_params())).splitlines()
-    extras = [line for line in mine if line.split(":")[0].strip() in EXTRAS[name]]
-    assert len(extras) == len(EXTRAS[name])
+    beyond = [*EXTRAS[name], *entries_of_newer_torch(name)]
+    extras = [line for line in mine if line.split(":")[0].strip() in beyond]
+    assert len(extras) == len(beyond)
     assert [line for line in mine if line not in extras] == other
 
 
@@ -288,7 +296,11 @@ def test_groups_have_their_own_options_and_can_be_added(name: str) -> None:
             opt.step()
         return [*params, extra], [group["lr"] for group in opt.param_groups]
 
-    (mine, rates), (other, expected) = script(ours(name)), script(theirs(name))
+    mine, rates = script(ours(name))
+    try:
+        other, expected = script(theirs(name))
+    except KeyError:
+        pytest.skip("this torch's own cannot step a group that was added (Adagrad, until torch 2.10)")
     torch.testing.assert_close(mine, other, rtol=1e-13, atol=1e-13)
     assert rates == expected
 
@@ -680,6 +692,7 @@ def test_no_scheduler_of_torch_is_missing() -> None:
     assert known - {"LRScheduler", "_LRScheduler"} <= SCHEDULERS.keys()
 
 
+@pytest.mark.filterwarnings("ignore:The epoch parameter in:UserWarning")  # which SequentialLR gave until torch 2.6
 @pytest.mark.parametrize("as_tensor", [False, True])
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
 @every_optimizer

@@ -194,9 +194,12 @@ def test_adagrads_first_states_are_of_the_dtype_asked_for() -> None:
     torch.testing.assert_close(opt.state[param]["sum"], torch.full((3,), 1.1))
 
 
-@pytest.mark.parametrize("bad", [torch.float64, torch.bfloat16, "float32"])
+@pytest.mark.parametrize("bad", [torch.float64, torch.float16, "half"])
 def test_another_state_dtype_is_refused(bad: Any) -> None:
-    with pytest.raises(ValueError, match=r"Invalid state_dtype: expected one of \(None, torch\.float32\), got"):
+    with pytest.raises(
+        ValueError,
+        match=r"Invalid state_dtype: expected None, 'float32', 'bfloat16'",
+    ):
         fastopt.torch.Adam([torch.zeros(1, requires_grad=True)], state_dtype=bad)
 
 

@@ -11,7 +11,7 @@ from rich.console import Console
 from fastopt.training import progress
 from fastopt.training.job import Job
 from fastopt.training.recipes import configure
-from fastopt.training.session import run_session
+from fastopt.training.session import Outcome, run_session
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def job(tmp_path: Path) -> Job:
 
 def shown(job: Job, out: Path, terminal: bool, width: int = 80) -> str:
     console = Console(file=io.StringIO(), force_terminal=terminal, width=width, color_system=None)
-    assert run_session(job, out, console)
+    assert run_session(job, out, console) is Outcome.COMPLETE
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue()
 
@@ -54,9 +54,10 @@ def test_bar_fits_the_terminal(job: Job, tmp_path: Path, width: int, monkeypatch
     assert len(bars) >= 100
     for bar in bars[:-1]:
         assert len(bar) <= width
-        assert re.search(r"epoch \d+/25 .*loss \S+ lr 1\.0e\+00 \|g\| \S+ \S+ samples/s", bar), bar
+        assert re.search(r"epoch \d+/25 .*loss \S+ lr 1\.0e\+00 \|g\| \S+", bar), bar
+        assert ("samples/s" in bar) == (width >= 100)
         assert "…" not in bar
-    assert ("accuracy" in bars[-2]) == (width >= 100)
+    assert "accuracy" in bars[-2]
 
 
 def test_lines_tell_the_same_without_a_terminal(job: Job, tmp_path: Path) -> None:

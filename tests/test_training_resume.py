@@ -29,8 +29,9 @@ from fastopt.training.data import Batch
 from fastopt.training.errors import TrainingError
 from fastopt.training.job import Job
 from fastopt.training.loop import Model
+from fastopt.training.prediction import load
 from fastopt.training.recipes import configure
-from fastopt.training.session import CHECKPOINT, run_session
+from fastopt.training.session import CHECKPOINT, Outcome, run_session
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="kills and interrupts with POSIX signals")
 
@@ -183,7 +184,7 @@ def new_job(data: Path, optimizer: str = "adamw", task: str = "classification") 
 
 def run_whole(directory: Path, job: Job) -> Path:
     directory.mkdir()
-    assert run_session(job, directory, QUIET)
+    assert run_session(job, directory, QUIET) is not Outcome.STOPPED
     return directory
 
 
@@ -203,10 +204,10 @@ def test_interrupted_in_every_step(tmp_path: Path, data: Path, optimizer: str, t
     job = new_job(data, optimizer, task)
     for step in range(1, job.run.total_steps):
         job.run.model = InterruptedModel(job.run.model)
-        assert not run_session(job, out, QUIET)
+        assert run_session(job, out, QUIET) is Outcome.STOPPED
         job = Job.resume(out / CHECKPOINT, {})
         assert job.run.step == step
-    assert run_session(job, out, QUIET)
+    assert run_session(job, out, QUIET) is not Outcome.STOPPED
     assert_same_bits(out, whole, "metrics.csv", *(["sample.txt"] if data.suffix == ".txt" else []))
 
 
@@ -251,14 +252,14 @@ def test_killed_between_metrics_and_checkpoint(
     rows = len((out / "metrics.csv").read_text().splitlines()) - 1
     job = Job.resume(out / CHECKPOINT, {})
     assert job.run.step < rows
-    assert run_session(job, out, QUIET)
+    assert run_session(job, out, QUIET) is not Outcome.STOPPED
     assert_same_bits(out, whole, "metrics.csv")
 
 
 def test_resuming_a_complete_run_changes_nothing(tmp_path: Path, table: Path) -> None:
     whole = run_whole(tmp_path / "whole", new_job(table))
     before = {file: (whole / file).read_bytes() for file in (CHECKPOINT, "metrics.csv", "training.png")}
-    assert run_session(Job.resume(whole / CHECKPOINT, {}), whole, QUIET)
+    assert run_session(Job.resume(whole / CHECKPOINT, {}), whole, QUIET) is not Outcome.STOPPED
     assert {file: (whole / file).read_bytes() for file in before} == before
 
 
@@ -370,6 +371,22 @@ def test_damaged_checkpoints_are_told_before_anything_is_written(complete: Path,
 def test_checkpoints_without_a_checksum_are_resumed(complete: Path) -> None:
     edited(complete / CHECKPOINT, lambda tensors, metadata: None, checksum=False)
     assert Job.resume(complete / CHECKPOINT, {}).run.is_complete
+
+
+def test_checkpoints_from_before_tables_had_texts_are_resumed(complete: Path) -> None:
+    def as_then(tensors: dict[str, np.ndarray], metadata: dict[str, Any]) -> None:
+        for name in ("drop", "keep", "separator"):
+            del metadata["config"][name]
+        for name in ("columns", "target", "left_out"):
+            del metadata["data"][name]
+
+    edited(complete / CHECKPOINT, as_then, checksum=True)
+    before = (complete / CHECKPOINT).read_bytes()
+    with pytest.raises(TrainingError, match=r"written before runs kept what predictions need; .* --resume --out"):
+        load(complete)
+    assert run_session(Job.resume(complete / CHECKPOINT, {}), complete, QUIET) is not Outcome.STOPPED
+    assert (complete / CHECKPOINT).read_bytes() != before
+    assert load(complete).features == tuple("012345")
 
 
 def test_flipped_bits_are_noticed(complete: Path) -> None:

@@ -12,6 +12,7 @@ array([4.8])
 from importlib.metadata import version
 
 from fastopt import optimizers, schedules, surfaces
+from fastopt.averaging import lerp_
 from fastopt.clipping import clip_grad_norm, clip_grad_value, global_norm
 from fastopt.engine import StepInfo
 from fastopt.environment import available_isas, get_num_threads, info, isa, set_num_threads
@@ -33,6 +34,7 @@ __all__ += (
     "global_norm",
     "info",
     "isa",
+    "lerp_",
     "optimizers",
     "schedules",
     "set_num_threads",

@@ -3,7 +3,7 @@
 import io
 import sys
 
-CLI_LIBRARIES = {"typer", "click", "rich", "matplotlib", "plotly", "safetensors", "sklearn", "threadpoolctl"}
+CLI_LIBRARIES = {"typer", "click", "rich", "matplotlib", "plotly", "polars", "safetensors", "sklearn", "threadpoolctl"}
 
 
 def main() -> None:

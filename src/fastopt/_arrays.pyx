@@ -7,25 +7,35 @@ from libc.stdlib cimport free, malloc
 import numpy as np
 cimport numpy as cnp
 
-from fastopt._core cimport Plan, fo_tensor
+from fastopt._core cimport FO_BF16, FO_F16, FO_F32, FO_F64, Plan, fo_needs, fo_tensor
 
 cnp.import_array()
 
 
-cdef int storage(cnp.ndarray array):
-    """The array's dtype as `_core.STORAGES` counts them, or -1."""
+cdef int storage(cnp.ndarray array, bint half=False):
+    """The array's dtype as `_core.STORAGES` counts them, or -1; bfloat16 comes as its bits too, where `half` is wanted."""
     if not cnp.PyArray_ISNOTSWAPPED(array):
         return -1
     if cnp.PyArray_TYPE(array) == cnp.NPY_FLOAT32:
-        return 0
-    return 1 if cnp.PyArray_TYPE(array) == cnp.NPY_FLOAT64 else -1
+        return FO_F32
+    if cnp.PyArray_TYPE(array) == cnp.NPY_FLOAT64:
+        return FO_F64
+    if half and cnp.PyArray_TYPE(array) == cnp.NPY_FLOAT16:
+        return FO_F16
+    if half and (cnp.PyArray_TYPE(array) == cnp.NPY_UINT16 or (<object>array).dtype.name == "bfloat16"):
+        return FO_BF16
+    return -1
 
 
-cdef bint is_sound(cnp.ndarray array, bint writeable):
-    """Whether the kernels can work on the array in place."""
-    return (storage(array) >= 0 and cnp.PyArray_ISALIGNED(array)
-            and (cnp.PyArray_IS_C_CONTIGUOUS(array) or cnp.PyArray_IS_F_CONTIGUOUS(array))
+cdef bint is_plain(cnp.ndarray array, bint writeable):
+    """Whether the array is one stretch of memory."""
+    return (cnp.PyArray_ISALIGNED(array) and (cnp.PyArray_IS_C_CONTIGUOUS(array) or cnp.PyArray_IS_F_CONTIGUOUS(array))
             and (not writeable or cnp.PyArray_ISWRITEABLE(array)))
+
+
+cdef bint is_sound(cnp.ndarray array, bint writeable, bint half=False):
+    """Whether the kernels can work on the array in place."""
+    return storage(array, half) >= 0 and is_plain(array, writeable)
 
 
 cdef bint same_order(cnp.ndarray a, cnp.ndarray b):
@@ -51,11 +61,14 @@ cdef bint lies_beside(cnp.ndarray array, cnp.ndarray param):
 
 def place(cnp.ndarray array) -> tuple:
     """Return (address, storage)."""
-    return <uintptr_t>cnp.PyArray_DATA(array), storage(array)
+    return <uintptr_t>cnp.PyArray_DATA(array), storage(array, True)
 
 
-def as_array(value, str label, bint writeable):
-    """Return the plain array that shares the value's memory; raise unless the kernels can work on it in place."""
+def as_array(value, str label, bint writeable, bint half=False):
+    """Return the plain array that shares the value's memory; raise unless the kernels can work on it in place.
+
+    With `half`, its dtype may be a half precision too.
+    """
     if type(value) is not np.ndarray:
         if isinstance(value, np.ma.MaskedArray):
             raise TypeError(f"{label}: expected a NumPy array without a mask, got a masked one")
@@ -73,10 +86,11 @@ def as_array(value, str label, bint writeable):
         else:
             raise TypeError(f"{label}: expected a NumPy array, got {type(value).__name__}")
     cdef cnp.ndarray array = value
-    if is_sound(array, writeable):
+    if is_sound(array, writeable, half):
         return array
-    if storage(array) < 0:
-        raise TypeError(f"{label}: expected dtype float32 or float64 in native byte order, got {array.dtype.str!r}")
+    if storage(array, half) < 0:
+        known = "float32, float64, float16 or bfloat16" if half else "float32 or float64"
+        raise TypeError(f"{label}: expected dtype {known} in native byte order, got {array.dtype.str!r}")
     if not (cnp.PyArray_IS_C_CONTIGUOUS(array) or cnp.PyArray_IS_F_CONTIGUOUS(array)):
         raise ValueError(f"{label}: expected a contiguous array (C or Fortran order), got strides {value.strides} "
                          f"for shape {value.shape}; np.ascontiguousarray makes a copy that is")
@@ -85,13 +99,19 @@ def as_array(value, str label, bint writeable):
     raise ValueError(f"{label}: expected a writeable array, got a read-only one")
 
 
-def beside(value, cnp.ndarray param, str label, bint writeable):
-    """Return the plain array in a value that can be read beside a parameter; raise if there is none."""
-    cdef cnp.ndarray array = as_array(value, label, writeable)
+def beside(value, cnp.ndarray param, str label, bint writeable, bint half=False):
+    """Return the plain array in a value that can be read beside a parameter; raise if there is none.
+
+    With `half`, it may be of another precision: any up to float32 beside float32.
+    """
+    cdef cnp.ndarray array = as_array(value, label, writeable, half)
     if lies_beside(array, param):
         return array
     if cnp.PyArray_TYPE(array) != cnp.PyArray_TYPE(param):
-        raise TypeError(f"{label}: expected the parameter's dtype {param.dtype}, got {array.dtype}")
+        if not half or FO_F64 in (storage(array), storage(param)):
+            raise TypeError(f"{label}: expected the parameter's dtype {param.dtype}, got {array.dtype}")
+        if same_shape(array, param) and same_order(array, param):
+            return array
     if not same_shape(array, param):
         raise ValueError(f"{label}: expected the parameter's shape {(<object>param).shape}, got {(<object>array).shape}")
     raise ValueError(f"{label}: expected the parameter's memory order (strides {(<object>param).strides}), "
@@ -198,12 +218,16 @@ cdef class Watch:
         cdef const fo_tensor *tensor = &self.plan.plan.tensors[i]
         cdef cnp.ndarray array
         cdef list arrays = self.held[i]
+        cdef const void *at
         cdef Py_ssize_t k
         if arrays is None:
             return False
         for k in range(len(arrays)):
             array = <cnp.ndarray>arrays[k]
-            if (cnp.PyArray_DATA(array) != (tensor.state[k - 1].at if k else tensor.param.at)
-                    or <size_t>cnp.PyArray_SIZE(array) != tensor.n or not is_sound(array, True)):
+            if k == 0:
+                at = tensor.param.at
+            else:
+                at = tensor.state[k - 1].at if k <= fo_needs[<size_t>tensor.rule].states else tensor.average.at
+            if cnp.PyArray_DATA(array) != at or <size_t>cnp.PyArray_SIZE(array) != tensor.n or not is_plain(array, True):
                 return False
         return True

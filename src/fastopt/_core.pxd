@@ -1,7 +1,5 @@
 """The C surface of csrc/, and the plan, for the other modules that bind memory to it."""
 
-from libc.stdint cimport uint64_t
-
 cdef extern from "fastopt.h" nogil:
     enum:
         FO_MAX_STATES, FO_RULES
@@ -16,6 +14,7 @@ cdef extern from "fastopt.h" nogil:
         pass
     ctypedef struct fo_kernels:
         const char *isa
+        void (*convert)(const fo_stream *, const fo_stream *, size_t)
     ctypedef struct fo_number:
         void *at
         bint single
@@ -30,6 +29,8 @@ cdef extern from "fastopt.h" nogil:
         fo_stream param
         fo_stream grad
         fo_stream state[6]
+        fo_stream average
+        fo_stream copy
         fo_number count
         fo_number number[4]
         fo_options *options
@@ -46,7 +47,7 @@ cdef extern from "fastopt.h" nogil:
         bint skip_nonfinite
         bint zero_grad
         bint zero_skipped
-        uint64_t seed
+        double average_weight
         int threads
     ctypedef struct fo_result:
         double norm
@@ -71,8 +72,13 @@ cdef extern from "fastopt.h" nogil:
     double fo_global_norm(const fo_kernels *, fo_plan *, int)
     double fo_global_max_abs(const fo_kernels *, fo_plan *, int)
     void fo_scale_gradients(const fo_kernels *, fo_plan *, double, int)
+    void fo_lerp(const fo_kernels *, fo_plan *, double, int)
     void fo_clamp_gradients(const fo_kernels *, fo_plan *, double, int)
-    void fo_lerp_params(const fo_kernels *, fo_plan *, double, int)
+    enum:
+        FO_ANY_THREADS
+    void fo_load_openmp()
+    void fo_find_openmp()
+    const char *fo_spare_openmp()
     bint fo_has_openmp()
     int fo_hardware_threads()
 

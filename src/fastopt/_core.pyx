@@ -16,6 +16,7 @@ cdef list names(const char *(*name)(size_t) noexcept nogil):
 
 
 cdef const fo_kernels *kernels = fo_best_kernels()
+fo_load_openmp()
 
 RULES = {name: (i, fo_needs[i].states) for i, name in enumerate(names(fo_rule_name))}
 """Rule name -> (index, number of state arrays)."""
@@ -52,6 +53,20 @@ def compiler() -> str:
     return fo_compiler().decode()
 
 
+ANY_THREADS = FO_ANY_THREADS
+"""In the place of a number of threads: what OpenMP would take."""
+
+
+def find_openmp() -> None:
+    """Share the threads of the OpenMP runtime that torch uses, if it is loaded; else of one that is there."""
+    fo_find_openmp()
+
+
+def spare_openmp() -> str:
+    """Return the file of the runtime that fastopt loaded and does not use, as another has come since; else ""."""
+    return (fo_spare_openmp() or b"").decode()
+
+
 def has_openmp() -> bool:
     return fo_has_openmp()
 
@@ -82,6 +97,19 @@ def members_are(list groups, list params, list owners) -> bool:
                 return False
             k += 1
     return k == len(params)
+
+
+cdef fo_stream stream(tuple place):
+    """An (address, storage)."""
+    cdef fo_stream found
+    found.at, found.storage = <void *><uintptr_t>place[0], <fo_storage><int>place[1]
+    return found
+
+
+def convert(tuple target, tuple source, size_t length) -> None:
+    """Store numbers otherwise, from one (address, storage) to another."""
+    cdef fo_stream to = stream(target), origin = stream(source)
+    kernels.convert(&to, &origin, length)
 
 
 cdef class Plan:
@@ -156,15 +184,23 @@ cdef class Plan:
         if len(numbers[1:]) != fo_needs[index].numbers:
             raise ValueError(f"{rule}: expected {fo_needs[index].numbers} numbers, got {len(numbers[1:])}")
         t.rule = <fo_rule>index
-        t.param.at, t.param.storage = <void *><uintptr_t>param[0], <fo_storage><int>param[1]
+        t.param = stream(param)
         t.grad.at, t.grad.storage = NULL, t.param.storage
-        for k, (address, storage) in enumerate(states):
-            t.state[k].at, t.state[k].storage = <void *><uintptr_t>address, <fo_storage><int>storage
+        for k, state in enumerate(states):
+            t.state[<int>k] = stream(state)
         for k, (address, single) in enumerate(numbers or [(0, False)]):
             place = &t.count if k == 0 else &t.number[<int>k - 1]
             place.at, place.single = <void *><uintptr_t>address, single
         self.cut = self.cut and t.n == length
         t.n = length
+
+    def bind_tails(self, size_t tensor, average, copy) -> None:
+        """Say where the moving average of a parameter is, and its copy, each (address, storage) or None."""
+        cdef fo_tensor *t = &self.plan.tensors[tensor]
+        cdef fo_stream none
+        none.at, none.storage = NULL, t.param.storage
+        t.average = stream(average) if average is not None else none
+        t.copy = stream(copy) if copy is not None else none
 
     def set_gradient(self, size_t tensor, tuple place) -> None:
         """Say where a tensor's gradient is, (address, storage); None leaves the tensor out."""
@@ -206,31 +242,21 @@ cdef class Plan:
 
     @staticmethod
     def of_pairs(list pairs, kept) -> Plan:
-        """A plan for `lerp`: of each pair two streams (address, storage) and the length, which `kept` keeps alive."""
+        """A plan for the passes over two arrays, ((address, storage), (address, storage), length) each.
+
+        `kept` keeps them alive.
+        """
         cdef Plan plan = Plan([0] * len(pairs), 1)
         plan.kept = kept
-        for i, (param, to, length) in enumerate(pairs):
-            plan.bind(i, "sgd", length, param, [])
-            plan.set_gradient(i, to)
+        for i, (target, source, length) in enumerate(pairs):
+            plan.bind(i, "sgd", length, target, [])
+            plan.set_gradient(i, source)
         return plan
-
-    def lerp(self, double weight, int threads, list after) -> None:
-        """Bring each parameter a part of the way to the stream in the place of its gradient; then call those in `after`."""
-        self.cut_blocks()
-        with nogil:
-            fo_lerp_params(kernels, self.plan, weight, threads)
-        for call in after:
-            call[0](*call[1:])
 
     @staticmethod
     def of_gradients(list gradients, kept) -> Plan:
-        """A plan for the passes over gradients alone, each (address, storage, length), which `kept` keeps alive."""
-        cdef Plan plan = Plan([0] * len(gradients), 1)
-        plan.kept = kept
-        for i, (address, storage, length) in enumerate(gradients):
-            plan.bind(i, "sgd", length, (address, storage), [])
-            plan.set_gradient(i, (address, storage))
-        return plan
+        """A plan for the passes over gradients alone, each (address, storage, length)."""
+        return Plan.of_pairs([((address, storage), (address, storage), length) for address, storage, length in gradients], kept)
 
     cdef int cut_blocks(self) except -1:
         if not self.cut and not fo_plan_cut(self.plan):
@@ -239,7 +265,7 @@ cdef class Plan:
         return 0
 
     def step(self, int threads, list made, double unscale, double clip_norm, double clip_value, bint want_norm,
-             str nonfinite, bint zero_grad, list after, list always, counter) -> tuple:
+             str nonfinite, bint zero_grad, double average_weight, list after, list always, counter) -> tuple:
         """Run the step; return (norm before clipping or NaN, clip coefficient, skipped).
 
         What belongs to a step that was taken is done here, so that no interrupt can come between: the calls in `after`,
@@ -252,7 +278,7 @@ cdef class Plan:
         request.unscale, request.clip_norm, request.clip_value = unscale, clip_norm, clip_value
         request.want_norm, request.skip_nonfinite = want_norm, nonfinite != "propagate"
         request.zero_grad, request.zero_skipped, request.threads = zero_grad, nonfinite == "skip", threads
-        request.seed = 0
+        request.average_weight = average_weight
         with nogil:
             result = fo_step(kernels, self.plan, &request)
         if result.unfit:
@@ -287,6 +313,12 @@ cdef class Plan:
         self.cut_blocks()
         with nogil:
             fo_scale_gradients(kernels, self.plan, factor, threads)
+
+    def lerp(self, double weight, int threads) -> None:
+        """Move the parameters towards what stands in the gradients' places."""
+        self.cut_blocks()
+        with nogil:
+            fo_lerp(kernels, self.plan, weight, threads)
 
     def clamp(self, double limit, int threads) -> None:
         self.cut_blocks()

@@ -2,6 +2,8 @@ from typing import Any
 
 from fastopt._core import Plan
 
+def exchange_by_asking(dtypes: dict[Any, tuple[int, int]]) -> Any: ...
+
 class Watch:
     moved: bool
     @property

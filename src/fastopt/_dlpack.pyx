@@ -2,12 +2,16 @@
 """Tensors of another framework, seen through DLPack's exchange in C: where they lie, and whether that has changed."""
 
 from cpython.exc cimport PyErr_Clear
-from cpython.pycapsule cimport PyCapsule_GetPointer
-from libc.stdint cimport int32_t, int64_t, uint8_t, uint64_t
+from cpython.pycapsule cimport PyCapsule_GetPointer, PyCapsule_New
+from cpython.ref cimport Py_DECREF, Py_INCREF
+from cpython.tuple cimport PyTuple_Check, PyTuple_GET_ITEM
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 
 from fastopt._core import same_objects
-from fastopt._core cimport FO_BF16, FO_F16, FO_F32, FO_F64, Plan, fo_number, fo_storage, fo_tensor
+from fastopt._core cimport (
+    FO_BF16, FO_F16, FO_F32, FO_F64, FO_MAX_STATES, Plan, fo_needs, fo_number, fo_storage, fo_stream, fo_tensor,
+)
 
 cdef extern from "dlpack.h" nogil:
     ctypedef struct DLDataType:
@@ -23,8 +27,14 @@ cdef extern from "dlpack.h" nogil:
         int64_t *shape
         int64_t *strides
     ctypedef struct DLManagedTensorVersioned:
+        void *manager_ctx
         void (*deleter)(DLManagedTensorVersioned *) noexcept
+    ctypedef struct DLPackVersion:
+        uint32_t major
+    enum:
+        DL_MAJOR
     ctypedef struct DLPackExchangeAPI:
+        DLPackVersion version
         int (*managed_tensor_from_py_object_no_sync)(void *, DLManagedTensorVersioned **) except -1
         int (*dltensor_from_py_object_no_sync)(void *, DLTensor *) noexcept
     const DLPackExchangeAPI *fo_dl_table(const DLPackExchangeAPI *)
@@ -70,6 +80,9 @@ cdef enum:
     AHEAD = 8  # tensors that are being fetched from memory while one is looked at
 
 cdef enum:
+    MOST = FO_MAX_STATES + 1  # states, and the moving average of the parameter
+
+cdef enum:
     INLINE = 4  # dimensions of which the extents need no memory of their own
 
 # After a pass over the model nothing of this is in the caches any more: what is looked at in each step is kept together.
@@ -82,15 +95,78 @@ cdef struct Known:
     DLDataType dtype
     uint64_t version  # of the parameter's dict of states
     int32_t tensors  # a parameter and its states, all alike in memory but for the dtype
-    DLDataType state_dtype[6]
+    DLDataType state_dtype[MOST]
     int64_t *more  # extents that have no place here
     int64_t extents[8]  # the shape, then the strides
+
+# ---- the same from a framework without that exchange: its tensors are asked in Python ----
+
+cdef enum:
+    MOST_DIMENSIONS = 64  # as many as torch allows
+
+cdef dict asked_dtypes = {}
+cdef int64_t asked_extents[2 * MOST_DIMENSIONS]  # of the tensor that was described last
+cdef DLPackExchangeAPI asking
+
+
+cdef int describe_by_asking(void *py_object, DLTensor *out) noexcept:
+    """Describe a strided tensor until another one is described; -1 for any other."""
+    cdef int32_t k
+    tensor = <object>py_object
+    try:
+        address = tensor.data_ptr()
+        shape, strides = tensor.shape, tensor.stride()
+        code, bits = asked_dtypes.get(tensor.dtype, (0, 0))
+        out.data, out.dtype.code, out.dtype.bits = <void *><uint64_t>address, code, bits
+        out.device.type = 1 if tensor.is_cpu else 0
+        if not (PyTuple_Check(shape) and PyTuple_Check(strides) and len(shape) == len(strides) <= MOST_DIMENSIONS):
+            return -1
+        out.ndim = <int32_t>len(shape)
+        out.shape, out.strides = asked_extents, asked_extents + out.ndim
+        for k in range(out.ndim):
+            out.shape[k], out.strides[k] = <object>PyTuple_GET_ITEM(shape, k), <object>PyTuple_GET_ITEM(strides, k)
+        return 0 if address or 0 in shape else -1  # (a tensor subclass may have memory that is not its own)
+    except Exception:
+        return -1
+
+
+cdef void let_go(DLManagedTensorVersioned *held) noexcept:
+    Py_DECREF(<object>held.manager_ctx)
+    free(held)
+
+
+cdef int hold_by_reference(void *py_object, DLManagedTensorVersioned **out) except -1:
+    out[0] = <DLManagedTensorVersioned *>calloc(1, sizeof(DLManagedTensorVersioned))
+    if out[0] == NULL:
+        raise MemoryError
+    Py_INCREF(<object>py_object)
+    out[0].manager_ctx, out[0].deleter = py_object, let_go
+    return 0
+
+
+def exchange_by_asking(dict dtypes):
+    """Return what `Watch` reads tensors by, for a framework that has no `__dlpack_c_exchange_api__`.
+
+    `dtypes` are its dtypes that have a storage here, each with DLPack's (code, bits).
+    """
+    global asked_dtypes
+    asked_dtypes = dtypes
+    asking.version.major = DL_MAJOR
+    asking.dltensor_from_py_object_no_sync = describe_by_asking
+    asking.managed_tensor_from_py_object_no_sync = hold_by_reference
+    return PyCapsule_New(&asking, "dlpack_exchange_api", NULL)
+
 
 cdef int storage_of(DLDataType dtype) noexcept:
     """The storage of a dtype, or -1."""
     if dtype.code == 2:  # IEEE's floats
         return FO_F32 if dtype.bits == 32 else FO_F64 if dtype.bits == 64 else FO_F16 if dtype.bits == 16 else -1
     return FO_BF16 if dtype.code == 4 and dtype.bits == 16 else -1
+
+
+cdef inline const fo_stream *place_of(const fo_tensor *tensor, int k) noexcept:
+    """Where the plan has a state; the moving average comes after them."""
+    return &tensor.state[k] if k < fo_needs[<size_t>tensor.rule].states else &tensor.average
 
 
 cdef class Watch:
@@ -102,10 +178,10 @@ cdef class Watch:
     cdef Plan plan
     cdef const DLPackExchangeAPI *api
     cdef Known *known
-    cdef Seen *seen  # eight a parameter: the parameter, its states and, last, the gradient
+    cdef Seen *seen  # of each: the parameter, its states and, last, the gradient
     # torch describes a tensor in half the time if another than its Python object holds it too. The parameters are not
     # held: torch.utils.swap_tensors, with which a model may be converted, refuses such.
-    cdef DLManagedTensorVersioned **held  # six a parameter
+    cdef DLManagedTensorVersioned **held  # MOST a parameter
     cdef size_t count
     cdef list params
     cdef readonly size_t missing  # how many parameters had no gradient at the last look
@@ -127,8 +203,8 @@ cdef class Watch:
         if self.api == NULL:
             raise ImportError("the tensors' framework has another major version of DLPack, expected 1")
         self.known = <Known *>calloc(count + 1, sizeof(Known))
-        self.seen = <Seen *>calloc(8 * count + 1, sizeof(Seen))
-        self.held = <DLManagedTensorVersioned **>calloc(6 * count + 1, sizeof(void *))
+        self.seen = <Seen *>calloc((MOST + 2) * count + 1, sizeof(Seen))
+        self.held = <DLManagedTensorVersioned **>calloc(MOST * count + 1, sizeof(void *))
         if self.known == NULL or self.seen == NULL or self.held == NULL:
             raise MemoryError
         self.count = count
@@ -145,7 +221,7 @@ cdef class Watch:
         cdef Known *known = &self.known[i]
         cdef int k
         for k in range(known.tensors - 1):
-            self.held[6 * i + k].deleter(self.held[6 * i + k])
+            self.held[MOST * i + k].deleter(self.held[MOST * i + k])
         free(known.more)
         known.more = NULL
         known.tensors = 0
@@ -161,7 +237,7 @@ cdef class Watch:
         `names` are the entries that must stay what they are: those of the states come first.
         """
         cdef Known *known = &self.known[tensor]
-        cdef Seen *seen = &self.seen[8 * tensor]
+        cdef Seen *seen = &self.seen[(MOST + 2) * tensor]
         cdef DLTensor now
         cdef int64_t *extents = &known.extents[0]
         cdef int32_t k
@@ -182,7 +258,7 @@ cdef class Watch:
             if not self.look_at(state, &now):
                 raise RuntimeError(f"a state of tensor {tensor} has no memory to look at")
             known.state_dtype[known.tensors - 1] = now.dtype
-            self.api.managed_tensor_from_py_object_no_sync(<void *>state, &self.held[6 * tensor + known.tensors - 1])
+            self.api.managed_tensor_from_py_object_no_sync(<void *>state, &self.held[MOST * tensor + known.tensors - 1])
             seen[known.tensors].object, seen[known.tensors].shape = <void *>state, now.shape
             known.tensors += 1
         self.entries[tensor], self.names[tensor], self.views[tensor] = entry, names, param.detach()
@@ -219,7 +295,7 @@ cdef class Watch:
 
     cdef inline void fetch(self, size_t i) noexcept:
         """Start to fetch what will be looked at of a parameter."""
-        cdef const Seen *seen = &self.seen[8 * i]
+        cdef const Seen *seen = &self.seen[(MOST + 2) * i]
         cdef int32_t k
         for k in range(self.known[i].tensors + 1):
             fo_dl_prefetch(seen[k].object, seen[k].shape)
@@ -252,7 +328,7 @@ cdef class Watch:
                     return False
             known.version = fo_dict_version(entry)
         for k in range(known.tensors - 1):
-            if (not self.describe(self.seen[8 * i + k + 1].object, &now) or now.data != tensor.state[k].at
+            if (not self.describe(self.seen[(MOST + 2) * i + k + 1].object, &now) or now.data != place_of(tensor, k).at
                     or not self.same_dtype(now.dtype, known.state_dtype[k]) or not self.alike(known, &now)):
                 return False
         for k in range(known.tensors - 1, <int32_t>len(states)):  # numbers: their memory may be shared by now
@@ -318,6 +394,6 @@ cdef class Watch:
             return False
         tensor.grad.storage = <fo_storage>storage
         tensor.grad.at = now.data if tensor.n else tensor  # (of an empty one only that it is there)
-        self.seen[8 * i + known.tensors].object = <void *>grad
-        self.seen[8 * i + known.tensors].shape = now.shape
+        self.seen[(MOST + 2) * i + known.tensors].object = <void *>grad
+        self.seen[(MOST + 2) * i + known.tensors].shape = now.shape
         return True

@@ -12,6 +12,7 @@ from fastopt.console import plain_console
 from fastopt.landscape.command import landscape
 from fastopt.lessons.command import lessons
 from fastopt.training.command import train
+from fastopt.training.predict_command import predict
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -19,7 +20,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-for command in (train, landscape, lessons, bench):
+for command in (train, predict, landscape, lessons, bench):
     app.command()(command)
 
 

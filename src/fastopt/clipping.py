@@ -28,7 +28,7 @@ def global_norm(grads: Any) -> float:
     TypeError, ValueError
         If an array's dtype or memory layout is not supported.
     """
-    return gradient_plan(grads, writeable=False).norm(environment.get_num_threads())
+    return gradient_plan(grads, writeable=False).norm(environment.pass_threads())
 
 
 def clip_grad_norm(grads: Any, max_norm: float) -> float:
@@ -58,10 +58,10 @@ def clip_grad_norm(grads: Any, max_norm: float) -> float:
     if max_norm != math.inf:
         Bound("max_norm value").check(max_norm)
     plan = gradient_plan(grads, writeable=True)
-    norm = plan.norm(environment.get_num_threads())
+    norm = plan.norm(environment.pass_threads())
     coefficient = clip_coefficient(norm, max_norm)
     if coefficient != 1.0:
-        plan.scale(coefficient, environment.get_num_threads())
+        plan.scale(coefficient, environment.pass_threads())
     return norm
 
 
@@ -82,7 +82,7 @@ def clip_grad_value(grads: Any, clip_value: float) -> None:
     """
     if clip_value != math.inf:
         Bound("clip_value value").check(clip_value)
-    gradient_plan(grads, writeable=True).clamp(clip_value, environment.get_num_threads())
+    gradient_plan(grads, writeable=True).clamp(clip_value, environment.pass_threads())
 
 
 def clip_coefficient(norm: float, max_norm: float) -> float:

@@ -1,5 +1,6 @@
 """How the commands speak: to the terminal, and of errors in one line."""
 
+from collections.abc import Sequence
 from typing import NoReturn
 
 import typer
@@ -12,7 +13,8 @@ def plain_console(stderr: bool = False) -> Console:
     return Console(stderr=stderr, markup=False, emoji=False)
 
 
-def fail(message: str) -> NoReturn:
-    """Print ``error: message`` in red, as one line, and leave with status 2."""
-    plain_console(stderr=True).print(Text(f"error: {' '.join(message.splitlines())}", style="red"), soft_wrap=True)
+def fail(message: str, details: Sequence[str] = ()) -> NoReturn:
+    """Print ``error: message`` in red, as one line, and leave with status 2; details get a line each."""
+    lines = [f"error: {' '.join(message.splitlines())}", *(f"  {' '.join(detail.splitlines())}" for detail in details)]
+    plain_console(stderr=True).print(Text("\n".join(lines), style="red"), soft_wrap=True)
     raise typer.Exit(2)

@@ -16,12 +16,18 @@ from typing import Any, ClassVar, NamedTuple, cast
 from fastopt import _core
 from fastopt._turn import Turn
 from fastopt.hyperparameters import at_step, is_fixed
-from fastopt.methods.base import WHOLE, Method, Option
+from fastopt.methods.base import STORED_AS, WHOLE, Method, Option, StateDtype
 
 Group = dict[str, Any]
 
 RATES = {name: _core.OPTIONS[name] for name in ("lr", "weight_decay")}
 """Numbers that are edited all the time, and that neither choose the rule nor exclude anything."""
+
+AVERAGE = "ema"
+"""The state that is a moving average of the parameter."""
+
+ASIDE = "before_ema"
+"""The state that is the parameter itself while its average is in its place."""
 
 Call = tuple[Any, ...]
 """A function, which runs no code of Python's, and its arguments."""
@@ -73,14 +79,42 @@ class Face:
     clip_norm = WholeOption("clip_norm")
     clip_value = WholeOption("clip_value")
     nonfinite = WholeOption("nonfinite")
+    state_dtype = WholeOption("state_dtype")
+    ema = WholeOption("ema")
 
     param_groups: list[Group]
     step_count: int
     _whole: dict[str, Any]
     _turn: Turn
 
+    def swap_ema(self) -> None:
+        """Put the moving averages in the parameters' places, or the parameters back.
+
+        In between no step can be taken. A snapshot (`state_dict`) has both.
+
+        Raises
+        ------
+        RuntimeError
+            If there is no moving average.
+        """
+        with self._turn.to_step:
+            self._current_engine().swap_average()
+
+    def ema_state(self) -> list[Any]:
+        """Return the moving averages of the parameters, in their order; one that has taken no step is its own average.
+
+        They are the optimizer's own, not copies.
+        """
+        engine = self._current_engine()
+        return [engine.entry(slot).get(AVERAGE, param) for slot, param in enumerate(engine.params)]
+
     def _current_engine(self) -> Engine:
-        """Return the engine for the groups and parameters as they are."""
+        """Return the engine of the groups of now."""
+        raise NotImplementedError
+
+    @staticmethod
+    def _lerp(targets: list[Any], sources: list[Any], weight: float) -> None:
+        """Move the targets towards the sources."""
         raise NotImplementedError
 
     def _check_whole(self, values: Mapping[str, Any]) -> None:
@@ -155,6 +189,8 @@ class Request(NamedTuple):
     want_norm: bool
     nonfinite: str
     zero: bool
+    average_weight: float
+    """The parameters' in their moving averages."""
     after: list[Call]
     """What belongs to a step that was taken."""
     always: list[Call]
@@ -196,6 +232,7 @@ class Engine(ABC):
         if self.method.advances:
             columns = {name: _core.OPTIONS[name] for name in self.method.advances}
             self.plan.keep(columns, self.groups, self.seen, self.values)
+        self.whole: Group = {}
         self.take_whole()
         self.made: list[tuple[int, str, Any]] = []
 
@@ -218,11 +255,15 @@ class Engine(ABC):
         """Return the dict that has a parameter's states."""
 
     @abstractmethod
-    def start_state(self, slot: int, value: float | None) -> Any:
+    def dtype_name(self, slot: int) -> str:
+        """Return the name of a parameter's dtype, or that of its parts if it is complex."""
+
+    @abstractmethod
+    def start_state(self, slot: int, storage: str, value: float | None) -> Any:
         """Return a new state; None makes it a copy of the parameter."""
 
     @abstractmethod
-    def fit_state(self, slot: int, name: str, state: Any) -> Any:
+    def fit_state(self, slot: int, name: str, storage: str, state: Any) -> Any:
         """Return a state as the kernels can use it; raise if it can be none of this parameter."""
 
     @abstractmethod
@@ -242,8 +283,16 @@ class Engine(ABC):
         """Return what the kernels are to see; raise if the gradient does not fit the parameter."""
 
     @abstractmethod
-    def has_stepped(self, slot: int, names: Sequence[str]) -> bool:
-        """Whether a parameter has taken a step, so that its states of these names are there."""
+    def has_stepped(self, slot: int, name: str) -> bool:
+        """Whether a parameter has taken a step, so that its state of this name is there."""
+
+    @abstractmethod
+    def duplicate(self, slot: int) -> Any:
+        """Return a copy of a parameter."""
+
+    @abstractmethod
+    def assign(self, slot: int, values: Any) -> None:
+        """Write a parameter."""
 
     @abstractmethod
     def is_finite(self, grad: Any) -> bool:
@@ -256,6 +305,19 @@ class Engine(ABC):
     def start_options(self, slot: int) -> Mapping[str, Any]:
         """Return the options that say what states start as."""
         return self.values[self.owners[slot]]
+
+    def copy_of(self, slot: int) -> Any:
+        """Return what a parameter is copied to in each step, or None."""
+        return None
+
+    def storage(self, slot: int, name: str) -> str:
+        """Return how a state is to be stored."""
+        own, wanted = self.dtype_name(slot), StateDtype.named(self.whole["state_dtype"])
+        if own == "float64":
+            return own
+        if name == AVERAGE:
+            return "float32"
+        return own if wanted is None else STORED_AS[wanted][self.method.states[name].kind]
 
     def forget(self, slot: int, name: str, made: Any) -> None:
         """Take back an entry that was made for a step that was not taken, unless it has been replaced."""
@@ -306,11 +368,19 @@ class Engine(ABC):
 
     def take_whole(self) -> None:
         """Look at the options of the whole optimizer."""
-        self.whole: Group = self.face._whole_options(self.groups)
+        before = self.kept_whole() if self.whole else None
+        self.whole = self.face._whole_options(self.groups)
+        if before is not None and before != self.kept_whole():
+            for owner in range(len(self.groups)):
+                self.release(owner)
         self.whole_is_fixed = all(map(is_fixed, self.whole.values()))
         if self.whole_is_fixed:
             self.face._check_whole(self.whole)
         self.whole_is_known = True
+
+    def kept_whole(self) -> tuple[Any, bool]:
+        """Return what decides which states there are besides the rule's, and how all are stored."""
+        return StateDtype.named(self.whole["state_dtype"]), self.whole["ema"] is not None
 
     def release(self, owner: int) -> None:
         """Bind a group's parameters anew when they are needed next."""
@@ -344,6 +414,7 @@ class Engine(ABC):
                 clip_norm is not None,
                 nonfinite,
                 zero_in_pass,
+                0.0 if whole["ema"] is None else 1.0 - whole["ema"],
                 after if skips else [*after, *after_zeroing],
                 after_zeroing if skips else [],
                 counter,
@@ -369,40 +440,57 @@ class Engine(ABC):
         self.check(slot)
         rule, names = self.rules[self.owners[slot]]
         kept = self.method.numbers
-        entry = self.entry(slot) if names or kept or self.method.counts_steps else {}
+        arrays = names if self.whole["ema"] is None else (*names, AVERAGE)
+        entry = self.entry(slot) if arrays or kept or self.method.counts_steps else {}
+        swapped = entry.get(ASIDE) is not None
+        if swapped and grad is not None:
+            raise RuntimeError(f"{self.label(slot)}: its moving average is in its place; swap_ema() puts it back")
         fresh = [name for name in names if entry.get(name) is None]
         numbers = [self.count_place(slot, entry, bool(fresh))]
-        for name in (*names, *kept):
+        stored = {name: self.storage(slot, name) for name in arrays}
+        for name in (*arrays, *kept):
             if entry.get(name) is None:
-                start = self.method.start(name, self.start_options(slot))
-                made = self.start_number(slot, cast(float, start)) if name in kept else self.start_state(slot, start)
+                start = None if name == AVERAGE else self.method.start(name, self.start_options(slot))
+                if name in kept:
+                    made = self.start_number(slot, cast(float, start))
+                else:
+                    made = self.start_state(slot, stored[name], start)
                 entry[name] = made
                 self.made.append((slot, name, made))
-            elif name in names:
-                fit = self.fit_state(slot, name, entry[name])
+            elif name in arrays:
+                fit = self.fit_state(slot, name, stored[name], entry[name])
                 if fit is not entry[name]:
                     entry[name] = fit
         numbers += [self.number_place(slot, entry, name) for name in kept]
-        states = [entry[name] for name in names]
-        buffers = self.buffers(slot, grad, states, zero)
-        self.plan.bind(slot, rule, buffers.length, buffers.param, buffers.states, numbers)
+        states, copy = [entry[name] for name in arrays], self.copy_of(slot)
+        buffers = self.buffers(slot, grad, states if copy is None else [*states, copy], zero)
+        places = [(at, _core.STORAGES[stored[name]]) for name, (at, _) in zip(arrays, buffers.states, strict=False)]
+        self.plan.bind(slot, rule, buffers.length, buffers.param, places[: len(names)], numbers)
+        self.plan.bind_tails(
+            slot, places[-1] if AVERAGE in arrays else None, None if copy is None else buffers.states[-1]
+        )
         self.plan.set_gradient(slot, buffers.grad)
-        if buffers.stay:
+        if buffers.stay and not swapped:
             counted = ("step",) if "step" in entry else ()
-            self.watch.hold(slot, self.params[slot], entry or None, (*names, *counted, *kept), states)
+            self.watch.hold(slot, self.params[slot], entry or None, (*arrays, *counted, *kept), states)
         return buffers
 
-    def move(self, owner: int, name: str, weight: float, after: list[Call]) -> None:
-        """Bring a group's parameters that have taken a step a part of the way to the state of that name."""
-        bound = []
-        for slot in self.slots[owner]:
-            if self.has_stepped(slot, (name,)):
-                self.check(slot)
-                state = self.fit_state(slot, name, self.entry(slot)[name])
-                bound.append(self.buffers(slot, None, [state], False))
-                after = [*bound[-1].write_back[:1], *after]
-        plan = _core.Plan.of_pairs([(each.param, each.states[0], each.length) for each in bound], bound)
-        plan.lerp(weight, self.threads(), after)
+    def swap_average(self) -> None:
+        """Put the moving averages in the parameters' places, or the parameters back."""
+        entries = [self.entry(slot) for slot in range(len(self.params))]
+        swapped = [slot for slot, entry in enumerate(entries) if entry.get(ASIDE) is not None]
+        averaged = [slot for slot, entry in enumerate(entries) if entry.get(AVERAGE) is not None]
+        if not swapped and not averaged:
+            raise RuntimeError("there is no moving average: the option `ema` keeps one of the parameters")
+        for owner in range(len(self.groups)):
+            self.release(owner)
+        if swapped:
+            for slot in swapped:
+                self.assign(slot, entries[slot].pop(ASIDE))
+            return
+        for slot, values in [(slot, self.duplicate(slot)) for slot in averaged]:
+            entries[slot][ASIDE] = values
+            self.assign(slot, entries[slot][AVERAGE])
 
     def bind_all(self) -> None:
         """Make the states and bind the plan before there are gradients, so that the first step allocates nothing.

@@ -41,7 +41,7 @@ def set_num_threads(threads: int | None) -> None:
     threads
         At least 1, or None to ask for no number: then it is what OpenMP would use now (`OMP_NUM_THREADS`, the number of
         cores, `threadpoolctl`), for tensors of torch what torch would. At first that is `FASTOPT_NUM_THREADS`, if set.
-        Small steps use fewer, a forked child and a build without OpenMP one.
+        Small steps use fewer; a forked child, and a machine without an OpenMP runtime, one.
 
     Raises
     ------
@@ -67,6 +67,11 @@ def get_num_threads() -> int:
 def chosen_threads() -> int | None:
     """Return the number of threads that was asked for, None if nobody did."""
     return _chosen_threads
+
+
+def pass_threads() -> int:
+    """Return what to pass for the number of threads: the one that was asked for, or whatever OpenMP would take."""
+    return _chosen_threads or _core.ANY_THREADS
 
 
 def isa() -> str:
@@ -114,11 +119,15 @@ def info() -> Info:
 
 
 def openmp_runtimes() -> list[str]:
-    """Return the files of the OpenMP runtimes loaded in this process (on Linux; empty elsewhere)."""
+    """Return the files of the OpenMP runtimes loaded in this process (on Linux; empty elsewhere).
+
+    But for one that fastopt has loaded and, as another has come since, does not use.
+    """
     maps = Path("/proc/self/maps")
     if not maps.exists():
         return []
     mapped = {line.split(maxsplit=5)[-1] for line in maps.read_text().splitlines() if "/" in line}
+    mapped.discard(os.path.realpath(_core.spare_openmp()))
     return sorted(file for file in mapped if re.search(r"/lib(gomp|omp|iomp5)[^/]*\.so", file))
 
 

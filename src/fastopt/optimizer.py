@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from fastopt import _arrays, _core, methods, trees
 from fastopt._turn import Turn
+from fastopt.averaging import lerp_
 from fastopt.backends.numpy import Arrays
 from fastopt.engine import Face, Group, StepInfo
 from fastopt.hyperparameters import as_count, is_number, plain
@@ -62,6 +63,7 @@ class Optimizer(Face):
         self.method.complete(self.defaults)
         self._state: list[dict[str, Array]] = []
         self._steps = np.zeros(0)
+        self._copies: list[Array | None] = []
         self._params: list[Array] = []
         self._labels: list[str] = []
         self._shapes: list[trees.Shape] = []
@@ -139,11 +141,12 @@ class Optimizer(Face):
         steps: NDArray[np.float64],
     ) -> None:
         """Become the optimizer of these, if all of them are fit."""
-        names = ("_params", "_labels", "_shapes", "_grouped", "_state", "_steps", "_engine")
+        names = ("_params", "_labels", "_shapes", "_grouped", "_state", "_steps", "_copies", "_engine")
         before = {name: getattr(self, name) for name in names if hasattr(self, name)}
         try:
             self._params, self._labels, self._shapes, self._grouped = params, labels, shapes, grouped
             self._state, self._steps = state, steps
+            self._copies = [*self._copies, *[None] * (len(params) - len(self._copies))]
             self._bind()
         except BaseException:
             self.__dict__.update(before)
@@ -155,6 +158,45 @@ class Optimizer(Face):
         self._engine = Arrays(self, [(group, group["params"]) for group in self.param_groups])
         self._engine.bind_all()
         self._engine.made.clear()
+
+    _lerp = staticmethod(lerp_)
+
+    def _current_engine(self) -> Arrays:
+        """Return the engine of the groups of now."""
+        self._check_members()
+        return self._engine
+
+    def write_copies(self, copies: Any) -> None:
+        """Have each step write a copy of the parameters in another precision, in the same pass over memory.
+
+        The copies are written now, too. They replace those of an earlier call, and are not part of a snapshot.
+
+        Parameters
+        ----------
+        copies
+            Arrays in the structure that `step` takes gradients in, None for parameters without a copy. Each has its
+            parameter's shape and memory order, and is float32, float16, bfloat16 (of the package ml_dtypes, or its bits
+            as uint16) or, beside float64, float64.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If a copy does not fit its parameter or shares memory with one; nothing is written then.
+        """
+        with self._turn.to_step:
+            engine = self._current_engine()
+            arrays: list[Any] = []
+            for param, label, copy in zip(self._params, self._labels, self._gradients(copies), strict=True):
+                fit = None if copy is None else _arrays.beside(copy, param, f"copy of {label}", True, True)
+                if fit is not None and engine.memory.owner(fit) is not None:
+                    raise ValueError(f"copy of {label}: overlaps a parameter in memory")
+                arrays.append(fit)
+            self._copies = arrays
+            for param, fit in zip(self._params, arrays, strict=True):
+                if fit is not None:
+                    _core.convert(_arrays.place(fit), _arrays.place(param), param.size)
+            for owner in range(len(self.param_groups)):
+                engine.release(owner)
 
     def _check_options(self, group: Mapping[str, Any]) -> None:
         """Raise `ValueError` unless a group's options as they are at this step make sense."""
@@ -189,10 +231,6 @@ class Optimizer(Face):
         """
         with self._turn.to_step:
             return self._current_engine().step(self._gradients(grads), zero=zero_grad, counter=self)
-
-    def _current_engine(self) -> Arrays:
-        self._check_members()
-        return self._engine
 
     def _check_members(self) -> None:
         """Raise if arrays of a group were replaced."""
@@ -369,21 +407,23 @@ class Optimizer(Face):
 
     def _loaded_array(self, tensor: int, name: str, value: Any) -> Array:
         param, label = self._params[tensor], f"state_dict: {name} of {self._labels[tensor]}"
-        array = np.asarray(value)
-        if array.dtype != param.dtype:
-            raise TypeError(f"{label}: expected the parameter's dtype {param.dtype}, got {array.dtype}")
+        in_torch = str(getattr(value, "dtype", "")) == "torch.bfloat16"  # which NumPy cannot read
+        array = np.asarray(value.float() if in_torch else value)
         if array.shape != param.shape:
             raise ValueError(f"{label}: expected the parameter's shape {param.shape}, got {array.shape}")
-        copied: Array = np.empty_like(param)
+        copied: Array = np.empty_like(param, dtype=array.dtype)
         copied[...] = array
-        return copied
+        return _arrays.beside(copied, param, label, True, True)
 
     def __getstate__(self) -> dict[str, Any]:
         with self._turn:
-            return {name: value for name, value in self.__dict__.items() if name not in ("_engine", "_places")}
+            return {
+                name: value for name, value in self.__dict__.items() if name not in ("_engine", "_places", "_copies")
+            }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
+        self._copies = [None] * len(self._params)
         start = 0
         for group in self.param_groups:
             # Unpickled groups have their parameters twice: make them the same arrays again.

@@ -75,6 +75,8 @@ class Surface(ABC):
         The function in one line, to be shown beside a plot.
     source : str
         Where the function comes from.
+    look_for : str
+        What to watch when optimizers go over it, in a sentence.
     domain : ndarray, shape (2, n)
         Lower and upper corner of the box in which the function is usually looked at. It is defined outside, too.
     starts : ndarray, shape (s, n)
@@ -90,6 +92,7 @@ class Surface(ABC):
     source: str = field(repr=False)
     domain: Array = field(repr=False)
     starts: Array = field(repr=False)
+    look_for: str = field(repr=False, default="")
     minima: Array = field(repr=False, default_factory=_points)
     saddles: Array = field(repr=False, default_factory=_points)
 
@@ -333,6 +336,7 @@ def parabola() -> Surface:
         name="parabola",
         formula="f(x) = x²",
         source="elementary",
+        look_for="A step multiplies x by 1 - 2 lr: a small rate crawls, 0.5 arrives at once, a rate above 1 climbs.",
         matrix=np.array([[2.0]]),
         center=np.zeros(1),
         domain=_box(2, 1),
@@ -372,6 +376,7 @@ def bowl(condition: float = 10.0, n: int = 2) -> Surface:
         name="bowl",
         formula=f"f(x) = ½ Σ kᵢ xᵢ², k from 1 to {condition:g}",
         source="Polyak 1964",
+        look_for="The steep direction bounds the rate, the flat one then takes long: who gets on in both?",
         matrix=np.diag(np.geomspace(1.0, condition, n)),
         center=np.zeros(n),
         domain=_box(2, n),
@@ -415,6 +420,7 @@ def ravine(condition: float = 100.0, angle: float = 30.0) -> Surface:
         name="ravine",
         formula=f"f = ½ (u² + {condition:g} v²), turned by {angle:g}°",
         source="Sutton 1986",
+        look_for="Plain descent bounces from wall to wall; momentum cancels that, rescaling coordinates does not.",
         matrix=np.outer(along, along) + condition * np.outer(across, across),
         center=np.zeros(2),
         domain=_box(2, 2),
@@ -441,6 +447,7 @@ def saddle() -> Surface:
         name="saddle",
         formula="f(x, y) = x² - y²",
         source="Dauphin et al. 2014",
+        look_for="All are drawn to the middle, where it is flat: who gets off the ridge, and how soon?",
         matrix=np.diag([2.0, -2.0]),
         center=np.zeros(2),
         domain=_box(2, 2),
@@ -490,6 +497,7 @@ def random_quadratic(n: int = 2, condition: float = 100.0, seed: int = 0) -> Sur
         name="random_quadratic",
         formula=f"f(x) = ½ (x - c)ᵀ A (x - c), n = {n}, condition {condition:g}",
         source="random directions after Stewart 1980",
+        look_for="Steep and flat directions lie askew, so that no coordinate by itself says where the valley leads.",
         matrix=(matrix + matrix.T) / 2,
         center=center,
         domain=_box(2, n),
@@ -518,6 +526,7 @@ def monkey_saddle() -> Surface:
         name="monkey_saddle",
         formula="f(x, y) = x³ - 3xy²",
         source="Hilbert and Cohn-Vossen 1932",
+        look_for="In the middle even the curvature vanishes: steps that follow the gradient fade, others do not.",
         f=lambda x, y: x**3 - 3 * x * y**2,
         df=lambda x, y: (3 * x**2 - 3 * y**2, -6 * x * y),
         d2f=lambda x, y: (6 * x, -6 * y, -6 * x),
@@ -559,6 +568,7 @@ def plateau() -> Surface:
         name="plateau",
         formula="f(x, y) = s / (1 + s), s = x² + y²",
         source="Geman and McClure 1985",
+        look_for="Far out there is hardly a gradient: steps in proportion to it stand still, scaled ones walk.",
         f=f,
         df=df,
         d2f=d2f,
@@ -647,6 +657,7 @@ def cliff(steps: int = 20) -> Surface:
         name="cliff",
         formula=f"f(x, y) = (sigmoid(z) - 0.7)², {steps} times z = x sigmoid(z) + y",
         source="Pascanu, Mikolov and Bengio 2013, figure 6",
+        look_for="The loss is flat until the wall: see how far one step from it is thrown, unless the rate is small.",
         f=f,
         df=df,
         d2f=d2f,
@@ -706,6 +717,7 @@ def sharp_and_flat() -> Surface:
         name="sharp_and_flat",
         formula="f(x) = -log(exp(-25|x - c₁|²/2) + exp(-|x - c₂|²/2))",
         source="Hochreiter and Schmidhuber 1997; Keskar et al. 2017",
+        look_for="Two minima of about one depth: a rate above 2/25 cannot stay in the narrow one.",
         f=f,
         df=df,
         d2f=d2f,
@@ -736,6 +748,7 @@ def rosenbrock() -> Surface:
         name="rosenbrock",
         formula="f(x, y) = (1 - x)² + 100 (y - x²)²",
         source="Rosenbrock 1960",
+        look_for="The valley is found at once; then its flat, curved floor takes nearly all of the steps.",
         f=lambda x, y: (1 - x) ** 2 + 100 * (y - x**2) ** 2,
         df=lambda x, y: (-2 * (1 - x) - 400 * x * (y - x**2), 200 * (y - x**2)),
         d2f=lambda x, y: (2 - 400 * y + 1200 * x**2, -400 * x, 200),
@@ -788,6 +801,7 @@ def beale() -> Surface:
         name="beale",
         formula="f(x, y) = Σ (cᵢ - x(1 - yⁱ))², c = (1.5, 2.25, 2.625)",
         source="Beale 1958",
+        look_for="Flat floor, high corners: a rate that is safe in the corners crawls on the floor.",
         f=f,
         df=df,
         d2f=d2f,
@@ -820,6 +834,7 @@ def himmelblau() -> Surface:
         name="himmelblau",
         formula="f(x, y) = (x² + y - 11)² + (x + y² - 7)²",
         source="Himmelblau 1972",
+        look_for="Four minima of one depth: which one a path ends in depends on the start, the rate and the velocity.",
         f=lambda x, y: (x**2 + y - 11) ** 2 + (x + y**2 - 7) ** 2,
         df=df,
         d2f=lambda x, y: (12 * x**2 + 4 * y - 42, 4 * (x + y), 4 * x + 12 * y**2 - 26),
@@ -869,6 +884,7 @@ def rastrigin(n: int = 2) -> Surface:
         name="rastrigin",
         formula="f(x) = Σ (xᵢ² - 10 cos 2πxᵢ + 10)",
         source="Rastrigin 1974",
+        look_for="Dents everywhere: most paths end in the first; only a long step or a velocity gets over rims.",
         term=lambda x: x**2 + 20 * np.sin(np.pi * x) ** 2,  # 1 - cos 2a = 2 sin^2 a: no cancellation at the minimum
         slope=lambda x: 2 * x + 20 * np.pi * np.sin(2 * np.pi * x),
         curvature=lambda x: 2 + 40 * np.pi**2 * np.cos(2 * np.pi * x),
@@ -910,6 +926,7 @@ def ackley(n: int = 2) -> Surface:
         name="ackley",
         formula="f(x) = -20 exp(-0.2 r) - exp(mean cos 2πxᵢ) + 20 + e",
         source="Ackley 1987",
+        look_for="Ripples on a cone: far out the slope is so slight that the first ripple holds a path.",
         domain=_box(5, n),
         starts=_points(np.linspace(-3.2, 2.2, n)),
         minima=_points(np.zeros(n)),
@@ -946,6 +963,7 @@ def styblinski_tang(n: int = 2) -> Surface:
         name="styblinski_tang",
         formula="f(x) = ½ Σ (xᵢ⁴ - 16xᵢ² + 5xᵢ)",
         source="Styblinski and Tang 1990",
+        look_for="Four valleys of unequal depth: the nearest one is seldom the deepest.",
         term=lambda x: (x**4 - 16 * x**2 + 5 * x) / 2,
         slope=lambda x: 2 * x**3 - 16 * x + 2.5,
         curvature=lambda x: 6 * x**2 - 16,

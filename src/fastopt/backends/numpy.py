@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from fastopt import _arrays, environment
+from fastopt import _arrays, _core, environment
 from fastopt.engine import Buffers, Engine, Group
 
 
@@ -41,16 +42,20 @@ class Arrays(Engine):
         state: dict[str, Any] = self.face._state[slot]
         return state
 
-    def start_state(self, slot: int, value: float | None) -> Any:
+    def dtype_name(self, slot: int) -> str:
+        """Return the name of a parameter's dtype."""
+        return str(self.params[slot].dtype.name)
+
+    def start_state(self, slot: int, storage: str, value: float | None) -> Any:
         """Return an array in the parameter's memory order."""
         param = self.params[slot]
-        if value is None:
-            return param.copy(order="K")
-        return np.full(param.shape, value, param.dtype, order="C" if param.flags.c_contiguous else "F")
+        values = param if value is None else np.full_like(param, value, subok=False)
+        return stored(values, storage)
 
-    def fit_state(self, slot: int, name: str, state: Any) -> Any:
-        """Return the state, checked: somebody may have resized it."""
-        return _arrays.beside(state, self.params[slot], f"{name} of {self.label(slot)}", True)
+    def fit_state(self, slot: int, name: str, storage: str, state: Any) -> Any:
+        """Return the state, checked: somebody may have resized it; in another precision if that is wanted."""
+        fit = _arrays.beside(state, self.params[slot], f"{name} of {self.label(slot)}", True, True)
+        return fit if fit.dtype == dtype_of(storage) else stored(fit, storage)
 
     def count_place(self, slot: int, entry: dict[str, Any], fresh: bool) -> tuple[int, bool]:
         """Return the address in the optimizer's own count."""
@@ -92,9 +97,21 @@ class Arrays(Engine):
                 )
         return zero, [], []
 
-    def has_stepped(self, slot: int, names: Sequence[str]) -> bool:
+    def has_stepped(self, slot: int, name: str) -> bool:
         """Whether its steps are more than none: the states are there before."""
         return bool(self.face._steps[slot])
+
+    def copy_of(self, slot: int) -> Any:
+        """Return what a parameter is copied to in each step, or None."""
+        return self.face._copies[slot]
+
+    def duplicate(self, slot: int) -> Any:
+        """Return a copy of a parameter."""
+        return self.params[slot].copy(order="K")
+
+    def assign(self, slot: int, values: Any) -> None:
+        """Write a parameter."""
+        self.params[slot][...] = values
 
     def is_finite(self, grad: Any) -> bool:
         """Whether all entries are finite."""
@@ -102,4 +119,30 @@ class Arrays(Engine):
 
     def threads(self) -> int:
         """Return the number of threads that was asked for, or OpenMP's."""
-        return environment.get_num_threads()
+        return environment.pass_threads()
+
+
+# ---- precisions ----
+
+
+@cache
+def bfloat16() -> np.dtype[Any]:
+    """Return bfloat16's dtype where the package ml_dtypes is installed, or else that of its bits."""
+    try:
+        import ml_dtypes
+    except ImportError:
+        return np.dtype(np.uint16)
+    dtype: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
+    return dtype
+
+
+def dtype_of(storage: str) -> np.dtype[Any]:
+    """Return the dtype of what is stored so."""
+    return bfloat16() if storage.startswith("bfloat16") else np.dtype(storage)
+
+
+def stored(array: NDArray[Any], storage: str) -> NDArray[Any]:
+    """Return a copy of an array in that precision, rounded to nearest, in the same memory order."""
+    copy = np.empty_like(array, dtype=dtype_of(storage))
+    _core.convert(_arrays.place(copy), _arrays.place(array), array.size)
+    return copy

@@ -9,7 +9,6 @@ nothing to the others.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NoReturn
 
@@ -18,16 +17,9 @@ import torch
 from torch import Tensor
 
 from fastopt import _core, _dlpack, environment
+from fastopt.backends.torch_compat import DTensor, exchange
 from fastopt.clipping import clip_coefficient
 from fastopt.engine import Buffers, Call, Engine, Group, Request
-
-try:
-    from torch.distributed.tensor import DTensor as DTensor
-except ImportError:  # a build of torch without torch.distributed
-
-    class DTensor:  # type: ignore[no-redef]
-        """Stand-in that no tensor is an instance of."""
-
 
 DTYPE_NAMES = {
     torch.float32: "float32",
@@ -36,8 +28,13 @@ DTYPE_NAMES = {
     torch.float16: "float16",
 }
 
+DTYPES = {name: dtype for dtype, name in DTYPE_NAMES.items()}
+COMPLEX = {name: dtype.to_complex() for name, dtype in DTYPES.items() if name != "bfloat16"}
+
 EXACT = 2**24
 """Where float32 stops counting."""
+
+_core.find_openmp()  # torch has come: its threads are the ones to share now
 
 
 class Tensors(Engine):
@@ -48,7 +45,7 @@ class Tensors(Engine):
 
     def __init__(self, face: Any, parts: list[tuple[Group, list[Any]]]) -> None:
         super().__init__(face, parts)
-        self.watch = _dlpack.Watch(Tensor.__dlpack_c_exchange_api__, self.plan, self.params, self.method.takes_sparse)
+        self.watch = _dlpack.Watch(exchange(), self.plan, self.params, self.method.takes_sparse)
         self.sharded = any(isinstance(param, DTensor) for param in self.params)
         self.serial = False
         self.left = math.inf
@@ -123,32 +120,35 @@ class Tensors(Engine):
         """Return the options that say what states start as: the optimizer's, as in torch."""
         return self.face.defaults
 
-    def start_state(self, slot: int, value: float | None) -> Any:
-        """Return a tensor in the parameter's memory order."""
-        param = self.params[slot].detach()
-        with outside_inference(), torch.no_grad():
-            if value is None:
-                return torch.empty_like(param, dtype=self.state_dtype(slot)).copy_(param)
-            start = complex(value, value) if param.is_complex() else value
-            return torch.full_like(param, start, dtype=self.state_dtype(slot))
+    def dtype_name(self, slot: int) -> str:
+        """Return the name of a parameter's dtype, or that of its real and imaginary parts."""
+        return DTYPE_NAMES[real_dtype(self.params[slot])]
 
-    def state_dtype(self, slot: int) -> torch.dtype:
-        """Return the dtype of a parameter's states: its own, or float32 beside a half precision.
-
-        That is taken if it is wanted, or if states have more precision than the parameter.
-        """
+    def storage(self, slot: int, name: str) -> str:
+        """Return how a state is to be stored: also without `state_dtype`, in float32 if states have that precision."""
+        storage = super().storage(slot, name)
         param = self.params[slot]
-        if param.is_complex() or param.dtype.itemsize > 2 or self.whole["state_dtype"] == torch.float32:
-            return torch.float32 if param.dtype.itemsize == 2 else param.dtype
+        if storage == "float32" or self.whole["state_dtype"] is not None or param.dtype.itemsize > 2:
+            return storage
         _, names = self.rules[self.owners[slot]]
-        made = {name for of, name, _ in self.made if of == slot}
+        made = {made for of, made, _ in self.made if of == slot}
         entry = self.face.state.get(param, {})
         present = [entry[name] for name in names if entry.get(name) is not None and name not in made]
-        return param.dtype if all(state.dtype == param.dtype for state in present) else torch.float32
+        return storage if all(state.dtype == param.dtype for state in present) else "float32"
 
-    def fit_state(self, slot: int, name: str, state: Any) -> Any:
-        """Return the state in a dtype there are kernels for, and in the parameter's order where that has no gaps."""
-        param, dtype = self.params[slot], self.state_dtype(slot)
+    def start_state(self, slot: int, storage: str, value: float | None) -> Any:
+        """Return a tensor in the parameter's memory order."""
+        param = self.params[slot].detach()
+        dtype = dtype_of(storage, param)
+        with outside_inference(), torch.no_grad():
+            if value is None:
+                return torch.empty_like(param, dtype=dtype).copy_(param)
+            return torch.full_like(param, complex(value, value) if param.is_complex() else value, dtype=dtype)
+
+    def fit_state(self, slot: int, name: str, storage: str, state: Any) -> Any:
+        """Return the state in the dtype that is wanted, and in the parameter's order where that has no gaps."""
+        param = self.params[slot]
+        dtype = dtype_of(storage, param)
         with outside_inference(), torch.no_grad():
             if state.layout != torch.strided:  # momentum of sparse gradients, in torch
                 state = state.to_dense()
@@ -189,12 +189,6 @@ class Tensors(Engine):
         if not counts(entry[name], exact=False):
             entry[name] = self.start_number(slot, float(entry[name]))
         return entry[name].data_ptr(), entry[name].dtype == torch.float32
-
-    def move(self, owner: int, name: str, weight: float, after: list[Call]) -> None:
-        """Bring a group's parameters a part of the way to a state, which autograd does not record but notices."""
-        params = [self.params[slot] for slot in self.slots[owner]]
-        with torch.no_grad():
-            super().move(owner, name, weight, [(torch._C._increment_version, params), *after])
 
     # ---- buffers ----
 
@@ -286,10 +280,22 @@ class Tensors(Engine):
         with torch.no_grad() if records else nullcontext():
             return super().run(grads, request)
 
-    def has_stepped(self, slot: int, names: Sequence[str]) -> bool:
-        """Whether the states are there."""
-        entry = self.face.state.get(self.params[slot], {})
-        return all(entry.get(name) is not None for name in names)
+    def has_stepped(self, slot: int, name: str) -> bool:
+        """Whether the state is there."""
+        return self.face.state.get(self.params[slot], {}).get(name) is not None
+
+    def copy_of(self, slot: int) -> Any:
+        """Return what a parameter is copied to in each step, or None."""
+        return self.face._copies.get(self.params[slot])
+
+    def duplicate(self, slot: int) -> Any:
+        """Return a copy of a parameter."""
+        return self.params[slot].detach().clone()
+
+    def assign(self, slot: int, values: Any) -> None:
+        """Write a parameter."""
+        with torch.no_grad():
+            self.params[slot].copy_(values)
 
     def is_finite(self, grad: Any) -> bool:
         """Whether all entries of this process's part are finite."""
@@ -348,6 +354,13 @@ def same_order(a: Tensor, b: Tensor) -> bool:
 def real_dtype(tensor: Tensor) -> torch.dtype:
     """Return the dtype of a tensor's real and imaginary parts."""
     return tensor.dtype.to_real() if tensor.is_complex() else tensor.dtype
+
+
+def dtype_of(storage: str, param: Tensor) -> torch.dtype:
+    """Return the dtype of what is stored so beside a parameter. No dtype is both complex and of bfloat16."""
+    if not param.is_complex():
+        return DTYPES[storage.removesuffix("_stochastic")]
+    return COMPLEX.get(storage, torch.complex64)
 
 
 # ---- views and copies ----

@@ -95,7 +95,7 @@ class Floor(OnArrays):
             plan.bind(index, f"floor{states}", param.size, places[0], places[1:])
             plan.set_gradient(index, (self.grads[index].ctypes.data, storage))
         self.step = partial(
-            plan.step, task.threads, [], 1.0, math.inf, math.inf, False, "propagate", False, [], [], None
+            plan.step, task.threads, [], 1.0, math.inf, math.inf, False, "propagate", False, 0.0, [], [], None
         )
 
     def load_gradients(self, grads: list[Array]) -> None:

@@ -2,7 +2,7 @@
 
 >>> from fastopt import landscape, surfaces
 >>> runs = landscape.run([surfaces.rosenbrock()], ["momentum", "adam"], lrs=[1e-3, 1e-2], steps=200)
->>> figure = landscape.figure(runs)  # needs matplotlib
+>>> figure = landscape.figure(landscape.best(runs))  # needs matplotlib
 >>> page = landscape.page(runs)  # needs plotly; one string of HTML
 """
 

@@ -1,5 +1,6 @@
 """The command ``fastopt landscape``."""
 
+import inspect
 from collections.abc import Callable, Sequence
 from io import BytesIO
 from pathlib import Path
@@ -12,6 +13,15 @@ from fastopt import surfaces
 from fastopt.console import fail, plain_console
 from fastopt.files import check_writable, replacing
 from fastopt.landscape import Run, best, figure, optimizer_names, page, run
+from fastopt.landscape.curves import without_dust
+
+RATES = (0.001, 0.01, 0.1)
+"""Tried where no rates are asked for."""
+
+
+def _conditioned() -> list[str]:
+    """Return the names of the surfaces that have a condition number to choose."""
+    return [name for name, make in surfaces.registry().items() if "condition" in inspect.signature(make).parameters]
 
 
 def landscape(
@@ -25,33 +35,75 @@ def landscape(
         str, typer.Option(metavar="NAME,...", help=f"Out of {', '.join(optimizer_names())}.")
     ] = "gd,momentum,nesterov,rmsprop,adam",
     lr: Annotated[
-        str,
+        str | None,
         typer.Option(
             metavar="NUMBER,...",
-            help="Learning rates. A picture shows the best of them for each optimizer; a page lets you choose.",
+            help="Learning rates; a path is drawn for each of them.",
+            show_default=f"the best of {', '.join(map(str, RATES))} for each optimizer",
         ),
-    ] = "0.001,0.01,0.1",
+    ] = None,
     steps: Annotated[int, typer.Option(metavar="NUMBER", help="Steps of every run, at least 1.")] = 200,
+    start: Annotated[
+        str | None,
+        typer.Option(metavar="NUMBER,...", help="Coordinates of the first point.", show_default="by surface"),
+    ] = None,
+    noise: Annotated[
+        float,
+        typer.Option(
+            metavar="NUMBER", help="Standard deviation of the noise in each gradient; gd alone has the exact one."
+        ),
+    ] = 0.0,
+    momentum: Annotated[
+        float | None,
+        typer.Option(metavar="NUMBER", help="What momentum and nesterov keep of the velocity.", show_default="0.9"),
+    ] = None,
+    betas: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NUMBER,NUMBER",
+            help="Decays of the averages of optimizers that have two.",
+            show_default="by optimizer",
+        ),
+    ] = None,
+    condition: Annotated[
+        float | None,
+        typer.Option(
+            metavar="NUMBER",
+            help=f"Condition number of {', '.join(_conditioned())}, at least 1.",
+            show_default="by surface",
+        ),
+    ] = None,
 ) -> None:
     """Draw the paths of optimizers over test surfaces."""
     try:
         content_of = _writer(out)
-        runs = run(_surfaces(surface), _unique(optimizers), _rates(lr), _count(steps))
-        content = content_of(runs)
+        runs = run(
+            _surfaces(surface, condition),
+            _unique(optimizers),
+            RATES if lr is None else _numbers("--lr", lr),
+            _count(steps),
+            start=None if start is None else _numbers("--start", start, distinct=False),
+            noise=noise,
+            momentum=momentum,
+            betas=None if betas is None else _pair(betas),
+        )
+        shown = best(runs) if lr is None else runs
+        content = content_of(runs, shown)
         with replacing(out) as temporary:
             temporary.write_bytes(content)
     except ImportError as error:
         fail(f"{out.suffix} files need {error.name}: pip install 'fastopt[cli]'")
     except (ValueError, OSError) as error:
         fail(str(error))
-    _report(runs, out)
+    _report(shown, out)
 
 
-def _writer(out: Path) -> Callable[[Sequence[Run]], bytes]:
-    writers: dict[str, Callable[[Sequence[Run]], bytes]] = {
-        ".png": lambda runs: _picture(runs, "png"),
-        ".svg": lambda runs: _picture(runs, "svg"),
-        ".html": lambda runs: page(runs).encode(),
+def _writer(out: Path) -> Callable[[Sequence[Run], Sequence[Run]], bytes]:
+    """Return what makes the file's content of all runs and of those to be shown; a page lets the reader choose."""
+    writers: dict[str, Callable[[Sequence[Run], Sequence[Run]], bytes]] = {
+        ".png": lambda runs, shown: _picture(shown, "png"),
+        ".svg": lambda runs, shown: _picture(shown, "svg"),
+        ".html": lambda runs, shown: page(runs, rates="all" if shown is runs else "best").encode(),
     }
     if out.suffix.lower() not in writers:
         raise ValueError(f"--out must end in {', '.join(writers)}, got {out}")
@@ -71,23 +123,34 @@ def _picture(runs: Sequence[Run], kind: str) -> bytes:
     return content.getvalue()
 
 
-def _surfaces(names: Sequence[str]) -> list[surfaces.Surface]:
+def _surfaces(names: Sequence[str], condition: float | None) -> list[surfaces.Surface]:
     registry = surfaces.registry()
     for name in names:
         if name not in registry:
             raise ValueError(f"SURFACE must be out of {', '.join(registry)}, got {name!r}")
-    return [registry[name]() for name in dict.fromkeys(names)]
+        if condition is not None and name not in _conditioned():
+            raise ValueError(f"--condition is for {', '.join(_conditioned())}, not for {name}")
+    options = {} if condition is None else {"condition": condition}
+    return [registry[name](**options) for name in dict.fromkeys(names)]
 
 
 def _unique(text: str) -> list[str]:
     return list(dict.fromkeys(part.strip() for part in text.split(",")))
 
 
-def _rates(text: str) -> list[float]:
+def _numbers(option: str, text: str, *, distinct: bool = True) -> list[float]:
     try:
-        return list(dict.fromkeys(float(part) for part in _unique(text)))
+        numbers = [float(part) for part in text.split(",")]
     except ValueError:
-        raise ValueError(f"--lr must be a number or several with commas between, got {text!r}") from None
+        raise ValueError(f"{option} must be a number or several with commas between, got {text!r}") from None
+    return list(dict.fromkeys(numbers)) if distinct else numbers
+
+
+def _pair(text: str) -> tuple[float, float]:
+    numbers = _numbers("--betas", text, distinct=False)
+    if len(numbers) != 2:
+        raise ValueError(f"--betas must be two numbers with a comma between, got {text!r}")
+    return numbers[0], numbers[1]
 
 
 def _count(steps: int) -> int:
@@ -98,18 +161,17 @@ def _count(steps: int) -> int:
 
 def _report(runs: Sequence[Run], out: Path) -> None:
     console = plain_console()
-    table = Table("surface", "optimizer", "best lr", "loss", "gradient norm", box=None, pad_edge=False)
+    table = Table("surface", "optimizer", "lr", "loss", "gradient norm", box=None, pad_edge=False)
     for column in table.columns[2:]:
         column.justify = "right"
-    for winner in best(runs):
-        path = winner.path
-        end = f" (diverged after step {path.steps})" if path.diverged else ""
+    for shown in runs:
+        loss, grad_norm = without_dust([shown.path.loss[-1], shown.path.grad_norm[-1]])
         table.add_row(
-            winner.surface.name,
-            winner.optimizer + end,
-            f"{winner.lr:g}",
-            f"{path.loss[-1]:.4g}",
-            f"{path.grad_norm[-1]:.4g}",
+            shown.surface.name,
+            shown.optimizer + (shown.ending and f" ({shown.ending})"),
+            f"{shown.lr:g}",
+            f"{loss:.4g}",
+            f"{grad_norm:.4g}",
         )
     console.print(table)
-    console.print(f"{len(runs)} runs of up to {max(run.path.steps for run in runs)} steps in {out}", soft_wrap=True)
+    console.print(f"{len(runs)} paths of up to {max(run.path.steps for run in runs)} steps in {out}", soft_wrap=True)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from fastopt.landscape.relief import Relief
 from fastopt.landscape.runs import Run
@@ -15,6 +15,11 @@ Array = NDArray[np.float64]
 
 SMALLEST = 1e-16
 """Bottom of a logarithmic axis: what is left of a loss near 1 below it is rounding."""
+
+
+def without_dust(numbers: ArrayLike) -> Array:
+    """Return the numbers with 0 for those that are rounding."""
+    return np.where(np.abs(numbers) < SMALLEST, 0.0, numbers)
 
 
 @dataclass(frozen=True, eq=False)

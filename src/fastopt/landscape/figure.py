@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from textwrap import fill
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from fastopt.landscape.curves import Curves
 from fastopt.landscape.relief import Array, Relief
-from fastopt.landscape.runs import Run, best, by_surface
-from fastopt.landscape.styles import Style, styles
+from fastopt.landscape.runs import Run, by_surface
+from fastopt.landscape.styles import Style, styles_of
 from fastopt.surfaces import Surface
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ MARKS = 12
 def figure(runs: Sequence[Run]) -> Figure:
     """Draw one row for every surface: the map with the paths on the left, the loss curves on the right.
 
-    Where an optimizer ran with several learning rates, the best run is drawn.
+    Every run is drawn; `best` leaves one for each optimizer.
 
     Parameters
     ----------
@@ -57,8 +58,7 @@ def figure(runs: Sequence[Run]) -> Figure:
     """
     from matplotlib.figure import Figure
 
-    looks = styles(run.optimizer for run in runs)
-    groups = by_surface(best(runs))
+    looks, groups = styles_of(runs), by_surface(runs)
     figure = Figure(figsize=(11, 5 * len(groups)), layout="constrained", facecolor=PAPER)
     rows = figure.subplots(len(groups), 2, squeeze=False)
     for (surface, members), (chart, losses) in zip(groups.items(), rows, strict=True):
@@ -68,7 +68,7 @@ def figure(runs: Sequence[Run]) -> Figure:
     return figure
 
 
-def _draw_map(axes: Axes, surface: Surface, relief: Relief, runs: Sequence[Run], looks: dict[str, Style]) -> None:
+def _draw_map(axes: Axes, surface: Surface, relief: Relief, runs: Sequence[Run], looks: dict[Run, Style]) -> None:
     draw_ground = _draw_contours if surface.n == 2 else _draw_profile
     draw_ground(axes, surface, relief)
     for run in runs:
@@ -81,7 +81,7 @@ def _draw_map(axes: Axes, surface: Surface, relief: Relief, runs: Sequence[Run],
         for name, points in landmarks.items()
         if len(points)
     ]
-    axes.set_title(f"{surface.name}\n{surface.formula}", fontsize="medium")
+    axes.set_title(f"{surface.name}\n{surface.formula}\n{fill(surface.look_for, 60)}".strip(), fontsize="medium")
     _put_legend_below(axes, drawn, columns=3)
 
 
@@ -109,7 +109,7 @@ def _draw_profile(axes: Axes, surface: Surface, relief: Relief) -> None:
     axes.set(xlim=surface.domain[:, 0], ylim=axes.get_ylim(), xlabel="x", ylabel="loss")
 
 
-def _draw_losses(axes: Axes, relief: Relief, runs: Sequence[Run], looks: dict[str, Style]) -> None:
+def _draw_losses(axes: Axes, relief: Relief, runs: Sequence[Run], looks: dict[Run, Style]) -> None:
     curves = Curves.of(relief, runs)
     for run, values in zip(runs, curves.values, strict=True):
         _draw_path(axes, np.arange(float(len(values))), values, run, looks)
@@ -123,9 +123,8 @@ def _put_legend_below(axes: Axes, lines: Sequence[Line2D], columns: int) -> None
     axes.legend(handles=lines, loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=columns, frameon=False)
 
 
-def _draw_path(axes: Axes, x: Array, y: Array, run: Run, looks: dict[str, Style]) -> None:
-    look = looks[run.optimizer]
-    end = f", diverged after step {run.path.steps}" if run.path.diverged else ""
+def _draw_path(axes: Axes, x: Array, y: Array, run: Run, looks: dict[Run, Style]) -> None:
+    look = looks[run]
     axes.plot(
         x,
         y,
@@ -136,5 +135,5 @@ def _draw_path(axes: Axes, x: Array, y: Array, run: Run, looks: dict[str, Style]
         markeredgecolor=PAPER,
         markersize=7,
         linewidth=1.8,
-        label=f"{run.optimizer}, lr {run.lr:g}{end}",
+        label=f"{run.optimizer}, lr {run.lr:g}" + (run.ending and f", {run.ending}"),
     )

@@ -1,11 +1,11 @@
 "use strict";
 
 // What is on the page: `data`, written by page.py, and the reader's choices in `state`. `draw` shows a new choice,
-// `show` another step of the same one.
+// `show` another step of the same one. The address says surface and learning rate, so that a link can choose them.
 
 const data = JSON.parse(document.getElementById("data").textContent);
 const $ = (id) => document.getElementById(id);
-const BEST = "best";
+const [BEST, ALL] = ["best", "all"];
 const SPEEDS = [1, 2, 5, 10, 20, 50, 100, 200, 500];
 const SECONDS_OF_A_FILM = 12;
 const LEVELS = 24;
@@ -17,7 +17,7 @@ const prefersDark = matchMedia("(prefers-color-scheme: dark)");
 
 const state = {
   surface: data.surfaces[0],
-  lr: BEST,
+  lr: data.rates,
   hidden: new Set(),
   step: 0,
   speed: firstSpeed(),
@@ -32,11 +32,39 @@ function firstSpeed() {
 }
 
 function chosenRuns() {
+  if (state.lr === ALL) return state.surface.runs;
   return state.surface.runs.filter((run) => (state.lr === BEST ? run.best : run.lr === Number(state.lr)));
 }
 
 function visibleRuns() {
-  return chosenRuns().filter((run) => !state.hidden.has(run.optimizer));
+  return chosenRuns().filter((run) => !state.hidden.has(pathName(run)));
+}
+
+/** What tells the paths apart: the optimizer, or optimizer and rate where all rates are shown. */
+const pathName = (run) => (state.lr === ALL ? `${run.optimizer} ${run.lr}` : run.optimizer);
+const styleOf = (run) => (state.lr === ALL ? run.ownStyle : run.style);
+
+/** Take the choices that the address makes, `#surface=saddle&lr=0.1`; say which of them there are not. */
+function choose() {
+  const wanted = new URLSearchParams(location.hash.slice(1));
+  const surface = wanted.has("surface") ? data.surfaces.find(({ name }) => name === wanted.get("surface")) : state.surface;
+  state.surface = surface ?? state.surface;
+  const lr = wanted.has("lr") ? rateNamed(wanted.get("lr")) : state.lr;
+  state.lr = lr ?? rateNamed(state.lr) ?? BEST;
+  const missing = [!surface && `no surface "${wanted.get("surface")}"`, !lr && `no learning rate "${wanted.get("lr")}"`];
+  $("missing").textContent = `This page has ${missing.filter(Boolean).join(" and ")}; it shows another.`;
+  $("missing").hidden = !missing.some(Boolean);
+}
+
+const rates = () => [...new Set(state.surface.runs.map((run) => run.lr))];
+
+/** A choice of the learning rate as its list says it, undefined if the surface was not run with it. */
+function rateNamed(text) {
+  return [BEST, ALL, ...rates().map(String)].find((choice) => choice === text || Number(choice) === Number(text));
+}
+
+function remember() {
+  history.replaceState(null, "", `#${new URLSearchParams({ surface: state.surface.name, lr: state.lr })}`);
 }
 
 /** The index of a run's point at the present step: a run that was cut stays at its end. */
@@ -67,7 +95,7 @@ class Panel {
   }
 
   traces(run, at, [past, now]) {
-    const { color, dash, symbol } = data.styles[run.optimizer];
+    const { color, dash, symbol } = styleOf(run);
     const common = { type: this.type, showlegend: false };
     const hover = {
       name: run.optimizer,
@@ -149,6 +177,10 @@ function axis(title, more) {
 }
 
 const ends = (numbers) => [numbers[0], numbers[numbers.length - 1]];
+const withMargin = (numbers) => {
+  const [low, high] = [Math.min(...numbers), Math.max(...numbers)];
+  return [low - 0.05 * (high - low), high + 0.05 * (high - low)];
+};
 const column = (rows, i) => rows.map((row) => row[i]);
 
 function reliefColors() {
@@ -178,7 +210,7 @@ function describeProfile(surface) {
       landmarks([[...surface.start, surface.runs[0].loss[0]]], "circle-open", "start"),
       landmarks(surface.minima.map((point) => [...point, Math.min(...surface.values)]), "star-open", "minimum"),
     ],
-    layout: { xaxis: axis("x", { range: ends(x) }), yaxis: axis("loss") },
+    layout: { xaxis: axis("x", { range: ends(x) }), yaxis: axis("loss", { range: withMargin(surface.values) }) },
     place: (run) => ({ x: column(run.points, 0), y: run.loss }),
   };
 }
@@ -325,14 +357,14 @@ function drawTable() {
   const rows = chosenRuns().map((run) => {
     const row = document.createElement("tr");
     row.innerHTML =
-      `<th scope="row"><label><input type="checkbox">${sample(data.styles[run.optimizer])}<span class="name"></span> <span class="end"></span></label></th>` +
+      `<th scope="row"><label><input type="checkbox">${sample(styleOf(run))}<span class="name"></span> <span class="end"></span></label></th>` +
       `<td></td><td class="place"></td><td class="place"></td><td></td><td></td>`;
     row.querySelector(".name").textContent = run.optimizer;
     row.cells[1].textContent = run.lr;
     const box = row.querySelector("input");
-    box.checked = !state.hidden.has(run.optimizer);
+    box.checked = !state.hidden.has(pathName(run));
     box.addEventListener("change", () => {
-      state.hidden[box.checked ? "delete" : "add"](run.optimizer);
+      state.hidden[box.checked ? "delete" : "add"](pathName(run));
       row.classList.toggle("off", !box.checked);
       drawPanels();
     });
@@ -345,7 +377,8 @@ function drawTable() {
 /** Four digits, and no row of zeros before them. */
 function numberText(value) {
   const size = Math.abs(value);
-  return size === 0 || (size >= 1e-3 && size < 1e5) ? value.toPrecision(4) : value.toExponential(3);
+  if (size === 0) return "0";
+  return size >= 1e-3 && size < 1e5 ? value.toPrecision(4) : value.toExponential(3);
 }
 
 function fillTable() {
@@ -356,8 +389,7 @@ function fillTable() {
     [x, y, run.loss[k], run.gradNorm[k]].forEach((value, j) => {
       cells[j + 2].textContent = value === undefined ? "" : numberText(value);
     });
-    const isOver = run.diverged && k === run.loss.length - 1;
-    cells[0].querySelector(".end").textContent = isOver ? `diverged after step ${k}` : "";
+    cells[0].querySelector(".end").textContent = k === run.loss.length - 1 ? run.ending : "";
   });
 }
 
@@ -387,6 +419,8 @@ function drawPanels() {
 function draw() {
   $("formula").textContent = state.surface.formula;
   $("source").textContent = `(${state.surface.source})`;
+  $("look-for").textContent = state.surface.lookFor;
+  offerChoices();
   drawTable();
   drawPanels();
   show(state.step);
@@ -447,18 +481,22 @@ function fill(select, choices, chosen) {
   select.replaceChildren(...choices.map(([value, label]) => new Option(label, value, false, value === chosen)));
 }
 
-function offerRates() {
-  const rates = [...new Set(state.surface.runs.map((run) => run.lr))];
-  fill($("lr"), [[BEST, "best of each"], ...rates.map((rate) => [String(rate), String(rate)])], state.lr);
+function offerChoices() {
+  fill($("surface"), data.surfaces.map(({ name }) => [name, name]), state.surface.name);
+  const several = rates().length > 1 ? [[ALL, "all of them"]] : [];
+  fill($("lr"), [[BEST, "best of each"], ...several, ...rates().map((rate) => [String(rate), String(rate)])], state.lr);
 }
 
 function listen() {
   $("surface").addEventListener("change", (event) => {
-    state.surface = data.surfaces[event.target.value];
+    state.surface = data.surfaces.find(({ name }) => name === event.target.value);
+    state.lr = rateNamed(state.lr) ?? BEST;
+    remember();
     draw();
   });
   $("lr").addEventListener("change", (event) => {
     state.lr = event.target.value;
+    remember();
     draw();
   });
   $("speed").addEventListener("change", (event) => {
@@ -476,6 +514,10 @@ function listen() {
   for (const [id, act] of Object.entries(buttons)) $(id).addEventListener("click", act);
   for (const { element } of panels) onTap(element, toggle);
   document.addEventListener("keydown", onKey);
+  addEventListener("hashchange", () => {
+    choose();
+    draw();
+  });
   prefersDark.addEventListener("change", drawPanels);
 }
 
@@ -510,9 +552,8 @@ function onKey(event) {
 }
 
 $("scrubber").max = data.steps;
-fill($("surface"), data.surfaces.map((surface, i) => [String(i), surface.name]), "0");
 fill($("speed"), SPEEDS.map((speed) => [String(speed), `${speed} steps/s`]), String(state.speed));
-offerRates();
+choose();
 listen();
 markPlaying();
 draw();

@@ -7,14 +7,14 @@ import json
 from collections.abc import Sequence
 from importlib import resources
 from string import Template
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
-from fastopt.landscape.curves import Curves
+from fastopt.landscape.curves import Curves, without_dust
 from fastopt.landscape.relief import Array, Relief
 from fastopt.landscape.runs import Run, best, by_surface
-from fastopt.landscape.styles import styles
+from fastopt.landscape.styles import Style, styles, styles_of
 from fastopt.surfaces import Surface
 
 GRID_LINES = 101
@@ -24,11 +24,14 @@ DIGITS = 6
 """Significant digits of the numbers in the page: more than a screen can show, at half the size."""
 
 
-def page(runs: Sequence[Run], title: str = "Optimizers on their way down") -> str:
+def page(
+    runs: Sequence[Run], title: str = "Optimizers on their way down", rates: Literal["best", "all"] = "best"
+) -> str:
     """Build a page that shows the runs as a contour map, in three dimensions and as loss curves, step by step.
 
     It opens offline in any browser; without WebGL it leaves out the three dimensions. Reader's choices are the
-    surface, the learning rate and the optimizers, out of what is in `runs`.
+    surface, the learning rate and the optimizers, out of what is in `runs`. A link may make the first two choices:
+    ``page.html#surface=saddle&lr=0.1``, where ``lr`` is a rate, ``best`` or ``all``.
 
     Parameters
     ----------
@@ -36,6 +39,8 @@ def page(runs: Sequence[Run], title: str = "Optimizers on their way down") -> st
         At least one.
     title : str
         Heading of the page.
+    rates : {"best", "all"}
+        What is shown at first where an optimizer ran with several rates: its best run, or all of them.
 
     Returns
     -------
@@ -56,7 +61,7 @@ def page(runs: Sequence[Run], title: str = "Optimizers on their way down") -> st
         style=_asset("page.css"),
         plotly=get_plotlyjs(),
         # A "</script>" inside a name would end the element; "<\/" is the same to JSON.
-        data=json.dumps(_data(runs), allow_nan=False, separators=(",", ":")).replace("</", r"<\/"),
+        data=json.dumps(_data(runs, rates), allow_nan=False, separators=(",", ":")).replace("</", r"<\/"),
         script=_asset("page.js"),
     )
 
@@ -65,24 +70,25 @@ def _asset(name: str) -> str:
     return resources.files(__package__).joinpath(name).read_text(encoding="utf-8")
 
 
-def _data(runs: Sequence[Run]) -> dict[str, Any]:
+def _data(runs: Sequence[Run], rates: str) -> dict[str, Any]:
     groups = by_surface(runs)
     looks = styles(run.optimizer for run in runs)
     return {
         "steps": max(run.path.steps for run in runs),
-        "styles": {name: look._asdict() for name, look in looks.items()},
-        "surfaces": [_surface_data(surface, members) for surface, members in groups.items()],
+        "rates": rates,
+        "surfaces": [_surface_data(surface, members, looks) for surface, members in groups.items()],
     }
 
 
-def _surface_data(surface: Surface, runs: Sequence[Run]) -> dict[str, Any]:
+def _surface_data(surface: Surface, runs: Sequence[Run], looks: dict[str, Style]) -> dict[str, Any]:
     relief = Relief.of(surface, GRID_LINES)
     curves = Curves.of(relief, runs)
-    winners = set(best(runs))
+    winners, own_looks = set(best(runs)), styles_of(runs)
     return {
         "name": surface.name,
         "formula": surface.formula,
         "source": surface.source,
+        "lookFor": surface.look_for,
         "axes": [_numbers(axis) for axis in relief.axes],
         "values": _numbers(relief.values),
         "heights": _numbers(relief.height(relief.values)),
@@ -96,7 +102,9 @@ def _surface_data(surface: Surface, runs: Sequence[Run]) -> dict[str, Any]:
                 "optimizer": run.optimizer,
                 "lr": run.lr,
                 "best": run in winners,
-                "diverged": run.path.diverged,
+                "ending": run.ending,
+                "style": looks[run.optimizer]._asdict(),
+                "ownStyle": own_looks[run]._asdict(),
                 "points": _numbers(run.path.points),
                 "loss": _numbers(run.path.loss),
                 "gradNorm": _numbers(run.path.grad_norm),
@@ -110,5 +118,5 @@ def _surface_data(surface: Surface, runs: Sequence[Run]) -> dict[str, Any]:
 
 def _numbers(array: Array) -> Any:
     """Nested lists of the numbers, rounded."""
-    rounded = [float(f"{number:.{DIGITS}g}") for number in array.ravel()]
+    rounded = [float(f"{number:.{DIGITS}g}") for number in without_dust(array).ravel()]
     return np.array(rounded).reshape(array.shape).tolist()

@@ -1,7 +1,9 @@
 """How the paths are told apart: by colour, by dash pattern and by marker, each enough by itself."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
+
+from fastopt.landscape.runs import Run
 
 
 class Style(NamedTuple):
@@ -25,3 +27,11 @@ def styles(names: Iterable[str]) -> dict[str, Style]:
         name: Style(COLORS[i % len(COLORS)], DASHES[i % len(DASHES)], SYMBOLS[i % len(SYMBOLS)])
         for i, name in enumerate(dict.fromkeys(names))
     }
+
+
+def styles_of(runs: Sequence[Run]) -> dict[Run, Style]:
+    """Return a style for every run: that of its optimizer, or of optimizer and rate where several rates are drawn."""
+    several = len({(run.surface, run.optimizer) for run in runs}) < len(runs)
+    names = {run: f"{run.optimizer}, lr {run.lr:g}" if several else run.optimizer for run in runs}
+    looks = styles(names.values())
+    return {run: looks[name] for run, name in names.items()}

@@ -53,6 +53,7 @@ def lessons(
             _write(path, content)
     except (ValueError, OSError) as error:
         fail(str(error))
+    _report_impossible(chosen)
     for path in outputs:
         plain_console(stderr=True).print(f"wrote {path}", soft_wrap=True, highlight=False)
 
@@ -83,9 +84,17 @@ def _checked(chosen: Sequence[Lesson]) -> Findings:
             bar.update(task, description=lesson.title)
             findings[lesson] = []
             for claim in lesson.claims:
-                findings[lesson].append(claim.check())
+                if claim.possible:
+                    findings[lesson].append(claim.check())
                 bar.advance(task)
     return findings
+
+
+def _report_impossible(chosen: Sequence[Lesson]) -> None:
+    missing = [claim.needs for lesson in chosen for claim in lesson.claims if not claim.possible]
+    for library in dict.fromkeys(missing):
+        note = f"{missing.count(library)} claims need {library}, which is not installed: not measured"
+        plain_console(stderr=True).print(note, soft_wrap=True, highlight=False)
 
 
 def _files(

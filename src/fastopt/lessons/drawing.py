@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from fastopt import optimizers
 from fastopt.landscape.figure import LINES
+from fastopt.landscape.relief import Relief
 from fastopt.landscape.styles import COLORS, styles
+from fastopt.surfaces import Surface
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 BLUE, ORANGE, GREEN, PINK, AMBER, SKY, GREY = COLORS
 PAPER, INK = "#ffffff", "#1c2127"
 PANEL_INCHES = (5.2, 4.0)
+GRID_LINES = 201
 
 
 def look(optimizer: str) -> dict[str, Any]:
@@ -60,6 +63,16 @@ def image(figure: Figure, kind: str) -> bytes:
     with rc_context(_look()):
         figure.savefig(content, format=kind, dpi=120, metadata={"Date": None} if kind == "svg" else None)
     return content.getvalue()
+
+
+def draw_contours(axes: Axes, surface: Surface) -> None:
+    """Draw the contours of a surface of two coordinates over its domain, both axes to one scale."""
+    relief = Relief.of(surface, GRID_LINES)
+    axes.contour(
+        *relief.axes, relief.height(relief.values), levels=12, colors=GREY, linewidths=0.7, alpha=0.6, linestyles="-"
+    )
+    axes.grid(visible=False)
+    axes.set(xlabel="x", ylabel="y", aspect="equal")
 
 
 def _look() -> Any:

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -105,6 +106,8 @@ class Claim:
         Significant digits that are shown of the numbers.
     varies : bool
         Whether the numbers depend on the machine: times do, and what a chaotic run makes of the last bit.
+    needs : str or None
+        The library beyond NumPy without which the experiment cannot be done.
     """
 
     name: str
@@ -116,9 +119,15 @@ class Claim:
     measure: Measure
     digits: int
     varies: bool
+    needs: str | None
+
+    @property
+    def possible(self) -> bool:
+        """Whether what the experiment needs is installed."""
+        return self.needs is None or find_spec(self.needs) is not None
 
     def check(self) -> Finding:
-        """Do the experiment."""
+        """Do the experiment; `ImportError` where it is not possible."""
         measured = self.measure()
         numbers = tuple(map(float, measured)) if isinstance(measured, Sequence) else (float(measured),)
         holds = all(number in expected for number, expected in zip(numbers, self.expected, strict=True))
@@ -189,6 +198,7 @@ class Lesson:
         expected: Range | tuple[Range, ...],
         digits: int = 3,
         varies: bool = False,
+        needs: str | None = None,
     ) -> Callable[[Measure], Measure]:
         """Add the decorated function as the experiment of a claim; the arguments are the fields of `Claim`."""
 
@@ -196,7 +206,9 @@ class Lesson:
             ranges = expected if isinstance(expected, tuple) else (expected,)
             name = measure.__name__.replace("_", "-")
             explanation = inspect.cleandoc(measure.__doc__ or "")
-            self.claims.append(Claim(name, statement, setting, quantity, ranges, explanation, measure, digits, varies))
+            self.claims.append(
+                Claim(name, statement, setting, quantity, ranges, explanation, measure, digits, varies, needs)
+            )
             return measure
 
         return add

@@ -1,4 +1,4 @@
-"""What the lessons on networks share: rows to learn, random batches of them, and the training loop."""
+"""What the lessons on networks share: random batches of rows, the training loop, and what is measured at its end."""
 
 from __future__ import annotations
 
@@ -35,3 +35,26 @@ def random_batches(rows: Batch, size: int, steps: int, seed: int) -> Iterator[Ba
 def weight_norm(model: MLP) -> float:
     """Return the Euclidean norm of all parameters together."""
     return float(np.sqrt(sum(np.vdot(values, values) for values in model.parameters.values())))
+
+
+def sharpness(model: MLP, rows: Batch, iterations: int = 40) -> float:
+    """Return the largest eigenvalue of the Hessian: power iteration, H v from differences of gradients along v."""
+    home = {name: values.copy() for name, values in model.parameters.items()}
+    random = np.random.default_rng(0)
+    direction = {name: random.standard_normal(values.shape) for name, values in home.items()}
+
+    def gradient(distance: float) -> dict[str, Array]:
+        for name, values in model.parameters.items():
+            values[...] = home[name] + distance * direction[name]
+        model.forward_backward(rows)
+        return {name: values.copy() for name, values in model.gradients.items()}
+
+    eigenvalue = 0.0
+    for _ in range(iterations):
+        length = np.sqrt(sum(np.vdot(values, values) for values in direction.values()))
+        direction = {name: values / length for name, values in direction.items()}
+        ahead, behind = gradient(1e-4), gradient(-1e-4)
+        bent = {name: (ahead[name] - behind[name]) / 2e-4 for name in home}
+        eigenvalue = float(sum(np.vdot(bent[name], direction[name]) for name in home))
+        direction = bent
+    return eigenvalue

@@ -1,4 +1,4 @@
-"""The site: a page of all findings, and one a lesson with text, formula, figure, numbers and code.
+"""The site: a front page with the walk and all findings, and a page a lesson with text, figure, numbers and code.
 
 Every page is one file that needs nothing else, follows the reader's choice of light or dark, and fits a telephone.
 """
@@ -15,11 +15,26 @@ from fastopt import landscape, surfaces
 from fastopt.lessons.drawing import INK, PAPER, image
 from fastopt.lessons.lesson import Finding, Lesson
 from fastopt.lessons.report import INDEX, INTRODUCTION, Findings, summary
+from fastopt.lessons.walk import walk
 
 LANDSCAPE = "landscape.html"
-SHOWN_SURFACES = ("ravine", "rosenbrock", "saddle", "plateau", "cliff", "sharp_and_flat", "himmelblau")
+TITLE = "Optimization in eight steps"
+STEPS = 200
+SHOWN_SURFACES = (
+    "parabola",
+    "bowl",
+    "ravine",
+    "rosenbrock",
+    "saddle",
+    "plateau",
+    "cliff",
+    "sharp_and_flat",
+    "himmelblau",
+)
 SHOWN_OPTIMIZERS = ("gd", "momentum", "nesterov", "rmsprop", "adam")
 SHOWN_RATES = (0.001, 0.01, 0.1)
+TOO_HIGH = 1.1
+"""On the parabola, to see what a rate does that is too high."""
 
 
 def pages(findings: Findings) -> Iterator[tuple[str, str]]:
@@ -33,20 +48,26 @@ def pages(findings: Findings) -> Iterator[tuple[str, str]]:
     Yields
     ------
     name, content : str
-        The index first, then a page for each lesson, then the page on which optimizers move over surfaces.
+        The front page first, then a page for each lesson, then the page on which optimizers move over surfaces.
     """
-    yield INDEX, _page("The lessons, run", _index(findings))
+    yield INDEX, _page(TITLE, _index(findings), style="walk.css", script="walk.js")
     lessons = list(findings)
     for place, lesson in enumerate(lessons):
         neighbours = lessons[place - 1] if place else None, lessons[place + 1] if place + 1 < len(lessons) else None
         yield _file(lesson), _page(lesson.title, _lesson(lesson, findings[lesson], neighbours))
     shown = [surfaces.registry()[name]() for name in SHOWN_SURFACES]
-    yield LANDSCAPE, landscape.page(landscape.run(shown, SHOWN_OPTIMIZERS, SHOWN_RATES, steps=200))
+    runs = landscape.run(shown, SHOWN_OPTIMIZERS, SHOWN_RATES, STEPS)
+    high = landscape.run([surface for surface in shown if surface.n == 1], SHOWN_OPTIMIZERS, [TOO_HIGH], STEPS)
+    yield LANDSCAPE, landscape.page([*runs, *high])
 
 
-def _page(title: str, body: str) -> str:
+def _page(title: str, body: str, *, style: str | None = None, script: str | None = None) -> str:
     return Template(_asset("page.html")).substitute(
-        title=escape(title), style=_asset("page.css") + _code_style(), body=body
+        title=escape(title),
+        style=_asset("page.css") + (_asset(style) if style else "") + _code_style(),
+        scripts="'unsafe-inline'" if script else "'none'",
+        script=f"<script>\n{_asset(script)}</script>\n" if script else "",
+        body=body,
     )
 
 
@@ -63,14 +84,33 @@ def _link(file: str, text: str) -> str:
 
 
 def _index(findings: Findings) -> str:
+    failing = {lesson: [finding for finding in group if not finding.holds] for lesson, group in findings.items()}
+    news = "".join(_news(lesson, finding) for lesson, group in failing.items() for finding in group)
     sections = [
         f"<h2>{lesson.number}. {_link(_file(lesson), lesson.title)}</h2>\n{_table(group, with_reasons=False)}"
         for lesson, group in findings.items()
     ]
-    moving = f"<p>{_link(LANDSCAPE, 'Optimizers on their way down')}: watch them move over test surfaces.</p>"
-    head = f"<h1>The lessons, run</h1>\n<p>{escape(INTRODUCTION)} {summary(findings)}</p>\n{moving}"
-    contents = f"<nav>{' '.join(_link(_file(lesson), lesson.title) for lesson in findings)}</nav>"
-    return "\n".join([head, contents, *sections])
+    return "\n".join(
+        [
+            f"<h1>{TITLE}</h1>",
+            walk(findings, _file, LANDSCAPE),
+            f"<h2>The lessons, run</h2>\n<p>{escape(INTRODUCTION)} {summary(findings)}</p>",
+            f"<p>{_link(LANDSCAPE, 'Optimizers on their way down')}: watch them move over test surfaces.</p>",
+            *([f'<h2>What does not hold</h2>\n<dl id="news">{news}</dl>'] if news else []),
+            f"<nav>{' '.join(_link(_file(lesson), lesson.title) for lesson in findings)}</nav>",
+            *sections,
+        ]
+    )
+
+
+def _news(lesson: Lesson, finding: Finding) -> str:
+    """Return what a claim that does not hold teaches."""
+    claim = finding.claim
+    return (
+        f"<dt>{escape(claim.statement)}</dt><dd>{escape(claim.quantity)}: {escape(finding.number_text)} "
+        f"(expected {escape(finding.expected_text)}). {escape(claim.explanation)} "
+        f"{_link(_file(lesson), lesson.title)}</dd>"
+    )
 
 
 def _lesson(lesson: Lesson, group: Sequence[Finding], neighbours: tuple[Lesson | None, Lesson | None]) -> str:

@@ -158,14 +158,27 @@ class Choice(Option):
 
 @dataclass(frozen=True)
 class StateDtype(Option):
-    """None or torch's float32, known by its name: torch need not be there."""
+    """A precision, as a string or as torch's dtype, which is known by its name: torch need not be there."""
 
-    kind: ClassVar[Any] = "torch.dtype | None"
+    kind: ClassVar[Any] = str | None
+
+    @staticmethod
+    def named(value: Any) -> str | None:
+        """Return the name of a precision; None is the parameter's."""
+        return value if value is None or isinstance(value, str) else repr(value).removeprefix("torch.")
 
     def check(self, name: str, value: Any, edited: bool = False) -> None:
-        """Raise `ValueError` unless it is one of them."""
-        if value is not None and repr(value) != "torch.float32":
-            raise ValueError(f"Invalid {name}: expected one of (None, torch.float32), got {value!r}")
+        """Raise `ValueError` unless it is one of those there are."""
+        if self.named(value) not in (None, *STORED_AS):
+            words = ", ".join(repr(precision) for precision in STORED_AS)
+            raise ValueError(f"Invalid {name}: expected None, {words} or torch's dtype of that name, got {value!r}")
+
+
+@dataclass(frozen=True)
+class TorchStateDtype(StateDtype):
+    """The same, in signatures for torch."""
+
+    kind: ClassVar[Any] = "str | torch.dtype | None"
 
 
 def learning_rate(default: float) -> Quantity:
@@ -189,8 +202,8 @@ DECOUPLED = Flag(
 
 CAUTIOUS = Flag(
     False,
-    "Whether there is no update where it and g disagree in sign, and in turn a larger one elsewhere: divided by the part "
-    'of the tensor where they agree, at least 1e-3 (Liang, Chen, Liu & Liu 2024, "Cautious optimizers").',
+    "Whether there is no update where it and g disagree in sign, and in turn a larger one elsewhere: divided by the "
+    'part of the tensor where they agree, at least 1e-3 (Liang, Chen, Liu & Liu 2024, "Cautious optimizers").',
     keyword_only=True,
 )
 CAUTIOUS_DECAY = Flag(
@@ -204,8 +217,8 @@ CORRECTED_DECAY = Flag(
 )
 MAX_LR = Maybe(
     None,
-    "The largest learning rate, for `corrected_weight_decay`; by default the one that the optimizer is made with, unless "
-    "that is a schedule.",
+    "The largest learning rate, for `corrected_weight_decay`; by default the one that the optimizer is made with, "
+    "unless that is a schedule.",
     keyword_only=True,
     start="lr",
 )
@@ -223,7 +236,7 @@ def check_careful_decay(options: Mapping[str, Any]) -> None:
         raise ValueError(f"corrected_weight_decay=True needs a positive max_lr, got {options['max_lr']}")
 
 
-WHOLE: dict[str, Option] = {
+CLIPPING: dict[str, Option] = {
     "clip_norm": Limit(
         None,
         "If the norm of all gradients together exceeds this, scale them down to it: "
@@ -243,21 +256,38 @@ WHOLE: dict[str, Option] = {
         among=("propagate", "skip", "raise"),
     ),
 }
+"""What every optimizer may do with its gradients."""
+
+KEEPING: dict[str, Option] = {
+    "state_dtype": StateDtype(
+        None,
+        'In which precision the states are kept: "float32"; "bfloat16", in which averages of squares are rounded at '
+        "random (to nearest, they would never decay) and what is no average stays in float32; None is the parameter's. "
+        "The states of float64 parameters always have theirs.",
+        keyword_only=True,
+    ),
+    "ema": Maybe(
+        None,
+        "Keep a moving average of the parameters, ``a = ema*a + (1-ema)*p``, in the step's own pass over memory; it "
+        "begins as a copy of the parameters. See `swap_ema` and `ema_state`.",
+        keyword_only=True,
+        high=1.0,
+    ),
+}
+"""What every optimizer may keep beside its parameters."""
+
+WHOLE: dict[str, Option] = {**CLIPPING, **KEEPING}
 """Options of the whole optimizer. They stand in its groups, the same in each, where they are not the default."""
 
 WHOLE_OF_TORCH: dict[str, Option] = {
-    **WHOLE,
+    **CLIPPING,
     "zero_grad_in_step": Flag(
         False,
         "Zero the gradients in the step's own pass over memory; ``zero_grad(set_to_none=False)`` is not needed then.",
         keyword_only=True,
     ),
-    "state_dtype": StateDtype(
-        None,
-        "`torch.float32` keeps the states of bfloat16 and float16 parameters in float32; the default is the "
-        "parameter's dtype, as in torch.",
-        keyword_only=True,
-    ),
+    **KEEPING,
+    "state_dtype": TorchStateDtype(**vars(KEEPING["state_dtype"])),
 }
 """The same for torch."""
 
@@ -280,6 +310,12 @@ class State:
 
 MOMENT = State(kind="moment")
 SQUARE = State(kind="square")
+
+STORED_AS: dict[str, dict[str, str]] = {
+    "float32": {"moment": "float32", "square": "float32", "exact": "float32"},
+    "bfloat16": {"moment": "bfloat16", "square": "bfloat16_stochastic", "exact": "float32"},
+}
+"""Option `state_dtype` -> kind of a state -> storage (csrc/codecs.def)."""
 
 
 # ---- the description ----

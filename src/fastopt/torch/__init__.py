@@ -5,11 +5,9 @@
 
 import torch
 
-if not hasattr(torch.Tensor, "__dlpack_c_exchange_api__"):
-    raise ImportError(f"fastopt.torch needs torch 2.10 or newer (DLPack's exchange in C); got {torch.__version__}")
-
 from fastopt import schedules
 from fastopt.torch import optimizers as optimizers
+from fastopt.torch.averaging import lerp_
 from fastopt.torch.clipping import clip_grad_norm_, clip_grad_value_, get_total_norm
 from fastopt.torch.in_backward import step_in_backward
 from fastopt.torch.optimizer import Optimizer
@@ -21,6 +19,7 @@ __all__ += (
     "clip_grad_norm_",
     "clip_grad_value_",
     "get_total_norm",
+    "lerp_",
     "step_in_backward",
 )
 

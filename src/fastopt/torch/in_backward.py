@@ -62,7 +62,8 @@ def step_in_backward(optimizer: Optimizer) -> InBackward:
     TypeError
         If the optimizer is not one of `fastopt.torch`.
     ValueError
-        If what it does depends on all parameters together (`Prodigy`, `ScheduleFreeAdamW`), or if it clips by norm or watches for gradients that are not finite: both need all gradients at once.
+        If what it does depends on all parameters together (`Prodigy`, `ScheduleFreeAdamW`); or if it clips by norm or
+        watches for gradients that are not finite: both need all gradients at once.
     RuntimeError
         If a parameter is not supported (device, layout, dtype).
 

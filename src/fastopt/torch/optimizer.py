@@ -15,11 +15,12 @@ import torch.optim.optimizer as torch_optimizer
 from torch import Tensor
 
 from fastopt._turn import Turn
-from fastopt.backends.torch import Tensors
+from fastopt.backends.torch import Tensors, complaint
 from fastopt.engine import Face, StepInfo, WholeOption
 from fastopt.hyperparameters import as_count, at_step, is_scheduled
 from fastopt.methods.base import WHOLE_OF_TORCH, Method
 from fastopt.modes import TwoModes
+from fastopt.torch.averaging import lerp_
 
 REFUSED = ("capturable", "differentiable")
 """Options of torch that say how a step is run, in ways that this one cannot be."""
@@ -50,13 +51,10 @@ class Optimizer(Face, torch.optim.Optimizer):
     params, args, options
         As in `torch.optim`. `foreach` and `fused` change nothing; `capturable` and `differentiable` are refused.
         A number may be a schedule: a callable that maps the number of steps taken so far to the value.
-    clip_norm, clip_value, nonfinite
+    clip_norm, clip_value, nonfinite, state_dtype, ema
         As in `fastopt.Optimizer`.
     zero_grad_in_step
         Zero the gradients in the step's own pass over memory; `zero_grad(set_to_none=False)` is not needed then.
-    state_dtype
-        `torch.float32` keeps the states of bfloat16 and float16 parameters in float32; the default is the
-        parameter's dtype, as in torch.
 
     Attributes
     ----------
@@ -74,7 +72,6 @@ class Optimizer(Face, torch.optim.Optimizer):
 
     whole = WHOLE_OF_TORCH
     zero_grad_in_step = WholeOption("zero_grad_in_step")
-    state_dtype = WholeOption("state_dtype")
 
     twin: ClassVar[type[torch.optim.Optimizer] | None]
     """The class of torch that this derives from."""
@@ -102,6 +99,7 @@ class Optimizer(Face, torch.optim.Optimizer):
         self.step_count = 0
         self.last_step: StepInfo | None = None
         self._engine: Tensors | None = None
+        self._copies: dict[Tensor, Tensor] = {}
         self._turn = Turn()
         given = bound.arguments
         self._whole = {name: given.pop(name, option.default) for name, option in self.whole.items()}
@@ -162,6 +160,7 @@ class Optimizer(Face, torch.optim.Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         self._engine = None
         self.__dict__.setdefault("_turn", Turn())
+        self.__dict__.setdefault("_copies", {})
         for param, entry in state["state"].items():
             if isinstance(entry, dict):
                 entry.update((name, v.restored(name, param)) for name, v in entry.items() if isinstance(v, Uncast))
@@ -287,10 +286,47 @@ class Optimizer(Face, torch.optim.Optimizer):
             self.last_step = self._stepped(self._current_engine(), None if self._is_a_trial() else self)
         return loss
 
+    _lerp = staticmethod(lerp_)
+
     def _current_engine(self) -> Tensors:
+        """Return the engine of the groups of now."""
         if self._engine is None or not self._engine.is_current(self.param_groups):
             self._engine = Tensors(self, [(group, group["params"]) for group in self.param_groups])
         return self._engine
+
+    def write_copies(self, copies: Mapping[Tensor, Tensor]) -> None:
+        """Have each step write a copy of parameters in another precision, in the same pass over memory.
+
+        The copies are written now, too. They replace those of an earlier call, and are not part of a state dict.
+
+        Parameters
+        ----------
+        copies
+            Parameter -> tensor of its shape: float32, bfloat16, float16, or float64 beside float64.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If a key is none of the parameters, or a copy does not fit.
+        """
+        with self._turn.to_step:
+            known = {param for group in self.param_groups for param in group["params"]}
+            for param, copy in copies.items():
+                if param not in known:
+                    raise ValueError("copies: expected parameters of this optimizer as keys, got another tensor")
+                label = f"copy of {self._label(param)}"
+                if not isinstance(copy, Tensor):
+                    raise TypeError(f"{label}: expected a tensor, got {type(copy).__name__}")
+                if copy.shape != param.shape:
+                    raise ValueError(f"{label}: expected shape {tuple(param.shape)}, got {tuple(copy.shape)}")
+                why = complaint(copy)
+                if why or copy.is_complex() != param.is_complex():
+                    raise TypeError(f"{label} {why or f'is of dtype {copy.dtype}, beside {param.dtype}'}")
+            with torch.no_grad():
+                for param, copy in copies.items():
+                    copy.copy_(param)
+            self._copies = dict(copies)
+            self._engine = None
 
     def _stepped(self, engine: Tensors, counter: Optimizer | None) -> StepInfo:
         """Step with the gradients of now, unless a `torch.amp.GradScaler` found that some are not finite."""
@@ -356,9 +392,7 @@ def made_from(method: type[Method]) -> type[Optimizer]:
         "twin": twin,
         "signature": signature,
         "__signature__": signature,
-        "extras": {
-            name: option.default for name, option in method.options.items() if name not in known and not option.fixed
-        },
+        "extras": {name: option.default for name, option in method.options.items() if name not in known},
         "__doc__": method.documentation(WHOLE_OF_TORCH),
         "__module__": "fastopt.torch.optimizers",
     }

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors import safe_open
+from safetensors.numpy import save
 
 from fastopt.files import replacing
 from fastopt.training.errors import TrainingError
@@ -52,11 +52,12 @@ class Checkpoint(NamedTuple):
             If it cannot be written.
         """
         header = {HEADER_KEY: json.dumps({**self.metadata, CHECKSUM_KEY: self.checksum})}
+        content = save(dict(self.tensors), metadata=header)
         try:
             with replacing(path) as temporary:
-                save_file(dict(self.tensors), temporary, metadata=header)
-        except SafetensorError as error:  # what the library makes of a full disk
-            raise OSError(f"{path} could not be written: {error}") from error
+                temporary.write_bytes(content)  # not by the library, whose files only their owner can read
+        except OSError as error:
+            raise OSError(f"{path} could not be written: {error.strerror}") from error
 
     @classmethod
     def load(cls, path: Path, required: Mapping[str, type] | None = None) -> "Checkpoint":

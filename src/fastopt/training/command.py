@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.console import Console
 
 from fastopt.console import fail, plain_console
 from fastopt.files import check_writable, locked, replacing
@@ -15,7 +16,9 @@ from fastopt.training.config import ModelName, Precision, defaults, parse_option
 from fastopt.training.data import Task
 from fastopt.training.errors import TrainingError
 from fastopt.training.job import Job
+from fastopt.training.progress import reading
 from fastopt.training.recipes import RIVALS, SHAPES, configure, optimizer_names
+from fastopt.training.report import show_columns
 from fastopt.training.session import CHECKPOINT, run_session
 
 # The panels of the help.
@@ -34,14 +37,36 @@ def train(
     data: Annotated[
         str | None,
         typer.Option(
-            metavar="digits|FILE.npz|FILE.csv",
-            help="The handwritten digits of scikit-learn; or arrays X and y; or numeric columns under a header.",
+            metavar="digits|FILE",
+            help="The handwritten digits of scikit-learn; a table with a header (.csv, .tsv, both also .gz, .parquet); "
+            "or arrays X and y (.npz).",
             show_default=defaults("data"),
             rich_help_panel=MLP,
         ),
     ] = None,
     target: Annotated[
-        str | None, typer.Option(metavar="NAME", help="The column of the CSV file to predict.", rich_help_panel=MLP)
+        str | None, typer.Option(metavar="NAME", help="The column of the table to predict.", rich_help_panel=MLP)
+    ] = None,
+    drop: Annotated[
+        str | None,
+        typer.Option(metavar="NAME,...", help="Columns of the table to leave out.", rich_help_panel=MLP),
+    ] = None,
+    keep: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME,...",
+            help="Columns to use that look like identifiers, or like numbers with mistakes: as kinds.",
+            rich_help_panel=MLP,
+        ),
+    ] = None,
+    separator: Annotated[
+        str | None,
+        typer.Option(
+            metavar="CHARACTER",
+            help="What stands between the cells, such as ';' or tab.",
+            show_default="found out",
+            rich_help_panel=MLP,
+        ),
     ] = None,
     task: Annotated[
         Task | None,
@@ -171,14 +196,19 @@ def train(
         Path | None,
         typer.Option(
             metavar="DIR",
-            help="Where metrics.csv, config.json, training.png, the checkpoint and the sample of a text go.",
+            help="Where metrics.csv, scores.json, config.json, training.png, the checkpoint and the sample of a text "
+            "go.",
             show_default="a new directory in runs/",
             rich_help_panel=RUN,
         ),
     ] = None,
     resume: Annotated[
         bool,
-        typer.Option("--resume", help="Continue the run in --out to the same bits.", rich_help_panel=RUN),
+        typer.Option(
+            "--resume",
+            help="Continue the run in --out to the same bits; with more --epochs, for longer.",
+            rich_help_panel=RUN,
+        ),
     ] = False,
 ) -> None:
     """Train a small model on the CPU and show its course.
@@ -187,44 +217,58 @@ def train(
 
     With --model transformer a small GPT learns to write like Python's reference, in a minute or two.
 
-    Ctrl-C saves the run; --resume continues it.
+    Ctrl-C saves the run; --resume continues it. A model that is no better than always saying the same ends with
+    status 3.
     """
+    console = plain_console()
     try:
         options = parse_options({name: value for name, value in call.params.items() if name not in ("out", "resume")})
-        with _resumed(options, out) if resume else _started(options, out) as (job, directory):
-            complete = run_session(job, directory, plain_console())
-    except (TrainingError, OSError) as error:
+        with _resumed(options, out, console) if resume else _started(options, out, console) as (job, directory):
+            outcome = run_session(job, directory, console)
+    except TrainingError as error:
+        fail(error.message, error.details)
+    except OSError as error:
         fail(str(error))
-    if not complete:
-        raise typer.Exit(130)
+    if outcome:
+        raise typer.Exit(outcome)
 
 
 @contextmanager
-def _started(options: dict[str, Any], out: Path | None) -> Iterator[tuple[Job, Path]]:
+def _started(options: dict[str, Any], out: Path | None, console: Console) -> Iterator[tuple[Job, Path]]:
     config = configure(options.pop("model", "mlp"), options)
     runs = Path("runs", Path(config.source).stem)
     check_writable((out or runs) / CHECKPOINT)  # before the data is read, which may take long
     if out:
         _check_new(out)
-    job = Job(config)
+    with reading(console, config.source):
+        job = Job(config)
     directory = out or _new_directory(runs)
     directory.mkdir(parents=True, exist_ok=True)
     with locked(directory):
         _check_new(directory)  # again: another process may have come first
-        with replacing(directory / "config.json") as temporary:
-            temporary.write_text(json.dumps(config.to_json(), indent=2) + "\n", encoding="utf-8")
+        _write_settings(directory, job)
+        show_columns(console, job)
         yield job, directory
 
 
 @contextmanager
-def _resumed(options: dict[str, Any], out: Path | None) -> Iterator[tuple[Job, Path]]:
+def _resumed(options: dict[str, Any], out: Path | None, console: Console) -> Iterator[tuple[Job, Path]]:
     if out is None:
         raise TrainingError("--resume needs --out DIR, the directory of the run")
     if not out.is_dir():
         raise TrainingError(f"there is no directory {out}: nothing to resume")
     check_writable(out / CHECKPOINT)
     with locked(out):
-        yield Job.resume(out / CHECKPOINT, options), out
+        with reading(console, "the run"):
+            job = Job.resume(out / CHECKPOINT, options)
+        if "epochs" in options:
+            _write_settings(out, job)
+        yield job, out
+
+
+def _write_settings(directory: Path, job: Job) -> None:
+    with replacing(directory / "config.json") as temporary:
+        temporary.write_text(json.dumps(job.config.to_json(), indent=2) + "\n", encoding="utf-8")
 
 
 def _check_new(directory: Path) -> None:

@@ -1,5 +1,6 @@
 """The settings of a run, as they are given on the command line and kept in the checkpoint."""
 
+import csv
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
@@ -115,7 +116,11 @@ class MLPConfig(Config):
     data : str
         ``"digits"`` or the absolute path of a file.
     target : str or None
-        The column of a CSV file to predict.
+        The column to predict, of a table with named columns.
+    drop, keep : tuple of str
+        Columns of such a table to leave out, and columns to use that look like identifiers.
+    separator : str or None
+        What stands between the cells of a text file; None finds out.
     task : {"classification", "regression"}
         What the targets are.
     hidden : tuple of int
@@ -126,6 +131,9 @@ class MLPConfig(Config):
 
     data: str = "digits"
     target: str | None = None
+    drop: tuple[str, ...] = ()
+    keep: tuple[str, ...] = ()
+    separator: str | None = None
     task: Task = "classification"
     hidden: tuple[int, ...] = (256, 128)
     batch_size: int | Literal["full"] = 32
@@ -182,8 +190,9 @@ def from_json(settings: Mapping[str, Any]) -> Config:
     """
     given = dict(settings)
     try:
-        if "hidden" in given:
-            given["hidden"] = tuple(given["hidden"])  # JSON has made a list of it
+        for name in ("hidden", "drop", "keep"):
+            if isinstance(given.get(name), list | str):
+                given[name] = tuple(given[name])  # JSON has made a list of it
         return CONFIGS[given.pop("model")](**given)
     except (TypeError, KeyError) as error:
         raise TrainingError(f"the settings are of another version of fastopt ({error})") from error
@@ -263,6 +272,10 @@ def _is_amount(value: Any) -> bool:
 
 _TEXT: Fit = (lambda value: isinstance(value, str), "a text")
 _AMOUNT: Fit = (_is_amount, "a finite number, 0 or more")
+_NAMES: Fit = (
+    lambda value: isinstance(value, tuple) and all(isinstance(name, str) for name in value),
+    "names of columns",
+)
 _COUNT, _SIZE = _whole(1, 10**9), _whole(1, 10**6)
 
 _FIT: dict[str, Fit] = {
@@ -279,6 +292,12 @@ _FIT: dict[str, Fit] = {
     "threads": _or(None, _whole(1, MOST_THREADS), "none"),
     "data": _TEXT,
     "target": _or(None, _TEXT, "none"),
+    "drop": _NAMES,
+    "keep": _NAMES,
+    "separator": (
+        lambda value: value is None or (isinstance(value, str) and len(value.encode()) == 1 and value not in '"\r\n'),
+        "one character, or none",
+    ),
     "task": _among(Task),
     "hidden": (
         lambda value: isinstance(value, tuple) and all(map(_SIZE[0], value)),
@@ -302,6 +321,15 @@ def _hidden(text: str) -> tuple[int, ...]:
         raise TrainingError(f"--hidden: expected {_FIT['hidden'][1]}, got {text!r}") from error
 
 
+def _columns(text: str) -> tuple[str, ...]:
+    """Return the names in a list; one that has a comma is put in quotes."""
+    return tuple(name.strip() for name in next(csv.reader([text], skipinitialspace=True), []))
+
+
+def _separator(text: str) -> str:
+    return {"tab": "\t", "\\t": "\t"}.get(text, text)
+
+
 def _batch_size(text: str) -> int | str:
     try:
         return "full" if text == "full" else int(text)
@@ -313,6 +341,9 @@ _PARSERS: dict[str, Callable[[str], Any]] = {
     "data": _file_unless("digits"),
     "text": _file_unless(PYDOC_TOPICS),
     "hidden": _hidden,
+    "drop": _columns,
+    "keep": _columns,
+    "separator": _separator,
     "batch_size": _batch_size,
     "optimizer": str.lower,
     "schedule": str.lower,

@@ -8,6 +8,7 @@ from typing import Any
 
 import fastopt
 from fastopt import environment
+from fastopt.training.assessment import Assessment
 from fastopt.training.checkpoint import Checkpoint, pack, unpack
 from fastopt.training.config import Config, MLPConfig, TransformerConfig, from_json
 from fastopt.training.data import Batch
@@ -19,6 +20,9 @@ from fastopt.training.table_problem import TableProblem
 IN_A_CHECKPOINT = {"step": int, "epoch": int, "state": dict, "config": dict, "data": dict, "versions": dict}
 """What the metadata of a run's checkpoint must have."""
 
+NOT_IN_OLD_CHECKPOINTS = {"config": {"drop", "keep", "separator"}, "data": {"columns", "target", "left_out"}}
+"""What runs did not write that were started before tables could have anything but numbers."""
+
 
 class Job:
     """Everything that the settings of a run stand for.
@@ -27,6 +31,8 @@ class Job:
     ----------
     config : Config
         The settings.
+    problem : Problem, optional
+        What they stand for; by default it is put together from them.
 
     Attributes
     ----------
@@ -41,10 +47,10 @@ class Job:
         If a setting or the data makes no sense.
     """
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, problem: Problem | None = None) -> None:
         self.config = config
         try:
-            self.problem = problem = _problem(config)
+            self.problem = problem = problem or _problem(config)
         except MemoryError as error:
             raise TrainingError(f"the data and the model do not fit into the memory ({error})") from error
         self.run: Run[Batch] = Run(
@@ -62,7 +68,8 @@ class Job:
         path : Path
             The checkpoint.
         options : dict
-            Settings that are asked for; they must be those of the run.
+            Settings that are asked for. They must be those of the run, except that it may become longer: more epochs
+            continue it as if it had been that long from the start, on a schedule of the new length.
 
         Raises
         ------
@@ -76,12 +83,20 @@ class Job:
             config = from_json(saved["config"])
         except TrainingError as error:
             raise TrainingError(f"{path}: {error}") from error
+        epochs = options.get("epochs", config.epochs)
+        if type(epochs) is int and epochs > config.epochs:
+            config = replace(config, epochs=epochs)
+            saved["config"]["epochs"] = epochs
         config.check_same(options)
         job = cls(config)
         job._check_same_bits(path, saved)
         if saved["step"]:
             job._take_first_step()
-        difference = checkpoint.difference(job.checkpoint())
+        now = job.checkpoint()
+        for part, names in NOT_IN_OLD_CHECKPOINTS.items():
+            for name in names & now.metadata[part].keys():
+                saved[part].setdefault(name, now.metadata[part][name])
+        difference = checkpoint.difference(now)
         if difference:
             raise TrainingError(f"{path} does not fit the run that it is of, or is damaged ({difference})")
         try:
@@ -125,6 +140,11 @@ class Job:
                 yield
         finally:
             fastopt.set_num_threads(before)
+
+    def assess(self) -> Assessment:
+        """Return all that can be said of the model on held-out data, and how it compares with learning nothing."""
+        with self.arithmetic():
+            return self.problem.assess()
 
     def sample(self) -> str:
         """Return a text that the model has made up; empty for a model that makes none."""

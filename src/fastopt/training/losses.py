@@ -20,6 +20,14 @@ class Loss(Protocol):
         """Return the loss and the scores of the rows by name; `outputs` may be overwritten."""
 
 
+def softmax(outputs: Array) -> Array:
+    """Turn outputs, shape (rows, classes), into probabilities in place."""
+    outputs -= outputs.max(axis=1, keepdims=True)  # so that no exponential overflows
+    np.exp(outputs, out=outputs)
+    outputs /= outputs.sum(axis=1, keepdims=True)
+    return outputs
+
+
 class SoftmaxCrossEntropy:
     r"""Mean of :math:`-\log p_y` with :math:`p = \mathrm{softmax}(z)`.
 

@@ -5,6 +5,7 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 from fastopt import StepInfo
+from fastopt.training.assessment import Assessment
 from fastopt.training.checkpoint import Checkpoint
 from fastopt.training.config import Config
 from fastopt.training.data import Batch, ShuffledBatches
@@ -65,6 +66,10 @@ class Problem(ABC):
     @abstractmethod
     def evaluate(self) -> dict[str, float]:
         """Return the scores of the model on held-out data by name."""
+
+    @abstractmethod
+    def assess(self) -> Assessment:
+        """Return all that can be said of the model on held-out data, and how it compares with learning nothing."""
 
     @abstractmethod
     def arithmetic(self) -> AbstractContextManager[object]:

@@ -1,22 +1,36 @@
 """The course of a run: a live bar on a terminal, plain lines in a file or a pipe."""
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from time import perf_counter
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from fastopt.training.job import Job
 from fastopt.training.metrics import StepRecord
 
 REFRESH_SECONDS = 0.1
+WIDE = 100  # columns of a terminal that has room for everything
 PLAIN_LINES = 20  # for a run of any length
 
 
 def score_text(name: str, value: float) -> str:
     """Return a held-out score as people write it."""
     return f"{value:.1%}" if name == "accuracy" else f"{value:.4g}"
+
+
+@contextmanager
+def reading(console: Console, source: str) -> Iterator[None]:
+    """Show while the block lasts that data is read, with the seconds that it has taken."""
+    if not console.is_terminal:
+        yield
+        return
+    text = TextColumn(f"reading {source}", markup=False)
+    with Progress(SpinnerColumn(), text, TimeElapsedColumn(), console=console, transient=True) as progress:
+        progress.add_task("", total=None)
+        yield
 
 
 def _compact(number: float) -> str:
@@ -91,5 +105,8 @@ class Display:
             return
         self._refreshed = now
         epoch, *facts = self._facts(record)
-        shown = facts if self._console.width >= 100 else facts[:-1]
-        bar.update(bar.task_ids[0], description=epoch, completed=record.step, facts=" ".join(shown), refresh=True)
+        *facts, speed, score = facts
+        shown = [score, *facts] if self._console.width < WIDE else [score, *facts, speed]
+        bar.update(
+            bar.task_ids[0], description=epoch, completed=record.step, facts=" ".join(filter(None, shown)), refresh=True
+        )

@@ -11,11 +11,15 @@ from rich.table import Table as Grid
 from rich.text import Text
 
 from fastopt.files import replacing
+from fastopt.training.assessment import Assessment
 from fastopt.training.job import Job
 from fastopt.training.metrics import TEST_PREFIX
 from fastopt.training.progress import score_text
+from fastopt.training.table_problem import TableProblem
 
 SMOOTHED_PARTS = 50  # the smooth curve averages over this part of the run
+MANY_COLUMNS = 20  # of which a table shows each
+MISTAKES = 5  # the commonest ones are shown
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#888888"  # told apart by colour-blind readers
 
 Metrics = dict[str, NDArray[Any]]
@@ -94,7 +98,46 @@ def _noisy_curve(axes: Any, steps: NDArray[Any], values: NDArray[Any], label: st
     axes.plot(centre, mean, color=BLUE, label=label)
 
 
-def summarize(console: Console, job: Job, metrics: Metrics, seconds: float) -> None:
+def show_columns(console: Console, job: Job) -> None:
+    """Print what was made of each column of a table: its type, what is missing, how many kinds, and what was done."""
+    data = job.problem.data if isinstance(job.problem, TableProblem) else None
+    if data is None or data.found is None:
+        return
+    found, learned = data.found, {column.name: column for column in data.columns}
+    grid = Grid(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    for heading in ("column", "taken as"):
+        grid.add_column(heading, overflow="fold")
+    for heading in ("missing", "different"):
+        grid.add_column(heading, justify="right")
+    grid.add_column("", overflow="fold", ratio=1)
+    plain = []
+    for name, finding in found.findings.items():
+        column = learned.get(name)
+        notes = [finding.note] if finding.note else []
+        if column and column.has_missing and column.kind != "category":
+            notes.append(f"missing cells: {column.median:.6g}, and a feature that tells where")
+        if column and column.has_other:
+            notes.append(f"the {len(column.kinds)} commonest, and one for all others")
+        if column and column.kind == "number" and not notes and not finding.missing:
+            plain.append(name)
+            if len(found.findings) > MANY_COLUMNS:
+                continue
+        missing, kinds = (f"{count:,}" if count else "-" for count in (finding.missing, finding.kinds))
+        grid.add_row(Text(name), column.kind if column else "left out", missing, kinds, Text("; ".join(notes)))
+    for name in found.reading.drop:
+        grid.add_row(Text(name), "left out", "", "", "as asked")
+    if grid.row_count:
+        console.print(grid)
+    if len(found.findings) > MANY_COLUMNS and plain:
+        console.print(f"{len(plain):,} more columns of numbers, none of them missing", highlight=False)
+    if found.unlabelled:
+        console.print(
+            f"{found.unlabelled:,} rows without {found.target.name} are left out", markup=False, highlight=False
+        )
+    console.print()
+
+
+def summarize(console: Console, job: Job, assessment: Assessment, seconds: float) -> None:
     """Print how well the model does on held-out data, where the time went, and what the optimizer moved.
 
     Parameters
@@ -103,19 +146,50 @@ def summarize(console: Console, job: Job, metrics: Metrics, seconds: float) -> N
         Where to.
     job : Job
         The complete run.
-    metrics : dict
-        The columns of ``metrics.csv``.
+    assessment : Assessment
+        How good the model is.
     seconds : float
         Length of the training in this process.
     """
     table = Grid.grid(padding=(0, 2))
-    for column, values in metrics.items():
-        if column.startswith(TEST_PREFIX):
-            name = column.removeprefix(TEST_PREFIX)
-            table.add_row(f"held-out {name.replace('_', ' ')}", score_text(name, values[-1]))
+    for name, value in assessment.scores.items():
+        if isinstance(value, float):
+            table.add_row(f"held-out {name.replace('_', ' ')}", score_text(name, value))
+    table.add_row("without learning", Text(assessment.baseline))
     if job.run.new_steps:
         _add_costs(table, job, seconds)
+    if "classes" in assessment.scores:
+        _show_classes(console, assessment.scores["classes"], np.array(assessment.scores["confusion"]))
+    console.print()
     console.print(table, soft_wrap=True)
+
+
+def _show_classes(console: Console, classes: dict[str, dict[str, Any]], confusion: NDArray[Any]) -> None:
+    """Print precision and recall of each class, and beside them the confusion matrix where it fits."""
+    for has_matrix in (True, False):
+        grid = Grid(box=None, padding=(0, 2, 0, 0), header_style="bold")
+        grid.add_column("class")
+        headings = [*classes] * has_matrix + ["rows", "precision", "recall"]
+        for heading in headings:
+            grid.add_column(Text(heading), justify="right", no_wrap=True)
+        for (name, facts), counts in list(zip(classes.items(), confusion, strict=True))[:MANY_COLUMNS]:
+            cells = [str(count) if count else "." for count in counts] * has_matrix
+            shares = ["-" if facts[key] is None else f"{facts[key]:.1%}" for key in ("precision", "recall")]
+            grid.add_row(Text(name), *cells, f"{facts['rows']:,}", *shares)
+        if not has_matrix or (len(classes) <= MANY_COLUMNS and console.measure(grid).minimum <= console.width):
+            break
+    console.print()
+    if has_matrix:
+        console.print("held-out rows of each class, by what they were taken for", highlight=False)
+    console.print(grid)
+    if len(classes) > MANY_COLUMNS:
+        console.print(f"... and {len(classes) - MANY_COLUMNS} more classes, in scores.json", highlight=False)
+    mistakes = [(count, row, column) for (row, column), count in np.ndenumerate(confusion) if row != column and count]
+    if not has_matrix and mistakes:
+        names = list(classes)
+        worst = sorted(mistakes, key=lambda mistake: (-mistake[0], mistake[1:]))[:MISTAKES]
+        said = ", ".join(f"{names[row]} for {names[column]} ({count})" for count, row, column in worst)
+        console.print(f"most often taken wrongly: {said}", highlight=False)
 
 
 def _add_costs(table: Grid, job: Job, seconds: float) -> None:

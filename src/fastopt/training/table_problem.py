@@ -2,15 +2,17 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 
 import numpy as np
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 import fastopt
 from fastopt import StepInfo, optimizers
+from fastopt.training.assessment import Assessment, assess_classes, assess_numbers
 from fastopt.training.checkpoint import Checkpoint
 from fastopt.training.config import MLPConfig
-from fastopt.training.data import ShuffledBatches, load, split
+from fastopt.training.data import Reading, ShuffledBatches, Split, load, split
 from fastopt.training.errors import TrainingError
 from fastopt.training.losses import Loss, SoftmaxCrossEntropy, SquaredError
 from fastopt.training.mlp import MLP
@@ -25,6 +27,8 @@ class TableProblem(Problem):
     ----------
     config : MLPConfig
         The settings.
+    data : Split, optional
+        What to learn from; by default what the settings name is read.
 
     Raises
     ------
@@ -35,15 +39,14 @@ class TableProblem(Problem):
     sample_unit = "samples"
     model: MLP
 
-    def __init__(self, config: MLPConfig) -> None:
+    def __init__(self, config: MLPConfig, data: Split | None = None) -> None:
         if rival(config.optimizer):
             raise TrainingError(f"--optimizer {config.optimizer} needs a model in torch: --model transformer")
         self.config = config
-        table = load(config.data, config.task, config.target)
-        self._split = split(table, config.seed, config.dtype)
-        self._classes = table.classes
-        train, test, standardization = self._split
-        self.name, self.fingerprint = table.name, table.fingerprint
+        reading = Reading(config.separator, config.drop, config.keep)
+        self.data = data or split(load(config.data, config.task, config.target, reading), config.seed, config.dtype)
+        train, classes, standardization = self.data.train, self.data.classes, self.data.standardization
+        self.name, self.fingerprint = self.data.name, self.data.fingerprint
         loss: Loss
         if config.task == "regression":
             loss, self.main_score = SquaredError(standardization.target_scale), "r2"
@@ -55,7 +58,7 @@ class TableProblem(Problem):
 
         rows = len(train.targets) if config.batch_size == "full" else config.batch_size
         self.batches = ShuffledBatches(train, rows, config.seed)
-        widths = [train.features.shape[1], *config.hidden, len(table.classes) or 1]
+        widths = [train.features.shape[1], *config.hidden, len(classes) or 1]
         self.model = MLP(widths, loss, batch_size=self.batches.batch_size, dtype=config.dtype, seed=config.seed)
         self.optimizer = build_optimizer(
             config,
@@ -66,9 +69,9 @@ class TableProblem(Problem):
             nonfinite="raise",
         )
 
-        targets = f"{len(table.classes)} classes" if table.classes else "numbers to predict"
+        targets = f"{len(classes)} classes" if classes else "numbers to predict"
         self.data_facts = (
-            f"{len(train.targets):,} rows to learn, {len(test.targets):,} held out, "
+            f"{len(train.targets):,} rows to learn, {len(self.data.test.targets):,} held out, "
             f"{train.features.shape[1]} features, {targets}"
         )
         self.model_facts = f"perceptron {'-'.join(map(str, widths))}"
@@ -80,7 +83,18 @@ class TableProblem(Problem):
 
     def evaluate(self) -> dict[str, float]:
         """Return the scores of the model on held-out rows by name."""
-        return self.model.evaluate(self._split.test)
+        return self.model.evaluate(self.data.test)
+
+    def assess(self) -> Assessment:
+        """Compare the model with the commonest class, or with the mean."""
+        train, test, standardization = self.data.train, self.data.test, self.data.standardization
+        outputs = self.model.predict(test.features)
+        if self.data.classes:
+            predicted = outputs.argmax(axis=1)
+            return assess_classes(self.evaluate(), predicted, test.targets, train.targets, self.data.classes)
+        mean, scale = standardization.target_mean, standardization.target_scale
+        predicted, targets = (np.asarray(values, np.float64) * scale + mean for values in (outputs[:, 0], test.targets))
+        return assess_numbers(self.evaluate(), predicted, targets, mean)
 
     @contextmanager
     def arithmetic(self) -> Iterator[None]:
@@ -97,14 +111,17 @@ class TableProblem(Problem):
             yield
 
     def data_checkpoint(self) -> Checkpoint:
-        """Return the scaling and the names of the classes."""
-        standardization = self._split.standardization
+        """Return what was learned of the columns, the scaling and the names of the classes."""
+        standardization, found = self.data.standardization, self.data.found
         return Checkpoint(
             {"data.mean": standardization.mean, "data.scale": standardization.scale},
             {
-                "classes": self._classes,
+                "classes": self.data.classes,
                 "target_mean": standardization.target_mean,
                 "target_scale": standardization.target_scale,
+                "columns": [asdict(column) for column in self.data.columns],
+                "target": asdict(found.target) if found else None,
+                "left_out": found.left_out if found else [],
             },
         )
 

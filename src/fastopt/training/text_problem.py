@@ -9,6 +9,7 @@ import torch
 
 import fastopt
 from fastopt import StepInfo
+from fastopt.training.assessment import Assessment, assess_text
 from fastopt.training.checkpoint import Checkpoint
 from fastopt.training.config import TransformerConfig
 from fastopt.training.data import ShuffledBatches
@@ -51,7 +52,7 @@ class TextProblem(Problem):
         self.config = config
         text = load_text(config.text, config.context)
         train, self._test = (text.pieces(part, config.context) for part in (text.train, text.test))
-        self._vocabulary = text.vocabulary
+        self._vocabulary, self._entropy = text.vocabulary, text.entropy
         self.name, self.fingerprint = text.name, text.fingerprint
 
         rows = len(train.targets) if config.batch_size == "full" else config.batch_size
@@ -80,6 +81,10 @@ class TextProblem(Problem):
     def evaluate(self) -> dict[str, float]:
         """Return the scores of the model on held-out text by name."""
         return self.model.evaluate(self._test)
+
+    def assess(self) -> Assessment:
+        """Compare the model with the frequency of the characters."""
+        return assess_text(self.evaluate(), self._entropy)
 
     @contextmanager
     def arithmetic(self) -> Iterator[None]:

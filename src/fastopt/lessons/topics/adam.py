@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fastopt import SGD, Adam, Optimizer, schedules
-from fastopt.lessons.drawing import BLUE, PINK, line_styles
+from fastopt.lessons.drawing import BLUE, PINK, draw_contours, line_styles
 from fastopt.lessons.lesson import Array, Lesson, at_least, at_most, between, near
 from fastopt.lessons.networks import random_batches, train
-from fastopt.surfaces import rosenbrock
+from fastopt.surfaces import Quadratic, Surface, bowl, ravine, rosenbrock
 from fastopt.training.data import Batch
 from fastopt.training.losses import SquaredError
 from fastopt.training.mlp import MLP
@@ -102,6 +102,51 @@ def scale_free() -> list[float]:
     return [apart(Adam, 0.02), apart(SGD, 5e-4)]
 
 
+@cache
+def scaled(surface: Surface) -> Surface:
+    """Return a quadratic as it is in the coordinates w / √rate, rate being what Adam divides by, over random points.
+
+    A step of plain descent in these coordinates is a step of Adam in the old ones, without its momentum.
+    """
+    random = np.random.default_rng(0)
+    w = np.zeros(surface.n)
+    descent = Adam(w, lr=0.0, betas=(0.0, BETA2))
+    for _ in range(5000):
+        descent.step(surface.gradient(random.standard_normal(surface.n)))
+    root = np.sqrt(np.sqrt(descent.state[0]["exp_avg_sq"]))  # v has forgotten its start after 5000 steps
+    hessian = surface.hessian(w) / np.outer(root, root)
+    return Quadratic(
+        name=surface.name,
+        formula=surface.formula,
+        source=surface.source,
+        matrix=hessian / np.linalg.eigvalsh(hessian)[-1],
+        center=np.zeros(surface.n),
+        domain=surface.domain,
+        starts=surface.starts,
+        minima=np.zeros((1, surface.n)),
+    )
+
+
+def condition(surface: Surface) -> float:
+    """Return the largest curvature over the smallest."""
+    curvatures = np.linalg.eigvalsh(surface.hessian(surface.minima[0]))
+    return float(curvatures[-1] / curvatures[0])
+
+
+@LESSON.claim(
+    "Adam makes a long bowl round, unless it lies askew",
+    setting="condition 100, v collected at 5000 random points: along the axes, and turned by 30°",
+    quantity="condition number after dividing by √v: along the axes, turned",
+    expected=(at_most(1.5), at_least(50.0)),
+    digits=2,
+)
+def makes_round() -> list[float]:
+    """Along the axes √v is proportional to the curvature. Turned, both coordinates see the steep direction, √v is much
+    the same for both, and nothing is gained.
+    """
+    return [condition(scaled(bowl(100.0))), condition(scaled(ravine(100.0)))]
+
+
 ROWS, STEPS, SEEDS = 1024, 300, 6
 RATES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1)
 METHODS: dict[str, tuple[Callable[..., Optimizer], dict[str, Any]]] = {
@@ -181,11 +226,18 @@ def equal_betas() -> float:
     return best("both betas 0.95") / best("both")
 
 
-@LESSON.draw(panels=3)
-def figure(first: Axes, paths: Axes, parts: Axes) -> None:
-    """The first step by scale of the gradient, with and without the correction; x on the way down Rosenbrock's valley
-    for the loss and a tenth of it; the final loss of a network by learning rate.
+@LESSON.draw(panels=5)
+def figure(before: Axes, after: Axes, first: Axes, paths: Axes, parts: Axes) -> None:
+    """What Adam does to a landscape: a bowl of condition 100 as it is, and in coordinates divided as Adam divides. The
+    first step by scale of the gradient, with and without the correction; x on the way down Rosenbrock's valley for the
+    loss and a tenth of it; the final loss of a network by learning rate.
     """
+    for axes, surface, title in (
+        (before, bowl(100.0), "bowl, condition 100"),
+        (after, scaled(bowl(100.0)), "the same, scaled by Adam"),
+    ):
+        draw_contours(axes, surface)
+        axes.set(title=title)
     first.loglog(SCALES, first_steps(LR), "o-", label="Adam")
     first.loglog(SCALES, first_steps(uncorrected), "s--", label="without correction")
     first.set(xlabel="gradient", ylabel="first step / lr", title="first step", ylim=(0.5, 10))

@@ -17,7 +17,7 @@ import numpy as np
 from fastopt import Adam, AdamW, Optimizer
 from fastopt.lessons.drawing import line_styles, look
 from fastopt.lessons.lesson import Array, Lesson, at_least, near
-from fastopt.lessons.networks import random_batches, train, weight_norm
+from fastopt.lessons.networks import random_batches, sharpness, train, weight_norm
 from fastopt.training.data import Batch
 from fastopt.training.losses import SoftmaxCrossEntropy
 from fastopt.training.mlp import MLP
@@ -105,17 +105,22 @@ class Outcome:
 
 
 @cache
+def trained(optimizer: Callable[..., Optimizer], decay: float, seed: int) -> tuple[MLP, Batch]:
+    """Return a network that was trained with a decay, and the rows it has learned."""
+    rows, _, _ = noisy_classes(seed)
+    model = MLP([FEATURES, 64, 2], SoftmaxCrossEntropy(), batch_size=ROWS, dtype="float64", seed=seed)
+    descent = optimizer(model.parameters, lr=0.01, weight_decay=decay)
+    train(model, descent, random_batches(rows, 32, TRAINING_STEPS, seed))
+    return model, rows
+
+
+@cache
 def outcome(optimizer: Callable[..., Optimizer], decay: float) -> Outcome:
     """Train a network with one decay and look at the losses on unseen rows and at the length of all weights."""
     found = []
     for seed in range(SEEDS):
-        rows, chosen_by, held_out = noisy_classes(seed)
-        model = MLP([FEATURES, 64, 2], SoftmaxCrossEntropy(), batch_size=ROWS, dtype="float64", seed=seed)
-        train(
-            model,
-            optimizer(model.parameters, lr=0.01, weight_decay=decay),
-            random_batches(rows, 32, TRAINING_STEPS, seed),
-        )
+        _, chosen_by, held_out = noisy_classes(seed)
+        model, _ = trained(optimizer, decay, seed)
         found.append((model.evaluate(chosen_by)["loss"], model.evaluate(held_out)["loss"], weight_norm(model)))
     return Outcome(*map(float, np.mean(found, axis=0)))
 
@@ -136,6 +141,27 @@ def generalizes() -> list[float]:
     """The labels that are wrong can only be learned by heart, for which large weights are needed."""
     without, decayed = outcome(AdamW, 0.0), best(AdamW)
     return [without.norm / decayed.norm, without.held_out / decayed.held_out]
+
+
+WIDER = 0.3
+
+
+def sharpness_with(decay: float) -> float:
+    """Return the largest Hessian eigenvalue at the end of training, mean over the seeds."""
+    return float(np.mean([sharpness(*trained(AdamW, decay, seed)) for seed in range(SEEDS)]))
+
+
+@LESSON.claim(
+    "Decay leads to wider minima",
+    setting="the same, without decay and with decay 0.3",
+    quantity="largest Hessian eigenvalue at the end without / with",
+    expected=at_least(1.5),
+    digits=2,
+    varies=True,
+)
+def wider() -> float:
+    """The curvature is one over the square of a length in weights: shorter ones bend less in what they multiply."""
+    return sharpness_with(0.0) / sharpness_with(WIDER)
 
 
 @LESSON.claim(

@@ -7,14 +7,16 @@ direction; clipping by value does not.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fastopt import SGD, schedules
-from fastopt.lessons.drawing import BLUE, ORANGE
-from fastopt.lessons.lesson import Array, Lesson, Range, at_least, at_most, between, near
+from fastopt import SGD
+from fastopt.lessons.drawing import BLUE, ORANGE, draw_contours
+from fastopt.lessons.lesson import Lesson, Range, at_least, at_most, between, near
+from fastopt.lessons.recurrent import SEEDS, STEPS, USUAL, recurrent
 from fastopt.surfaces import cliff
 from fastopt.trajectories import Trajectory, trajectory
 
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
 
 LESSON = Lesson(
     __name__,
-    number=12,
+    number=13,
     formula="""
         by norm:   g ← g · min(1, c / |g|)
         by value:  gᵢ ← min(max(gᵢ, -c), c)
@@ -54,57 +56,6 @@ def thrown() -> list[float]:
     return [*longest, float(without.loss[-1] / clipped.loss[-1])]
 
 
-UNITS, TIMES, BATCH, STEPS, SEEDS = 32, 30, 32, 300, 3
-
-
-def recurrent_weights(seed: int) -> dict[str, Array]:
-    """Return the weights of h ← relu(W h + u x + b), y = v · h, with W near the identity (Le, Jaitly & Hinton 2015)."""
-    random = np.random.default_rng(seed)
-    return {
-        "W": np.eye(UNITS) + 0.01 * random.standard_normal((UNITS, UNITS)),
-        "u": 0.5 * random.standard_normal(UNITS),
-        "b": np.zeros(UNITS),
-        "v": random.standard_normal(UNITS) / np.sqrt(UNITS),
-    }
-
-
-def forward_backward(weights: dict[str, Array], x: Array, y: Array) -> tuple[float, dict[str, Array]]:
-    """Return the mean squared error and its gradient, back through time."""
-    states = [np.zeros((len(x), UNITS))]
-    for now in x.T:
-        states.append(np.maximum(states[-1] @ weights["W"].T + np.outer(now, weights["u"]) + weights["b"], 0))
-    error = states[-1] @ weights["v"] - y
-    by_output = 2 * error / len(x)
-    gradient = {name: np.zeros_like(values) for name, values in weights.items()}
-    gradient["v"] += by_output @ states[-1]
-    by_state = np.outer(by_output, weights["v"])
-    for now, before, after in zip(x.T[::-1], states[-2::-1], states[:0:-1], strict=True):
-        by_state = by_state * (after > 0)
-        gradient["W"] += by_state.T @ before
-        gradient["u"] += by_state.T @ now
-        gradient["b"] += by_state.sum(axis=0)
-        by_state = by_state @ weights["W"]
-    return float(np.mean(error**2)), gradient
-
-
-@cache
-def recurrent(clip_norm: float | None) -> Array:
-    """Return the losses of learning to add up 30 numbers, shape (seeds, steps); NaN after a loss that is not finite."""
-    losses = np.full((SEEDS, STEPS), np.nan)
-    for seed in range(SEEDS):
-        random = np.random.default_rng(100 + seed)
-        weights = recurrent_weights(seed)
-        descent = SGD(weights, lr=schedules.cosine(0.01, STEPS), momentum=0.9, clip_norm=clip_norm)
-        for step in range(STEPS):
-            x = random.standard_normal((BATCH, TIMES))
-            with np.errstate(over="ignore", invalid="ignore"):
-                losses[seed, step], gradient = forward_backward(weights, x, x.sum(axis=1) / np.sqrt(TIMES))
-            if not np.isfinite(losses[seed, step]):
-                break
-            descent.step(gradient)
-    return losses
-
-
 @LESSON.claim(
     "A recurrent network ends in NaN without clipping",
     setting="32 units over 30 steps in time, learning a sum, SGD with momentum 0.9, lr 0.01, 3 seeds",
@@ -113,7 +64,7 @@ def recurrent(clip_norm: float | None) -> Array:
 )
 def ends_in_nan() -> list[float]:
     """A weight that is a little too large is taken to the 30th power."""
-    finite = np.isfinite(recurrent(None))
+    finite = np.isfinite(recurrent(USUAL))
     return [int(np.sum(~finite.all(axis=1))), int(finite.sum(axis=1).max()) + 1]
 
 
@@ -126,7 +77,7 @@ def ends_in_nan() -> list[float]:
 )
 def trains() -> float:
     """Direction by direction the gradient was right, it was only too long."""
-    return 1 - float(recurrent(1.0)[:, -50:].mean(axis=1).max())
+    return 1 - float(recurrent(USUAL, clip_norm=1.0)[:, -50:].mean(axis=1).max())
 
 
 def cosine_of_clipped(**clipping: Any) -> float:
@@ -150,18 +101,17 @@ def direction() -> list[float]:
 
 @LESSON.draw(panels=2)
 def figure(wall: Axes, training: Axes) -> None:
-    """Left: the way to the cliff, dark where the loss is high. Right: a recurrent network learns to add.
+    """Left: the way to the cliff, where contours lie close together. Right: a recurrent network learns to add.
     Without clipping all three seeds are no longer finite in the third step.
     """
-    surface = cliff()
-    x, y = np.linspace(4, 7, 200), np.linspace(-4, 1, 200)
-    grid = np.stack(np.meshgrid(x, y), axis=-1)
-    wall.pcolormesh(x, y, surface.value(grid), cmap="Greys", vmax=1, shading="nearest", rasterized=True)
+    draw_contours(wall, replace(cliff(), domain=np.array([[4.0, -4.0], [7.0, 1.0]])))
     for style, (label, path) in zip(("o-", "s-"), at_the_cliff().items(), strict=True):
         wall.plot(*path.points.T, style, markersize=2.5, linewidth=1, label=label)
-    wall.set(xlabel="weight", ylabel="bias", title="cliff", xlim=(4, 7), ylim=(-4, 1))
+    wall.set(xlabel="weight", ylabel="bias", title="cliff", aspect="auto")
     steps = np.arange(1, STEPS + 1)
-    for seed, losses in enumerate(recurrent(None)):
+    for seed, losses in enumerate(recurrent(USUAL)):
         training.loglog(steps, losses, "o-", color=BLUE, label=None if seed else "not clipped")
-    training.loglog(steps, np.median(recurrent(1.0), axis=0), "--", color=ORANGE, label="clipped to norm 1, median")
+    training.loglog(
+        steps, np.median(recurrent(USUAL, clip_norm=1.0), axis=0), "--", color=ORANGE, label="clipped to norm 1, median"
+    )
     training.set(xlabel="step", ylabel="loss", title="recurrent network, 3 seeds", ylim=(1e-3, 1e20))

@@ -14,9 +14,23 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fastopt import SGD, Adam, Optimizer, RMSprop
+from fastopt import SGD, Adam, Optimizer, RMSprop, schedules
+from fastopt.lessons.drawing import INK, draw_contours
 from fastopt.lessons.lesson import Array, Lesson, Range, at_least, at_most, exactly, near
-from fastopt.surfaces import Surface, himmelblau, plateau, random_quadratic, rastrigin, saddle, sharp_and_flat
+from fastopt.lessons.networks import random_batches, train
+from fastopt.surfaces import (
+    Surface,
+    himmelblau,
+    plateau,
+    random_quadratic,
+    rastrigin,
+    registry,
+    saddle,
+    sharp_and_flat,
+)
+from fastopt.training.data import Batch
+from fastopt.training.losses import SquaredError
+from fastopt.training.mlp import MLP
 from fastopt.trajectories import trajectory
 
 if TYPE_CHECKING:
@@ -210,6 +224,71 @@ def ends_by_surface() -> list[float]:
     ]
 
 
+PAIRS = 10_000
+
+
+@cache
+def convexity() -> dict[str, tuple[bool, bool]]:
+    """Return of every surface whether it never lies above its chords, and whether it bends upwards everywhere."""
+    found = {}
+    for name, make in registry().items():
+        surface = make()
+        random = np.random.default_rng(0)
+        a, b = surface.domain[0] + random.random((2, PAIRS, surface.n)) * np.ptp(surface.domain, axis=0)
+        above = surface.value((a + b) / 2) - (surface.value(a) + surface.value(b)) / 2
+        lowest = np.linalg.eigvalsh(surface.hessian(a)).min()
+        found[name] = (bool(above.max() <= 1e-9), bool(lowest >= 0))
+    return found
+
+
+@LESSON.claim(
+    "Convex is what bends upwards everywhere: there f((a + b)/2) is at most (f(a) + f(b))/2, and nowhere else",
+    setting="all 15 surfaces of fastopt, 10000 pairs of random points in the domain of each",
+    quantity="surfaces on which the inequality never fails, surfaces without a negative curvature, those in both",
+    expected=(exactly(4), exactly(4), exactly(4)),
+)
+def convexity_inequality() -> list[float]:
+    """The parabola and the three convex quadratics. On the others, test functions and traps, it fails for 3 to 67 % of
+    the pairs.
+    """
+    verdicts = np.array(list(convexity().values()))
+    return [*map(float, verdicts.sum(axis=0)), float(verdicts.all(axis=1).sum())]
+
+
+NETWORK_STARTS = 12
+
+
+@cache
+def losses_at_the_ends(width: int) -> Array:
+    """Return the losses at which networks of one width end, from different first weights, on the same batches."""
+    random = np.random.default_rng(0)
+    x = random.standard_normal((256, 8))
+    y = np.sin(1.5 * x[:, 0]) + x[:, 1] * x[:, 2]
+    rows = Batch(x, (y - y.mean()) / y.std())
+    found = []
+    for seed in range(NETWORK_STARTS):
+        model = MLP([8, width, width, 1], SquaredError(), batch_size=256, dtype="float64", seed=seed)
+        train(model, Adam(model.parameters, lr=schedules.cosine(0.02, 300)), random_batches(rows, 64, 300, 0))
+        found.append(model.evaluate(rows)["loss"])
+    return np.array(found)
+
+
+@LESSON.claim(
+    "In a wide network most minima are good enough, in a narrow one they are not",
+    setting="networks 8-32-32-1 and 8-2-2-1 on 256 rows, Adam, 12 random starts each; the targets have variance 1",
+    quantity="worst loss at the end with 32 units, median and best with 2",
+    expected=(at_most(0.05), at_least(0.3), at_least(0.3)),
+    digits=1,
+    varies=True,
+)
+def good_enough() -> list[float]:
+    """Where there are more weights than rows, there is a way down from nearly everywhere (Choromanska et al. 2015).
+    With few weights it depends on the start.
+    """
+    wide, narrow = losses_at_the_ends(32), losses_at_the_ends(2)
+    return [float(wide.max()), float(np.median(narrow)), float(narrow.min())]
+
+
 SHARPNESS = 25.0
 RATES = (0.02, 0.05, 0.07, 0.09, 0.1, 0.12, 0.15, 0.2)
 
@@ -253,11 +332,44 @@ def ends_flat() -> list[float]:
     return [settled(0.1)[1], settled(0.15)[1]]
 
 
-@LESSON.draw(panels=4)
-def figure(leaving: Axes, share: Axes, width: Axes, valleys: Axes) -> None:
-    """Steps until noise has left the saddle; share of random critical points that are minima; steps over a plateau by
-    its width; where starts around a sharp minimum settle, by learning rate.
+@cache
+def tours() -> dict[Surface, dict[str, Array]]:
+    """Return paths to draw over each landscape."""
+    ridge, flat, hills, pair = saddle(), plateau(), himmelblau(), sharp_and_flat()
+    hilltop = np.array([-0.27, -0.92])
+    around = [hilltop + np.array([x, y]) for x in (-0.5, 0.5) for y in (-0.5, 0.5)]
+
+    def tour(surface: Surface, optimizer: Callable[..., Optimizer], start: Array, steps: int, lr: float) -> Array:
+        return trajectory(surface, optimizer, start, steps, lr=lr).points
+
+    return {
+        ridge: {
+            "from the ridge": tour(ridge, SGD, np.array([1.5, 0.0]), 40, 0.1),
+            "a hundredth beside it": tour(ridge, SGD, np.array([1.5, 0.01]), 30, 0.1),
+        },
+        flat: {
+            "SGD, lr 0.1, 500 steps": tour(flat, SGD, flat.starts[0], 500, 0.1),
+            "RMSprop, lr 0.1, 50 steps": tour(flat, RMSprop, flat.starts[0], 50, 0.1),
+        },
+        hills: {f"start {number}": tour(hills, SGD, start, 300, 0.005) for number, start in enumerate(around, 1)},
+        pair: {f"lr {lr:g}": tour(pair, SGD, pair.starts[0], 60, lr) for lr in (0.05, 0.15)},
+    }
+
+
+@LESSON.draw(panels=8)
+def figure(
+    ridge: Axes, flat: Axes, hills: Axes, pair: Axes, leaving: Axes, share: Axes, width: Axes, valleys: Axes
+) -> None:
+    """The landscapes, with paths of descent: a saddle, a plateau, many minima, a sharp minimum beside a flat one. Then
+    the steps until noise has left the saddle; the share of random critical points that are minima; the steps over a
+    plateau by its width; where starts around a sharp minimum settle, by learning rate.
     """
+    for axes, (surface, paths) in zip((ridge, flat, hills, pair), tours().items(), strict=True):
+        draw_contours(axes, surface)
+        for style, (label, path) in zip(("o-", "s--", "D-.", "^:"), paths.items(), strict=False):
+            axes.plot(*path.T, style, markersize=3, linewidth=1.2, label=label)
+            axes.plot(*path[-1], "*", color=INK, markersize=11)
+        axes.set(xlim=surface.domain[:, 0], ylim=surface.domain[:, 1], title=surface.name.replace("_", " "))
     leaving.semilogx(NOISES, [np.median(escapes(noise)) for noise in NOISES], "o", label="median of 200")
     most = np.median(escapes(NOISES[-1]))
     line = most - np.log(np.array(NOISES) / NOISES[-1]) / np.log(1 + 2 * LR)

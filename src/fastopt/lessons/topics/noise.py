@@ -7,6 +7,7 @@ shakes the weights out of narrow valleys; a large batch has less of it and stays
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -15,8 +16,9 @@ import numpy as np
 from fastopt import SGD, schedules
 from fastopt.hyperparameters import Schedule
 from fastopt.lessons.drawing import BLUE, line_styles
-from fastopt.lessons.lesson import Array, Lesson, at_least, near
-from fastopt.lessons.networks import random_batches, train
+from fastopt.lessons.lesson import Array, Lesson, at_least, exactly, near
+from fastopt.lessons.networks import random_batches, sharpness, train
+from fastopt.surfaces import styblinski_tang
 from fastopt.training.data import Batch
 from fastopt.training.losses import SquaredError
 from fastopt.training.mlp import MLP
@@ -90,52 +92,75 @@ def lowered() -> list[float]:
     return [high / falling, low / falling]
 
 
-NETWORK_ROWS, NETWORK_LR, NETWORK_STEPS = 256, 0.02, 3000
+HOPS, HOP_NOISE = 3000, 50.0
+
+
+def share_in_deeper_valley(noise: float) -> float:
+    """Return how many of 500 walkers that start in the shallow valley end in the deep one, as a share."""
+    surface = styblinski_tang(1)
+    deep, shallow = surface.minima
+    random = np.random.default_rng(0)
+    w = np.full((500, 1), shallow)
+    descent = SGD(w, lr=schedules.cosine(0.01, HOPS))
+    for _ in range(HOPS):
+        descent.step(surface.gradient(w) + noise * random.standard_normal(w.shape))
+    return float(np.mean(np.abs(w - deep) < 0.5))
+
+
+@LESSON.claim(
+    "Noise finds the way out of a bad local minimum",
+    setting="(x⁴ - 16x² + 5x)/2 from its shallow minimum, 3000 steps, cosine from lr 0.01 to 0, 500 walkers",
+    quantity="share that ends in the deep minimum: without noise, with noise of standard deviation 50",
+    expected=(exactly(0.0), at_least(0.6)),
+    digits=1,
+)
+def out_of_a_bad_minimum() -> list[float]:
+    """Between the two the slope is up to 15 against it, and the noise has to be larger than that. Once over, walkers
+    seldom come back: the deep valley is 14 deeper. As the rate falls, they settle.
+    """
+    return [share_in_deeper_valley(0.0), share_in_deeper_valley(HOP_NOISE)]
+
+
+NETWORK_ROWS, NETWORK_LR, NETWORK_STEPS, HELD_OUT = 256, 0.02, 3000, 2000
 BATCHES = (4, 32, NETWORK_ROWS)
 
 
-def network_rows(seed: int) -> Batch:
-    """Return a smooth function of eight features with noise."""
+def network_rows(seed: int) -> tuple[Batch, Batch]:
+    """Return rows to learn and rows held out: a smooth function of eight features with noise."""
     random = np.random.default_rng(seed)
-    x = random.standard_normal((NETWORK_ROWS, 8))
+    x = random.standard_normal((NETWORK_ROWS + HELD_OUT, 8))
     y = np.sin(1.5 * x[:, 0]) + x[:, 1] * x[:, 2]
-    return Batch(x, (y - y.mean()) / y.std() + 0.3 * random.standard_normal(NETWORK_ROWS))
+    y = (y - y.mean()) / y.std() + 0.3 * random.standard_normal(len(x))
+    return Batch(x[:NETWORK_ROWS], y[:NETWORK_ROWS]), Batch(x[NETWORK_ROWS:], y[NETWORK_ROWS:])
 
 
-def sharpness(model: MLP, rows: Batch, iterations: int = 40) -> float:
-    """Return the largest eigenvalue of the Hessian: power iteration, H v from differences of gradients along v."""
-    home = {name: values.copy() for name, values in model.parameters.items()}
-    random = np.random.default_rng(0)
-    direction = {name: random.standard_normal(values.shape) for name, values in home.items()}
+@dataclass(frozen=True)
+class Ends:
+    """Where networks end, each of shape (seeds, batch sizes): losses on learned and on unseen rows, and sharpness."""
 
-    def gradient(distance: float) -> dict[str, Array]:
-        for name, values in model.parameters.items():
-            values[...] = home[name] + distance * direction[name]
-        model.forward_backward(rows)
-        return {name: values.copy() for name, values in model.gradients.items()}
-
-    eigenvalue = 0.0
-    for _ in range(iterations):
-        length = np.sqrt(sum(np.vdot(values, values) for values in direction.values()))
-        direction = {name: values / length for name, values in direction.items()}
-        ahead, behind = gradient(1e-4), gradient(-1e-4)
-        bent = {name: (ahead[name] - behind[name]) / 2e-4 for name in home}
-        eigenvalue = float(sum(np.vdot(bent[name], direction[name]) for name in home))
-        direction = bent
-    return eigenvalue
+    learned: Array
+    unseen: Array
+    sharpness: Array
 
 
 @cache
-def sharpness_by_batch() -> Array:
-    """Return the sharpness at the end of training, shape (seeds, batch sizes)."""
+def ends_by_batch() -> Ends:
+    """Train networks of three seeds with every batch size."""
     found = []
     for seed in range(3):
-        rows = network_rows(seed)
+        rows, held_out = network_rows(seed)
         for size in BATCHES:
             model = MLP([8, 24, 24, 1], SquaredError(), batch_size=NETWORK_ROWS, dtype="float64", seed=seed)
             train(model, SGD(model.parameters, lr=NETWORK_LR), random_batches(rows, size, NETWORK_STEPS, seed))
-            found.append(sharpness(model, rows))
-    return np.array(found).reshape(-1, len(BATCHES))
+            losses = [model.evaluate(part)["loss"] for part in (rows, held_out)]
+            found.append([*losses, sharpness(model, rows)])
+    return Ends(*np.array(found).T.reshape(3, -1, len(BATCHES)))
+
+
+def all_rows_over_four(values: Array) -> float:
+    """Return the mean over the seeds with all rows in a batch, divided by that with four."""
+    means = values.mean(axis=0)
+    return float(means[-1] / means[0])
 
 
 @LESSON.claim(
@@ -149,8 +174,39 @@ def sharp_minima() -> float:
     """With all rows the curvature grows until it is about 2/lr, where steps no longer fit into the valley. Noise stops
     it earlier: a narrow valley does not hold weights that jitter (Keskar et al. 2017; Cohen et al. 2021).
     """
-    means = sharpness_by_batch().mean(axis=0)
-    return float(means[-1] / means[0])
+    return all_rows_over_four(ends_by_batch().sharpness)
+
+
+@LESSON.claim(
+    "Small batches, and flat minima, generalize better",
+    setting="the same networks, 2000 unseen rows",
+    quantity="unseen loss with all rows / with batch 4; correlation of log(sharpness) and unseen loss within the seeds",
+    expected=(at_least(1.05), at_least(0.5)),
+    digits=2,
+    varies=True,
+)
+def flat_generalizes() -> list[float]:
+    """A valley that is wide for the rows that were learned is likely to be one for others, too. It is a correlation:
+    what makes the minimum flat, the noise, may as well be what keeps the network from learning rows by heart.
+    """
+    ends = ends_by_batch()
+    logs, losses = (values - values.mean(axis=1, keepdims=True) for values in (np.log(ends.sharpness), ends.unseen))
+    return [all_rows_over_four(ends.unseen), float(np.corrcoef(logs.ravel(), losses.ravel())[0, 1])]
+
+
+@LESSON.claim(
+    "Stochastic descent ends lower than exact descent does in as many steps",
+    setting="the same networks, the loss over the 256 rows that were learned",
+    quantity="loss with all rows / with batch 4",
+    expected=at_least(1.05),
+    digits=2,
+    varies=True,
+)
+def ends_lower() -> float:
+    """What it minimizes, exact descent minimizes better: without noise it gets further down. It is on unseen rows that
+    noise wins, and so what is better about it is not that it is the better minimizer.
+    """
+    return all_rows_over_four(ends_by_batch().learned)
 
 
 @LESSON.draw(panels=3)
@@ -166,7 +222,7 @@ def figure(floor: Axes, course: Axes, sharp: Axes) -> None:
         course.semilogy(np.arange(1, STEPS + 1), losses, linestyle=style, label=label)
     course.set(xlabel="step", ylabel="mean loss", title="why the rate is lowered")
     sharp.axhline(2 / NETWORK_LR, color="gray", linestyle="--", label="2/lr")
-    for seed, values in enumerate(sharpness_by_batch()):
+    for seed, values in enumerate(ends_by_batch().sharpness):
         sharp.semilogx(BATCHES, values, "osD"[seed], color=BLUE, label=f"seed {seed}")
     sharp.set(
         xlabel="rows in a batch", ylabel="largest Hessian eigenvalue", title="sharpness at the end", ylim=(0, None)

@@ -1,0 +1,31 @@
+"""What depends on torch's version."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastopt import _dlpack
+
+OLDEST = (2, 6)
+
+if torch.__version__ < OLDEST:  # type: ignore[operator]  # (which compares with tuples too)
+    raise ImportError(f"fastopt.torch needs torch {'.'.join(map(str, OLDEST))} or newer, got {torch.__version__}")
+
+try:
+    from torch.distributed.tensor import DTensor as DTensor
+except ImportError:  # a build of torch without torch.distributed
+
+    class DTensor:  # type: ignore[no-redef]
+        """Stand-in that no tensor is an instance of."""
+
+
+DLPACK_DTYPES = {torch.float32: (2, 32), torch.float64: (2, 64), torch.float16: (2, 16), torch.bfloat16: (4, 16)}
+"""DLPack's (code, bits)."""
+
+
+def exchange() -> Any:
+    """Return what tensors are read by: DLPack's exchange in C, or the same by asking Python before torch 2.10."""
+    return getattr(Tensor, "__dlpack_c_exchange_api__", None) or _dlpack.exchange_by_asking(DLPACK_DTYPES)
