@@ -94,7 +94,11 @@ class Tensors(Engine):
             self.refuse(slot, why)
         if any(stride == 0 and size > 1 for stride, size in zip(param.stride(), param.shape, strict=True)):
             self.refuse(slot, "has elements that share memory, which no step can update; make it a clone()")
-        _, names = self.rules[self.owners[slot]]
+        owner = self.owners[slot]
+        rule, names = self.rules[owner]
+        if (rule in _core.SCOPES or self.values[owner].get("cautious")) and is_sharded(param):
+            what = f"but what {self.method.__name__} does depends on sums over whole tensors"
+            self.refuse(slot, f"is sharded among processes, {what}; use an optimizer that knows elements alone")
         for name, state in self.face.state.get(param, {}).items():
             if name not in names or state is None:
                 continue
@@ -364,6 +368,11 @@ def dtype_of(storage: str, param: Tensor) -> torch.dtype:
 
 
 # ---- views and copies ----
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether other processes have other parts of a tensor."""
+    return isinstance(tensor, DTensor) and not all(placement.is_replicate() for placement in tensor.placements)
 
 
 def local_part(tensor: Tensor) -> Tensor:
