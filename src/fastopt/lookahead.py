@@ -52,23 +52,6 @@ class Lookahead:
             raise AttributeError(name)
         return getattr(self.optimizer, name)
 
-    @property
-    def param_groups(self) -> list[dict[str, Any]]:
-        """The optimizer's parameter groups."""
-        groups: list[dict[str, Any]] = self.optimizer.param_groups
-        return groups
-
-    @property
-    def state(self) -> Any:
-        """The optimizer's state."""
-        return self.optimizer.state
-
-    @property
-    def defaults(self) -> dict[str, Any]:
-        """The optimizer's defaults."""
-        defaults: dict[str, Any] = self.optimizer.defaults
-        return defaults
-
     def step(self, *args: Any, **kwargs: Any) -> Any:
         """Let the optimizer step; the k-th time, go on from the slow weights. A step that it skips does not count.
 
@@ -99,12 +82,12 @@ class Lookahead:
         self.optimizer.zero_grad(*args, **kwargs)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the optimizer's state dict with an entry `"lookahead"`: slow weights, and steps since the last time."""
+        """Return the optimizer's state dict with an entry `"lookahead"`: slow weights, steps since the last time."""
         ours = {"slow_params": copy.deepcopy(self.slow_params), "counter": self.counter}
         return {**self.optimizer.state_dict(), "lookahead": ours}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Take over what `state_dict` returned. In one of the optimizer alone, the slow weights are the parameters.
+        """Take over what `state_dict` returned; in one of the optimizer alone, slow weights are the parameters.
 
         Raises
         ------
