@@ -100,8 +100,19 @@ static void measure(const fo_block *b, const fo_rule_needs *needs, int count, fo
         const void *param = opened(&b->param, arithmetic, from, n, param_buffer);
         const void *grad = opened(&b->grad, arithmetic, from, n, grad_buffer);
         for (int k = 0; k < needs->states; k++) state[k] = opened(&b->state[k], arithmetic, from, n, state_buffer[k]);
-        meter(param, grad, state, n, b->hyper, part);
-        for (int k = 0; k < count; k++) add_parts(part[k], n, lane[k]);
+        const size_t size = fo_storage_size(arithmetic);
+        for (size_t at = 0; at < n; at += PART) {
+            const size_t m = n - at < PART ? n - at : PART;
+            void *here[FO_MAX_STATES];
+            for (int k = 0; k < needs->states; k++) here[k] = (char *)state[k] + at * size;
+            if (b->from_memory) {
+                fo_fetch((const char *)param + at * size, m * size);
+                fo_fetch((const char *)grad + at * size, m * size);
+                for (int k = 0; k < needs->states; k++) fo_fetch(here[k], m * size);
+            }
+            meter((const char *)param + at * size, (const char *)grad + at * size, here, m, b->hyper, part);
+            for (int k = 0; k < count; k++) add_parts(part[k], m, lane[k]);
+        }
         for (int k = 0; needs->writes_states && k < needs->states; k++) {
             fo_context context = {.seed = b->seed, .first = b->first + from, .stream = 1 + (uint32_t)k};
             closed(&b->state[k], arithmetic, from, n, state_buffer[k], &context);
