@@ -226,7 +226,9 @@ void fo_clamp_gradients(const fo_kernels *kernels, fo_plan *plan, double limit, 
 
 /* ---- threads.c: the threads of the OpenMP runtime that the process has ---- */
 
-enum { FO_ANY_THREADS = 0 }; /* in the place of a number of threads: what OpenMP would take */
+/* A number of threads is obeyed, but for small passes. In the place of one: what OpenMP would take, or a negative number,
+ * for at most so many; with both, a pass takes one thread while other work on the machine keeps the others from running. */
+enum { FO_ANY_THREADS = 0 };
 
 void fo_load_openmp(void);     /* load one if there is none: once, at start-up, so that whoever sets limits finds it */
 void fo_find_openmp(void);     /* choose among those there are now: torch's first; the first step would do so too */
@@ -234,8 +236,9 @@ const char *fo_spare_openmp(void); /* the file of the one that was loaded, if an
 bool fo_has_openmp(void);      /* whether one was found */
 int fo_hardware_threads(void); /* how many it would take now; 1 without it */
 
-/* Call the body in each of several threads, at most so many: in one without OpenMP and in a forked child. */
+/* Call the body in each of several threads, at most so many: in one without OpenMP and in a forked child and, if the
+ * number adapts, for a while after several took longer than one would have. */
 typedef void fo_body(void *data, size_t thread, size_t threads);
-void fo_parallel(fo_body *body, void *data, int threads);
+void fo_parallel(fo_body *body, void *data, int threads, bool adapts);
 
 #endif

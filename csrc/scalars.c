@@ -45,7 +45,7 @@ static void common_scalars(const fo_options *o, double scale, double clip_value,
     h->cautious = o->cautious;
     h->cautious_decay = o->cautious_decay;
     if (o->decoupled_weight_decay != 0)
-        h->decay = 1 - (o->corrected_weight_decay != 0 ? o->lr * o->lr / o->max_lr : o->lr) * o->weight_decay;
+        h->decay = 1 - (o->corrected_weight_decay != 0 ? o->lr * o->lr / o->peak_lr : o->lr) * o->weight_decay;
     else
         h->l2 = o->weight_decay;
 }

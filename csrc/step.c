@@ -144,8 +144,10 @@ static void run_thread(void *data, size_t thread, size_t threads)
 static void run(fo_pass *pass, int threads)
 {
     size_t worth = pass->plan->first_byte[pass->plan->count] / BYTES_A_THREAD;
+    const bool adapts = threads <= 0;
     if (worth > 1 && threads == FO_ANY_THREADS) threads = fo_hardware_threads();
-    fo_parallel(run_thread, pass, worth < (size_t)threads ? (int)worth : threads);
+    if (threads < 0) threads = -threads;
+    fo_parallel(run_thread, pass, worth < (size_t)threads ? (int)worth : threads, adapts);
 }
 
 /* ---- numbers kept from step to step ---- */

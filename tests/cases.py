@@ -80,7 +80,7 @@ def spelled(value: Any) -> str:
     return value.__name__ if callable(value) else str(value)
 
 
-CAREFUL = {"cautious": True, "cautious_decay": True, "weight_decay": 0.3, "corrected_weight_decay": True, "max_lr": 0.2}
+CAREFUL = {"cautious": True, "cautious_decay": True, "weight_decay": 0.3, "corrected_weight_decay": True, "peak_lr": 0.2}
 
 ROWS: list[tuple[str, str, dict[str, Any]]] = [
     ("SGD", "sgd", {}),
@@ -118,7 +118,7 @@ ROWS: list[tuple[str, str, dict[str, Any]]] = [
     ("AdamW", "amsgrad", {"amsgrad": True, "weight_decay": 0.01}),
     ("AdamW", "adam", {"cautious": True}),
     ("AdamW", "adam", {"cautious_decay": True, "weight_decay": 0.3}),
-    ("AdamW", "adam", {"corrected_weight_decay": True, "max_lr": 0.2, "lr": warmup}),
+    ("AdamW", "adam", {"corrected_weight_decay": True, "peak_lr": 0.2, "lr": warmup}),
     ("AdamW", "amsgrad", {"amsgrad": True, **CAREFUL}),
     ("Lion", "lion", {}),
     ("Lion", "lion", {"betas": (0.8, 0.9)}),

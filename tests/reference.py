@@ -60,7 +60,7 @@ def step(
 def decayed(name: str, p: Array, g: Array, state: State, t: int, options: Options, rate: float | None = None) -> Array:
     rate = options["lr"] if rate is None else rate
     if options.get("corrected_weight_decay"):
-        rate *= options["lr"] / options["max_lr"]
+        rate *= options["lr"] / options["peak_lr"]
     shrunk: Array = p * (1 - rate * options["weight_decay"])
     if not options.get("cautious_decay"):
         return shrunk

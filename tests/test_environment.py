@@ -185,3 +185,17 @@ finally:
 """
     assert said("environment.chosen_threads()", "import os" + run) is None
     assert (tmp_path / "run").exists()
+
+
+def test_threads_without_an_openmp_runtime_are_warned_of_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_core, "has_openmp", lambda: False)
+    environment._warn_of_one_thread.cache_clear()
+    fastopt.set_num_threads(1)
+    with pytest.warns(RuntimeWarning, match="no OpenMP runtime was found: every step runs on one thread") as caught:
+        fastopt.set_num_threads(4)
+    fastopt.set_num_threads(2)  # without a warning, which would be an error here
+    assert caught[0].filename == __file__
+    environment._warn_of_one_thread.cache_clear()
+    monkeypatch.setenv("FASTOPT_NUM_THREADS", "3")
+    with pytest.warns(RuntimeWarning, match="no OpenMP runtime"):
+        assert environment._threads_of_environment() == 3

@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import pickle
+import subprocess
 import sys
 import threading
 import time
@@ -322,3 +323,43 @@ def test_a_fork_while_another_thread_is_in_a_step(moment: str) -> None:
         release.set()
         stepper.join(PATIENCE)
     assert w.tolist() == [-float(opt.step_count)] * size
+
+
+# ---- beside other work ----
+
+BESIDE_OTHERS = """
+import sys, time
+import numpy as np
+import fastopt
+
+p, times = np.ones(int(sys.argv[1]), np.float32), []
+if sys.argv[2] != "default":
+    fastopt.set_num_threads(int(sys.argv[2]))
+opt, g = fastopt.AdamW(p), np.full_like(p, 1e-3)
+for _ in range(300):
+    begin = time.perf_counter()
+    opt.step(g)
+    times.append(time.perf_counter() - begin)
+print(sorted(times)[150])
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not fastopt.info()["openmp"] or (os.cpu_count() or 1) < 2, reason="there is one thread")
+@pytest.mark.parametrize("size", [100_000, 1_000_000])
+def test_a_step_beside_busy_processes_takes_no_longer_than_on_one_thread(size: int) -> None:
+    """Regions of several threads would wait whole time slices for one that has no core: ten times as long and more."""
+    busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(os.cpu_count() or 1)]
+    try:
+        ratios = []
+        for _ in range(3):
+            one, default = (
+                float(subprocess.check_output([sys.executable, "-c", BESIDE_OTHERS, str(size), threads]))
+                for threads in ("1", "default")
+            )
+            ratios.append(default / one)
+    finally:
+        for process in busy:
+            process.kill()
+            process.wait()
+    assert min(ratios) < 1.5, ratios

@@ -8,7 +8,7 @@ from cases import CASES, Case
 
 torch = pytest.importorskip("torch")
 
-from torch_cases import assert_equal, errors_in_ulps, every_optimizer, nonzero, ours, theirs  # noqa: E402
+from torch_cases import assert_equal, errors_in_ulps, every_optimizer, nonzero, ours, takes_grad_dtype, theirs  # noqa: E402
 
 import fastopt.torch  # noqa: E402
 
@@ -211,6 +211,7 @@ def test_half_complex_parameters() -> None:
     assert param.detach().to(torch.complex64).tolist() == [0.5 + 3j, -5 + 0.25j]
 
 
+@takes_grad_dtype
 @pytest.mark.parametrize("grad_dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("gaps", [False, True])

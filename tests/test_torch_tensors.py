@@ -11,11 +11,20 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from torch_cases import assert_equal, every_optimizer, give_gradients, nonzero, ours, theirs  # noqa: E402
+from torch_cases import (  # noqa: E402
+    assert_equal,
+    every_optimizer,
+    give_gradients,
+    nonzero,
+    ours,
+    takes_grad_dtype,
+    theirs,
+)
 
 import fastopt.torch  # noqa: E402
 from fastopt import _dlpack  # noqa: E402
 from fastopt.backends.torch import Tensors  # noqa: E402
+from fastopt.backends.torch_compat import exchange  # noqa: E402
 from fastopt.torch import get_total_norm  # noqa: E402
 
 
@@ -292,6 +301,7 @@ def test_expanded_gradients(name: str) -> None:
     assert_equal(params[0], params[1])
 
 
+@takes_grad_dtype
 def test_gradients_of_another_dtype() -> None:
     """torch lets a parameter accumulate in a wider dtype."""
     for dtype, wide in ((torch.bfloat16, torch.float32), (torch.bfloat16, torch.float16)):
@@ -536,7 +546,7 @@ def test_tensors_without_memory_of_their_own_are_never_described(monkeypatch: py
     capsule = ctypes.pythonapi.PyCapsule_New
     capsule.restype, capsule.argtypes = ctypes.py_object, [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p]
     name = b"dlpack_exchange_api"
-    api = DLPackExchangeAPI.from_address(pointer(torch.Tensor.__dlpack_c_exchange_api__, name))
+    api = DLPackExchangeAPI.from_address(pointer(exchange(), name))
     described: list[bool] = []
 
     def describe(tensor: Any, out: int) -> int:

@@ -175,7 +175,7 @@ def test_runs_of_texts_cannot_predict(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", [training.Classifier, training.Regressor])
 def test_scikit_learns_checks(kind: Any) -> None:
     assert issubclass(SkipTestWarning, UserWarning)
-    check_estimator(kind(hidden=(16,)))
+    check_estimator(kind())
 
 
 def test_scikit_learns_tools() -> None:

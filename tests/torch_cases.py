@@ -36,6 +36,10 @@ def torch_has(case: Case) -> bool:
 
 SHARED = [case for case in CASES if torch_has(case)]
 
+takes_grad_dtype = pytest.mark.skipif(
+    not hasattr(torch.Tensor, "grad_dtype"), reason="this torch has gradients of the parameter's dtype only"
+)
+
 FIRST_OF_EACH_RULE = list({case.rule: case for case in reversed(SHARED)}.values())
 
 STEPS = 50

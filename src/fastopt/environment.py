@@ -6,6 +6,7 @@ import os
 import platform
 import re
 import warnings
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import TypedDict
@@ -47,6 +48,11 @@ def set_num_threads(threads: int | None) -> None:
     ------
     TypeError, ValueError
         If `threads` is not an integer of at least 1.
+
+    Warns
+    -----
+    RuntimeWarning
+        Once, if several are asked for and no OpenMP runtime was found. So does the import, of `FASTOPT_NUM_THREADS`.
     """
     global _chosen_threads
     if threads is None:
@@ -56,7 +62,18 @@ def set_num_threads(threads: int | None) -> None:
         raise TypeError(f"threads: expected an integer, got {type(threads).__name__}")
     if not 1 <= threads <= MOST_THREADS:
         raise ValueError(f"threads: expected 1 to {MOST_THREADS}, got {threads}")
+    if threads > 1 and not _core.has_openmp():
+        _warn_of_one_thread()
     _chosen_threads = int(threads)
+
+
+@cache
+def _warn_of_one_thread() -> None:
+    warnings.warn(
+        "no OpenMP runtime was found: every step runs on one thread (on Debian and Ubuntu: apt-get install libgomp1)",
+        RuntimeWarning,
+        stacklevel=3,
+    )
 
 
 def get_num_threads() -> int:
@@ -137,6 +154,8 @@ def _threads_of_environment() -> int | None:
         return None
     if not wanted.isdecimal() or not 1 <= int(wanted) <= MOST_THREADS:
         raise ImportError(f"FASTOPT_NUM_THREADS: expected an integer from 1 to {MOST_THREADS}, got {wanted!r}")
+    if int(wanted) > 1 and not _core.has_openmp():
+        _warn_of_one_thread()
     return int(wanted)
 
 

@@ -448,8 +448,8 @@ def place(tensor: Tensor) -> tuple[int, int]:
 
 
 def thread_count() -> int:
-    """Return how many threads a pass may take: what was asked of fastopt, or else of torch."""
-    return environment.chosen_threads() or torch.get_num_threads()
+    """Return what to pass for the number of threads: the one that was asked of fastopt, or at most torch's."""
+    return environment.chosen_threads() or -torch.get_num_threads()
 
 
 def norm_of_shards(grads: list[Tensor]) -> float:

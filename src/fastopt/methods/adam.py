@@ -11,7 +11,7 @@ from fastopt.methods.base import (
     CORRECTED_DECAY,
     DECOUPLED,
     EPSILON_ROOT,
-    MAX_LR,
+    PEAK_LR,
     MAXIMIZE,
     MOMENT,
     SQUARE,
@@ -57,7 +57,7 @@ class Adam(Method):
     cautious = CAUTIOUS
     cautious_decay = CAUTIOUS_DECAY
     corrected_weight_decay = CORRECTED_DECAY
-    max_lr = MAX_LR
+    peak_lr = PEAK_LR
 
     @staticmethod
     def rule(options: Mapping[str, Any]) -> tuple[str, tuple[str, ...]]:

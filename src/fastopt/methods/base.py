@@ -211,11 +211,11 @@ CAUTIOUS_DECAY = Flag(
 )
 CORRECTED_DECAY = Flag(
     False,
-    "Whether decoupled decay falls with the square of the rate, ``p *= 1 - lr**2/max_lr*weight_decay`` (Defazio 2025, "
+    "Whether decoupled decay falls with the square of the rate, ``p *= 1 - lr**2/peak_lr*weight_decay`` (Defazio 2025, "
     '"Why gradients rapidly increase near the end of training").',
     keyword_only=True,
 )
-MAX_LR = Maybe(
+PEAK_LR = Maybe(
     None,
     "The largest learning rate, for `corrected_weight_decay`; by default the one that the optimizer is made with, "
     "unless that is a schedule.",
@@ -223,7 +223,7 @@ MAX_LR = Maybe(
     start="lr",
 )
 
-TIMM = {"caution": "cautious", "max_lr_snapshot": "max_lr"}
+TIMM = {"caution": "cautious", "max_lr_snapshot": "peak_lr"}
 """What the package timm calls these."""
 
 
@@ -232,8 +232,8 @@ def check_careful_decay(options: Mapping[str, Any]) -> None:
     for name in ("cautious_decay", "corrected_weight_decay"):
         if options[name] and not options["decoupled_weight_decay"]:
             raise ValueError(f"{name}=True needs decoupled weight decay")
-    if options["corrected_weight_decay"] and not (options["max_lr"] or 0) > 0:
-        raise ValueError(f"corrected_weight_decay=True needs a positive max_lr, got {options['max_lr']}")
+    if options["corrected_weight_decay"] and not (options["peak_lr"] or 0) > 0:
+        raise ValueError(f"corrected_weight_decay=True needs a positive peak_lr, got {options['peak_lr']}")
 
 
 CLIPPING: dict[str, Option] = {

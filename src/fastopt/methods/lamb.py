@@ -10,7 +10,7 @@ from fastopt.methods.base import (
     CAUTIOUS_DECAY,
     CORRECTED_DECAY,
     DECOUPLED,
-    MAX_LR,
+    PEAK_LR,
     MAXIMIZE,
     MOMENT,
     SQUARE,
@@ -57,7 +57,7 @@ class LAMB(Method):
     cautious = CAUTIOUS
     cautious_decay = CAUTIOUS_DECAY
     corrected_weight_decay = CORRECTED_DECAY
-    max_lr = MAX_LR
+    peak_lr = PEAK_LR
 
     @staticmethod
     def rule(options: Mapping[str, Any]) -> tuple[str, tuple[str, ...]]:

@@ -9,7 +9,7 @@ from fastopt.methods.base import (
     CAUTIOUS,
     CAUTIOUS_DECAY,
     CORRECTED_DECAY,
-    MAX_LR,
+    PEAK_LR,
     MAXIMIZE,
     MOMENT,
     TIMM,
@@ -46,7 +46,7 @@ class Lion(Method):
     cautious = CAUTIOUS
     cautious_decay = CAUTIOUS_DECAY
     corrected_weight_decay = CORRECTED_DECAY
-    max_lr = MAX_LR
+    peak_lr = PEAK_LR
 
     @staticmethod
     def rule(options: Mapping[str, Any]) -> tuple[str, tuple[str, ...]]:

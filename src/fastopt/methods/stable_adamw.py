@@ -9,7 +9,7 @@ from fastopt.methods.base import (
     CAUTIOUS,
     CAUTIOUS_DECAY,
     CORRECTED_DECAY,
-    MAX_LR,
+    PEAK_LR,
     MAXIMIZE,
     MOMENT,
     SQUARE,
@@ -55,7 +55,7 @@ class StableAdamW(Method):
     cautious = CAUTIOUS
     cautious_decay = CAUTIOUS_DECAY
     corrected_weight_decay = CORRECTED_DECAY
-    max_lr = MAX_LR
+    peak_lr = PEAK_LR
 
     @staticmethod
     def rule(options: Mapping[str, Any]) -> tuple[str, tuple[str, ...]]:

@@ -217,8 +217,9 @@ def train(
 
     With --model transformer a small GPT learns to write like Python's reference, in a minute or two.
 
-    Ctrl-C saves the run; --resume continues it. A model that is no better than always saying the same ends with
-    status 3.
+    Ctrl-C saves the run; --resume continues it.
+
+    A model that is no better than always saying the same ends with status 3.
     """
     console = plain_console()
     try:
@@ -240,7 +241,7 @@ def _started(options: dict[str, Any], out: Path | None, console: Console) -> Ite
     check_writable((out or runs) / CHECKPOINT)  # before the data is read, which may take long
     if out:
         _check_new(out)
-    with reading(console, config.source):
+    with reading(console, Path(config.source).name):
         job = Job(config)
     directory = out or _new_directory(runs)
     directory.mkdir(parents=True, exist_ok=True)

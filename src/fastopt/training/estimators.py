@@ -8,8 +8,9 @@ from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin  # type:
 from sklearn.utils.multiclass import check_classification_targets  # type: ignore[import-untyped]
 from sklearn.utils.validation import check_is_fitted, validate_data  # type: ignore[import-untyped]
 
+from fastopt.training.batches import Batch
 from fastopt.training.config import MLPConfig
-from fastopt.training.data import Batch, Split, Standardization, Task
+from fastopt.training.data import Split, Standardization, Task
 from fastopt.training.job import Job
 from fastopt.training.loop import train
 from fastopt.training.losses import softmax
@@ -35,7 +36,7 @@ class _Perceptron(BaseEstimator):  # type: ignore[misc]
         batch_size: int | str = MLPConfig.batch_size,
         epochs: int = MLPConfig.epochs,
         seed: int = MLPConfig.seed,
-        dtype: str = MLPConfig.dtype,
+        dtype: str = "float64",
         threads: int | None = None,
     ) -> None:
         self.hidden = hidden
@@ -100,8 +101,9 @@ class Classifier(ClassifierMixin, _Perceptron):  # type: ignore[misc]
         Passes over the rows.
     seed : int, default 0
         Decides the first weights and the order of the rows.
-    dtype : {"float32", "float64"}, default "float32"
-        The precision of all arithmetic.
+    dtype : {"float32", "float64"}, default "float64"
+        The precision of all arithmetic. In float32 the prediction for a row may depend in its last places on the rows
+        beside it, which scikit-learn's checks do not accept.
     threads : int, optional
         Threads of the optimizer and of the matrix products. By default one for the products, and for the optimizer
         those of :func:`fastopt.get_num_threads`.
