@@ -66,7 +66,8 @@ class Case:
 
     def clipping_at(self, step: int) -> tuple[float, float]:
         """Return the bounds of the norm and of the entries, infinite where there is none."""
-        given = (at(self.options.get(name, self.cls.whole[name].default), step) for name in ("clip_norm", "clip_value"))
+        names = "clip_norm", "clip_value"
+        given = (at(self.options.get(name, self.cls.whole[name].default), step) for name in names)
         norm, value = (math.inf if bound is None else bound for bound in given)
         return norm, value
 
@@ -80,7 +81,13 @@ def spelled(value: Any) -> str:
     return value.__name__ if callable(value) else str(value)
 
 
-CAREFUL = {"cautious": True, "cautious_decay": True, "weight_decay": 0.3, "corrected_weight_decay": True, "peak_lr": 0.2}
+CAREFUL = {
+    "cautious": True,
+    "cautious_decay": True,
+    "weight_decay": 0.3,
+    "corrected_weight_decay": True,
+    "peak_lr": 0.2,
+}
 
 ROWS: list[tuple[str, str, dict[str, Any]]] = [
     ("SGD", "sgd", {}),

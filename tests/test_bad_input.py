@@ -310,7 +310,7 @@ NO_NUMBERS: list[Any] = [
         pytest.param(MAKERS[optimizer], name, id=f"{optimizer}-{name}")
         for optimizer, cls in optimizers.registry().items()
         for name, option in cls.method.options.items()
-        if isinstance(option, Quantity) and option.low == 0
+        if type(option) is Quantity and option.low == 0 and not option.fixed
     ],
 )
 @pytest.mark.parametrize("value", NO_NUMBERS, ids=lambda value: repr(value)[:20])

@@ -144,6 +144,8 @@ def test_states_below_the_normal_range_become_zero_where_no_parameter_shows_it(
 ) -> None:
     if case.rule == "prodigy" and dtype == "float32":
         pytest.skip("its epsilon, times d, is too small to hide them")
+    if case.rule == "lamb" and case.options.get("decoupled_weight_decay"):
+        pytest.skip("its ratio makes a step of the smallest states, as long as their norm is not zero")
     smallest = float(np.finfo(dtype).smallest_normal)
     p = np.ones(67, dtype)
     opt = case.make(p)

@@ -260,7 +260,7 @@ def test_prodigy_finds_the_same_rate(options: dict[str, Any]) -> None:
     assert pair.theirs.param_groups[0]["d"] > pair.theirs.param_groups[0]["d0"]
     for opt in (pair.ours, pair.numpy):
         for name in opt.method.advances:
-            assert opt.param_groups[0][name] == pytest.approx(pair.theirs.param_groups[0][name], rel=1e-9), name
+            assert opt.param_groups[0][name] == pytest.approx(pair.theirs.param_groups[0][name], rel=1e-6), name
 
 
 @pytest.mark.parametrize("name", ["Prodigy", "ScheduleFreeAdamW", "ScheduleFreeSGD"])

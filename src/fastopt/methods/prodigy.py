@@ -91,7 +91,7 @@ class Prodigy(Method):
         state_dict = super().translated(state_dict)
         state = {index: dict(entry) for index, entry in state_dict["state"].items()}
         for entry in state.values():
-            if "exp_avg_sq" not in entry:
+            if not {"exp_avg_sq", "s", "p0"} <= entry.keys():
                 continue
             zeros, s, p0 = entry["exp_avg_sq"] * 0, entry["s"], entry["p0"]
             if math.prod(s.shape) != math.prod(zeros.shape):
