@@ -241,7 +241,7 @@ def test_a_step_that_clips_is_clipping_and_a_step(
 ) -> None:
     inside, outside = nonzero(rng, 67, dtype), np.empty(67, dtype)
     outside[:] = inside
-    clipping, plain = case.make(inside, **bounds), case.make(outside, clip_norm=None)
+    clipping, plain = case.make(inside, **{"clip_norm": None, **bounds}), case.make(outside, clip_norm=None)
     for _ in range(4):
         g = nonzero(rng, 67, dtype)
         with unchanged(g):
