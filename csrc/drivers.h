@@ -206,8 +206,7 @@ static void catch_up(const fo_block *b, fo_storage arithmetic, size_t from, size
     }
 }
 
-/* The last states from `written` on are only read. */
-static void drive(const fo_block *b, int states, int written, fo_loop *loop_f32, fo_loop *loop_f64)
+static void drive(const fo_block *b, int states, bool reads_grad, bool writes_states, fo_loop *loop_f32, fo_loop *loop_f64)
 {
     const fo_storage arithmetic = arithmetic_of(&b->param);
     fo_loop *const loop = arithmetic == FO_F64 ? loop_f64 : loop_f32;
@@ -217,14 +216,15 @@ static void drive(const fo_block *b, int states, int written, fo_loop *loop_f32,
     for (size_t from = 0, n; from < b->n; from += n) {
         n = direct ? b->n : chunk_of(&b->param, b->first, from, b->n - from);
         void *param = opened(&b->param, arithmetic, from, n, &param_buffer);
-        const void *grad = opened(&b->grad, arithmetic, from, n, &grad_buffer);
+        const void *grad =
+            reads_grad ? opened(&b->grad, arithmetic, from, n, &grad_buffer) : &grad_buffer;
         for (int k = 0; k < states; k++) state[k] = opened(&b->state[k], arithmetic, from, n, &state_buffer[k]);
         if (b->row_decay) catch_up(b, arithmetic, from, n, param);
         loop(param, grad, state[0], state[1], state[2], state[3], state[4], state[5], n, b->hyper,
              b->from_memory);
         fo_context context = {.seed = b->seed, .first = b->first + from};
         closed(&b->param, arithmetic, from, n, &param_buffer, &context);
-        for (int k = 0; k < written; k++) {
+        for (int k = 0; writes_states && k < states; k++) {
             context.stream = 1 + (uint32_t)k;
             closed(&b->state[k], arithmetic, from, n, &state_buffer[k], &context);
         }
@@ -234,9 +234,18 @@ static void drive(const fo_block *b, int states, int written, fo_loop *loop_f32,
 #define RULE(name, states)                                                                                           \
     static void step_##name(const fo_block *b)                                                                       \
     {                                                                                                                \
-        drive(b, states, fo_needs[FO_RULE_##name].writes_states ? 0 : states, loop_##name##_f32, loop_##name##_f64); \
+        const bool writes = !fo_needs[FO_RULE_##name].writes_states;                                                 \
+        drive(b, states, writes, writes, loop_##name##_f32, loop_##name##_f64);                                      \
     }
 #define FLOOR(name, states)
+#include "rules.def"
+
+#define CAREFUL(name, how)                                                                                           \
+    static void careful_##name(const fo_block *b)                                                                    \
+    {                                                                                                                \
+        drive(b, fo_needs[FO_RULE_##name].states, true, !fo_needs[FO_RULE_##name].writes_states,                     \
+              careful_##name##_f32, careful_##name##_f64);                                                           \
+    }
 #include "rules.def"
 
 /* ---- what a rule measures before it ---- */
@@ -244,8 +253,8 @@ static void drive(const fo_block *b, int states, int written, fo_loop *loop_f32,
 typedef void fo_meter(const void *param, const void *grad, void *const *state, size_t n, const fo_hyper *hyper,
                       fo_parts *part);
 
-static void measure(const fo_block *b, const fo_rule_needs *needs, fo_meter *meter_f32, fo_meter *meter_f64,
-                    double *sums)
+static void measure(const fo_block *b, const fo_rule_needs *needs, int count, fo_meter *meter_f32,
+                    fo_meter *meter_f64, double *sums)
 {
     const fo_storage arithmetic = arithmetic_of(&b->param);
     fo_meter *const meter = arithmetic == FO_F64 ? meter_f64 : meter_f32;
@@ -258,22 +267,40 @@ static void measure(const fo_block *b, const fo_rule_needs *needs, fo_meter *met
         const void *param = opened(&b->param, arithmetic, from, n, &param_buffer);
         const void *grad = opened(&b->grad, arithmetic, from, n, &grad_buffer);
         for (int k = 0; k < needs->states; k++) state[k] = opened(&b->state[k], arithmetic, from, n, &state_buffer[k]);
-        meter(param, grad, state, n, b->hyper, part);
-        for (int k = 0; k < needs->sums; k++) add_parts(part[k], n, lane[k]);
+        const size_t size = fo_storage_size(arithmetic);
+        for (size_t at = 0; at < n; at += PART) {
+            const size_t m = n - at < PART ? n - at : PART;
+            void *here[FO_MAX_STATES];
+            for (int k = 0; k < needs->states; k++) here[k] = (char *)state[k] + at * size;
+            if (b->from_memory) {
+                fo_fetch((const char *)param + at * size, m * size);
+                fo_fetch((const char *)grad + at * size, m * size);
+                for (int k = 0; k < needs->states; k++) fo_fetch(here[k], m * size);
+            }
+            meter((const char *)param + at * size, (const char *)grad + at * size, here, m, b->hyper, part);
+            for (int k = 0; k < count; k++) add_parts(part[k], m, lane[k]);
+        }
         for (int k = 0; needs->writes_states && k < needs->states; k++) {
             fo_context context = {.seed = b->seed, .first = b->first + from, .stream = 1 + (uint32_t)k};
             closed(&b->state[k], arithmetic, from, n, &state_buffer[k], &context);
         }
     }
-    for (int k = 0; k < needs->sums; k++) sums[k] = sum_of_lanes(lane[k]);
+    for (int k = 0; k < count; k++) sums[k] = sum_of_lanes(lane[k]);
 }
 
-#define MEASURE(name, sums_, scope, states)                                                                          \
+#define METER(name, count)                                                                                           \
     static void measure_##name(const fo_block *b, double *sums)                                                      \
     {                                                                                                                \
-        measure(b, &fo_needs[FO_RULE_##name], measure_##name##_f32, measure_##name##_f64, sums);                     \
+        measure(b, &fo_needs[FO_RULE_##name], count, measure_##name##_f32, measure_##name##_f64, sums);              \
     }
+#define MEASURE(name, count, scope, states) METER(name, count)
+#define CAREFUL(name, how) CAREFUL_##how(name)
+#define CAREFUL_MEASURED(name)
+#define CAREFUL_COUNTED(name) METER(name, 1)
 #include "rules.def"
+
+#undef METER
+#undef CAREFUL_COUNTED
 
 /* ---- the floors: read the gradient, read and write the parameter and the states, as words of memory ---- */
 

@@ -28,6 +28,7 @@ typedef enum {
 /* What a rule needs besides arrays of states: see rules.def. */
 typedef struct {
     unsigned char states, numbers, sums;
+    bool advances;      /* keeps numbers in its options from step to step */
     bool over_plan;     /* the sums are over all tensors of the rule, not over each */
     bool writes_states; /* measuring updates the states: the step only reads them, and no gradient */
 } fo_rule_needs;
@@ -37,6 +38,7 @@ enum { FO_TENSOR_SCOPE, FO_PLAN_SCOPE, FO_KEPT_STATES = 0, FO_WRITTEN_STATES };
 static const fo_rule_needs fo_needs[FO_RULES] = {
 #define RULE(name, of_states) [FO_RULE_##name].states = of_states,
 #define NUMBERS(name, of_numbers) [FO_RULE_##name].numbers = of_numbers,
+#define ADVANCE(name) [FO_RULE_##name].advances = true,
 #define MEASURE(name, of_sums, scope, of_states)                                                                     \
     [FO_RULE_##name].sums = of_sums, [FO_RULE_##name].over_plan = FO_##scope##_SCOPE == FO_PLAN_SCOPE,               \
     [FO_RULE_##name].writes_states = FO_##of_states##_STATES == FO_WRITTEN_STATES,
@@ -122,6 +124,7 @@ static inline uint64_t fo_mix(uint64_t a, uint64_t b)
 typedef struct {
     const char *isa;
     void (*step[FO_RULES])(const fo_block *);
+    void (*careful[FO_RULES])(const fo_block *); /* the step of a rule that is cautious; NULL: it cannot be */
     void (*measure[FO_RULES])(const fo_block *, double *sums); /* NULL: the rule needs no sums */
     double (*sum_of_squares)(const fo_stream *, size_t n, double scale);
     double (*max_abs)(const fo_stream *, size_t n);
@@ -160,6 +163,9 @@ int fo_form_scalars(fo_rule rule, const fo_options *options, double step, double
 /* Form those that depend on what was measured of n elements. They may be anything, as the gradients. */
 void fo_settle_scalars(fo_rule rule, const fo_options *options, const double *sums, double n, fo_hyper *hyper);
 
+/* Bring the numbers that a rule keeps in its options to after a step. */
+void fo_advance(fo_rule rule, fo_options *options, const double *sums);
+
 /* ---- dispatch.c: which kernels ---- */
 const fo_kernels *fo_best_kernels(void);
 const fo_kernels *fo_find_kernels(const char *isa); /* NULL if unknown here or not supported by this CPU */
@@ -179,7 +185,7 @@ typedef struct {
     fo_stream average, copy; /* of the parameter, written after it: a moving average, and itself as otherwise stored */
     fo_number count; /* how many steps it has taken; nowhere counts as none */
     fo_number number[FO_MAX_NUMBERS];
-    const fo_options *options;
+    fo_options *options;
     size_t n;
     const fo_rows *rows;  /* those that have a gradient; NULL: all */
     size_t width;         /* elements of a row, where rows have something of their own, */

@@ -49,8 +49,9 @@ enum { LANES = 16 };
 /* Elements of a chunk: few enough for its buffers to stay in the first-level cache. */
 enum { CHUNK = 1024 };
 
-/* What the elements of a chunk add to a sum. */
-typedef double fo_parts[CHUNK];
+/* What elements add to a sum, a part of a chunk at a time: all sums together stay in the first-level cache beside it. */
+enum { PART = CHUNK / 4 };
+typedef double fo_parts[PART];
 
 static void add_parts(const double *restrict part, size_t n, double *restrict lane)
 {
@@ -111,6 +112,8 @@ const fo_kernels PASTE(fo_kernels_, FASTOPT_ISA) = {
     .isa = STRING(FASTOPT_ISA),
 #define RULE(name, states) .step[FO_RULE_##name] = step_##name,
 #define MEASURE(name, sums, scope, states) .measure[FO_RULE_##name] = measure_##name,
+#define CAREFUL(name, how) .careful[FO_RULE_##name] = careful_##name, CAREFUL_##how(name)
+#define CAREFUL_COUNTED(name) .measure[FO_RULE_##name] = measure_##name,
 #include "rules.def"
     .sum_of_squares = sum_of_squares,
     .max_abs = max_abs,

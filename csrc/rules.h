@@ -11,6 +11,8 @@
  *     here, so that they need no kernels of their own: the forms of velocity, where epsilon goes, how bias is corrected.
  *     What it needs to remember from step to step is in number[], as many as the rule's row of NUMBERS says: what they
  *     were before the step is replaced by what they are after it. (They may be kept in single precision.)
+ * ADVANCE_OF(name) brings the numbers among the options that the rule keeps from step to step, the same for all
+ *     parameters, to after a step; sum[] is what was measured over all of them.
  * MEASURE_OF(name) gives an element's part of the sums, which are taken in double; s[] may be updated (rules.def).
  * SETTLE_OF(name) forms the scalars that depend on the sums: over a tensor, or over all tensors of the rule (rules.def);
  *     n elements were summed.
@@ -21,6 +23,8 @@
 #define SCALARS_OF(name)                                                                                             \
     FO_INLINE void NAMED(name##_scalars)(const fo_options *o, double t, double *number, bool single, fo_hyper_f64 *h)
 #define SAME_SCALARS(name, other) SCALARS_OF(name) { NAMED(other##_scalars)(o, t, number, single, h); }
+#define ADVANCE_OF(name) FO_INLINE void NAMED(name##_advance)(fo_options *o, const double *sum)
+#define SAME_ADVANCE(name, other) ADVANCE_OF(name) { NAMED(other##_advance)(o, sum); }
 #define MEASURE_OF(name) FO_INLINE void NAMED(name##_measure)(T p, T g, T *s, const HYPER *h, double *sum)
 #define SAME_MEASURE(name, other) MEASURE_OF(name) { NAMED(other##_measure)(p, g, s, h, sum); }
 #define SETTLE_OF(name)                                                                                              \
@@ -41,6 +45,20 @@ FO_INLINE T NAMED(clamped)(T x, T low, T high)
     x = x < low ? low : x;
     return high < x ? high : x;
 }
+
+/* Cautious updates (Liang et al. 2024): where update and gradient disagree in sign there is none, and the others are
+ * larger by as much, u = [u*g > 0] * u / max(mean of [u*g > 0] over the tensor, 1e-3). */
+FO_INLINE T NAMED(cautious)(T u, T g, const HYPER *h) { return h->cautious != 0 && u * g <= 0 ? 0 : u; }
+
+FO_INLINE double NAMED(agrees)(T u, T g) { return u * g > 0 ? 1 : 0; }
+
+FO_INLINE void NAMED(cautious_settle)(const fo_options *o, double agreeing, double n, fo_hyper_f64 *h)
+{
+    if (o->cautious != 0) h->a /= fmax(agreeing / n, 1e-3);
+}
+
+/* Cautious decay: where update and parameter disagree in sign, the parameter does not decay. */
+FO_INLINE T NAMED(cautious_decay)(T u, T p, const HYPER *h) { return h->cautious_decay != 0 && u * p < 0 ? 1 : h->decay; }
 
 /* Gradient descent (Robbins & Monro 1951):  u = g */
 RULE_OF(sgd)
@@ -162,10 +180,12 @@ FO_INLINE void NAMED(form_decays)(const fo_options *o, fo_hyper_f64 *h)
     h->beta2c = 1 - o->beta2;
 }
 
+FO_INLINE T NAMED(normalized)(T m, T v, const HYPER *h) { return m / FMA(SQRT(v + h->eps_root), h->rbc2, h->eps); }
+
 RULE_OF(adam)
 {
     NAMED(average)(g, s, h);
-    return s[0] / FMA(SQRT(s[1] + h->eps_root), h->rbc2, h->eps);
+    return NAMED(normalized)(s[0], s[1], h);
 }
 
 /* Both bias corrections as factors: sqrt(v/bc2 + eps_root) = sqrt(v + bc2*eps_root) / sqrt(bc2). */
@@ -183,7 +203,7 @@ RULE_OF(amsgrad)
 {
     NAMED(average)(g, s, h);
     s[2] = s[1] <= s[2] ? s[2] : s[1];
-    return s[0] / FMA(SQRT(s[2] + h->eps_root), h->rbc2, h->eps);
+    return NAMED(normalized)(s[0], s[2], h);
 }
 
 SAME_SCALARS(amsgrad, adam)
@@ -575,11 +595,214 @@ SETTLE_OF(lars)
 
 SAME_SETTLE(lars_momentum, lars)
 
+/* LAMB (You et al. 2020): Adam with one ratio a tensor,
+ *   w = m/(1-beta1^t) / (sqrt(v/(1-beta2^t)) + eps) + wd*p,   p = p - lr * |p|/|w| * w,   1 where a norm is 0 */
+RULE_OF(lamb) { return NAMED(normalized)(s[0], s[1], h); }
+
+SCALARS_OF(lamb)
+{
+    NAMED(adam_scalars)(o, t, number, single, h);
+    h->wd = h->l2;
+    h->l2 = 0;
+    if (o->grad_averaging == 0) h->beta1c = 1;
+    if (o->bias_correction == 0) {
+        h->a = -o->lr;
+        h->rbc2 = 1;
+        h->flush = h->eps;
+    }
+    bool adapts = o->weight_decay != 0 || o->always_adapt != 0;
+    if (adapts && h->wd == 0) h->flush = 0; /* the ratio makes a step of w, however small it is */
+}
+
+/* |w|^2 is put together of these: what m is corrected by does not have to be known yet. */
+MEASURE_OF(lamb)
+{
+    NAMED(average)(g, s, h);
+    T u = NAMED(normalized)(s[0], s[1], h);
+    double x = (double)(NAMED(cautious_decay)(u, p, h) * p), kept = (double)NAMED(cautious)(u, g, h);
+    sum[0] = x * x;
+    sum[1] = kept * kept;
+    sum[2] = kept * x;
+    sum[3] = NAMED(agrees)(u, g);
+}
+
+SETTLE_OF(lamb)
+{
+    NAMED(cautious_settle)(o, sum[3], n, h);
+    double lr = o->lr, correction = lr != 0 ? -h->a / lr : 1;
+    double norm_p = sqrt(sum[0]), trust = 1;
+    double norm_w = sqrt(correction * correction * sum[1] + h->wd * (2 * correction * sum[2] + h->wd * sum[0]));
+    if (o->weight_decay != 0 || o->always_adapt != 0) {
+        if (norm_p != 0 && norm_w != 0) trust = norm_p / norm_w;
+        if (o->trust_clip != 0 && trust > 1) trust = 1;
+    }
+    h->a *= trust;
+    h->decay -= lr * trust * h->wd;
+}
+
+/* StableAdamW (Wortsman et al. 2023): AdamW whose rate is divided by max(1, root of the mean of g^2/v) of the tensor.
+ * Bias is corrected in the rates of decay, beta*(1 - beta^(t-1))/(1 - beta^t), of the averages themselves. */
+RULE_OF(stable_adamw) { return NAMED(normalized)(s[0], s[1], h); }
+
+FO_INLINE double NAMED(unbiased)(double beta, double t) { return beta * (1 - pow(beta, t - 1)) / (1 - pow(beta, t)); }
+
+SCALARS_OF(stable_adamw)
+{
+    NAMED(adam_scalars)(o, t, number, single, h);
+    h->a = -o->lr;
+    h->beta1 = NAMED(unbiased)(o->beta1, t);
+    h->beta1c = 1 - h->beta1;
+    h->beta2 = NAMED(unbiased)(o->beta2, t);
+    h->beta2c = 1 - h->beta2;
+    h->rbc2 = 1;
+    h->flush = h->eps;
+    h->c = o->eps * o->eps;
+}
+
+MEASURE_OF(stable_adamw)
+{
+    NAMED(average)(g, s, h);
+    sum[0] = (double)(g / (s[1] < h->c ? h->c : s[1])) * (double)g;
+    sum[1] = NAMED(agrees)(NAMED(normalized)(s[0], s[1], h), g);
+}
+
+SETTLE_OF(stable_adamw)
+{
+    double excess = sqrt(sum[0] / n);
+    NAMED(cautious_settle)(o, sum[1], n, h);
+    if (excess < 1) return;
+    h->a /= excess;
+    h->decay = 1 - (1 - h->decay) / excess;
+}
+
+/* Schedule-Free (Defazio et al. 2024): z takes the steps, the parameter is y, between z and x, the average of all z.
+ * Without x itself, beta being what y has of it:
+ *   y = y + c*(z - y) + lr*(beta*(1-c) - 1)*g,   z = z - lr*g,   c = weight / sum of all weights */
+FO_INLINE T NAMED(schedule_free)(T y, T g, T *z, const HYPER *h)
+{
+    T before = h->first != 0 ? y : *z;
+    *z = FMA(h->k2, g, before);
+    return FMA(h->k1, g, h->c * (before - y));
+}
+
+RULE_OF(schedule_free_sgd) { return NAMED(schedule_free)(p, g, &s[0], h); }
+
+RULE_OF(schedule_free_adamw)
+{
+    s[1] = FMA(h->beta2, s[1], h->beta2c * g * g);
+    return NAMED(schedule_free)(p, FMA(h->wd, p, NAMED(normalized)(g, s[1], h)), &s[0], h);
+}
+
+FO_INLINE double NAMED(schedule_free_weight)(const fo_options *o) { return pow(o->k, o->r) * pow(o->lr_max, o->weight_lr_power); }
+
+ADVANCE_OF(schedule_free_sgd)
+{
+    o->k += 1;
+    o->scheduled_lr = o->lr * (o->k <= o->warmup_steps ? o->k / o->warmup_steps : 1);
+    o->lr_max = fmax(o->scheduled_lr, o->lr_max);
+    o->weight_sum += NAMED(schedule_free_weight)(o);
+}
+
+SAME_ADVANCE(schedule_free_adamw, schedule_free_sgd)
+
+FO_INLINE void NAMED(schedule_free_scalars)(const fo_options *o, double beta, double t, fo_hyper_f64 *h)
+{
+    fo_options next = *o;
+    NAMED(schedule_free_sgd_advance)(&next, NULL);
+    h->a = 1;
+    h->c = next.weight_sum != 0 ? NAMED(schedule_free_weight)(&next) / next.weight_sum : 0;
+    h->k1 = next.scheduled_lr * (beta * (1 - h->c) - 1);
+    h->k2 = -next.scheduled_lr;
+    h->first = t == 1;
+    h->flush = 0;
+}
+
+SCALARS_OF(schedule_free_sgd) { NAMED(schedule_free_scalars)(o, o->momentum, t, h); }
+
+SCALARS_OF(schedule_free_adamw)
+{
+    NAMED(schedule_free_scalars)(o, o->beta1, t, h);
+    h->wd = h->l2;
+    h->l2 = 0;
+    h->beta2 = o->beta2;
+    h->beta2c = 1 - o->beta2;
+    h->rbc2 = 1 / sqrt(1 - pow(o->beta2, o->k + 1));
+    h->eps = o->eps;
+    h->flush = h->eps / h->rbc2;
+}
+
+/* Prodigy (Mishchenko & Defazio 2024): Adam with gradients times d, which is learned, from how far the parameters p have
+ * come from where they were, p0:
+ *   numerator = beta3*numerator + sum of d/d0 * rate * g*(p0-p),   s = beta3*s + d/d0 * rate * g,
+ *   d = max(d, numerator / sum of |s|),   rate = lr*d (before that) */
+RULE_OF(prodigy) { return NAMED(normalized)(s[0], s[1], h); }
+
+FO_INLINE double NAMED(prodigy_beta3)(const fo_options *o) { return isnan(o->beta3) ? sqrt(o->beta2) : o->beta3; }
+
+FO_INLINE double NAMED(prodigy_rate)(const fo_options *o)
+{
+    bool corrects = o->use_bias_correction != 0;
+    return o->d * o->lr * (corrects ? sqrt(1 - pow(o->beta2, o->k + 1)) / (1 - pow(o->beta1, o->k + 1)) : 1);
+}
+
+/* (A group whose rate is zero has no part in it: nothing of it changes.) */
+SCALARS_OF(prodigy)
+{
+    double rate = NAMED(prodigy_rate)(o), moves = o->lr != 0;
+    h->a = -rate;
+    if (o->decoupled_weight_decay != 0) h->decay = 1 - rate * o->weight_decay;
+    h->beta1 = moves ? o->beta1 : 1;
+    h->beta1c = moves * o->d * (1 - o->beta1);
+    h->beta2 = moves ? o->beta2 : 1;
+    h->beta2c = moves * o->d * o->d * (1 - o->beta2);
+    h->alpha = moves ? NAMED(prodigy_beta3)(o) : 1;
+    h->alphac = moves * o->d / o->d0 * (o->safeguard_warmup != 0 ? o->d : rate);
+    h->k1 = o->d / o->d0 * rate;
+    h->k2 = moves;
+    h->rbc2 = 1;
+    h->eps = o->d * o->eps;
+    h->first = t == 1;
+    h->flush = h->eps;
+}
+
+MEASURE_OF(prodigy)
+{
+    NAMED(average)(g, s, h);
+    s[2] = FMA(h->alpha, s[2], h->alphac * g);
+    s[3] = h->first != 0 ? p : s[3];
+    sum[0] = (double)(h->k1 * g) * (double)(s[3] - p);
+    sum[1] = (double)(h->k2 * (s[2] < 0 ? -s[2] : s[2]));
+}
+
+ADVANCE_OF(prodigy)
+{
+    if (sum[1] == 0) return;
+    o->k += 1;
+    o->d_numerator = NAMED(prodigy_beta3)(o) * o->d_numerator + sum[0];
+    o->d_denom = sum[1];
+    o->d_hat = o->d_coef * o->d_numerator / o->d_denom;
+    double least = o->d == o->d0 ? fmax(o->d, o->d_hat) : o->d;
+    o->d_max = fmax(o->d_max, o->d_hat);
+    o->d = fmin(o->d_max, least * o->growth_rate);
+}
+
+/* (The update is by d as it was, what it is divided by has d as it is now.) */
+SETTLE_OF(prodigy)
+{
+    fo_options next = *o;
+    NAMED(prodigy_advance)(&next, sum);
+    h->eps = next.d * o->eps;
+    if (o->beta1 == 0) h->a *= next.d / o->d;
+    if (sum[1] == 0) h->a = 0, h->decay = 1;
+}
+
 #pragma GCC diagnostic pop
 
 #undef RULE_OF
 #undef SCALARS_OF
 #undef SAME_SCALARS
+#undef ADVANCE_OF
+#undef SAME_ADVANCE
 #undef MEASURE_OF
 #undef SAME_MEASURE
 #undef SETTLE_OF

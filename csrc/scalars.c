@@ -25,13 +25,30 @@ static void (*const settle_of[FO_RULES])(const fo_options *, const double *, dou
 #include "rules.def"
 };
 
+static void (*const advance_of[FO_RULES])(fo_options *, const double *) = {
+#define ADVANCE(name) [FO_RULE_##name] = name##_advance,
+#include "rules.def"
+};
+
+void fo_advance(fo_rule rule, fo_options *options, const double *sums) { advance_of[rule](options, sums); }
+
+static void settle_count(const fo_options *o, const double *sum, double n, fo_hyper_f64 *h)
+{
+    cautious_settle(o, sum[0], n, h);
+}
+
 /* What does not depend on the rule. A flush of infinity says that states may count as zero however small the others
  * are; a rule that divides by the root of one names the least that the root is added to. */
 static void common_scalars(const fo_options *o, double scale, double clip_value, fo_hyper_f64 *h)
 {
     *h = (fo_hyper_f64){.scale = o->maximize != 0 ? -scale : scale, .clip = clip_value, .decay = 1, .flush = INFINITY};
+    h->cautious = o->cautious;
+    h->cautious_decay = o->cautious_decay;
     if (o->decoupled_weight_decay != 0)
-        h->decay = 1 - (o->fixed_decay != 0 ? 1 : o->lr) * o->weight_decay;
+        h->decay = 1 - (o->fixed_decay != 0              ? 1
+                        : o->corrected_weight_decay != 0 ? o->lr * o->lr / o->peak_lr
+                                                         : o->lr) *
+                           o->weight_decay;
     else
         h->l2 = o->weight_decay;
 }
@@ -68,7 +85,7 @@ int fo_form_scalars(fo_rule rule, const fo_options *options, double step, double
 void fo_settle_scalars(fo_rule rule, const fo_options *options, const double *sums, double n, fo_hyper *hyper)
 {
     const fo_hyper_f64 formed = hyper->f64;
-    settle_of[rule](options, sums, n, &hyper->f64);
+    (settle_of[rule] ? settle_of[rule] : settle_count)(options, sums, n, &hyper->f64);
     const double *before = (const double *)&formed, *in_double = (const double *)&hyper->f64;
     float *in_float = (float *)&hyper->f32;
     for (int k = 0; k < FO_SCALARS; k++)

@@ -175,6 +175,15 @@ static void set(fo_number x, double value)
 
 /* ---- the work on one block ---- */
 
+static bool is_careful(const fo_tensor *t) { return t->options->cautious != 0 || t->options->cautious_decay != 0; }
+
+/* How many sums have to be known before the step. */
+static int sums_of(const fo_tensor *t)
+{
+    const int sums = fo_needs[t->rule].sums;
+    return sums == 0 && t->options->cautious != 0 ? 1 : sums;
+}
+
 static fo_stream from(const fo_tensor *t, fo_stream s, size_t offset)
 {
     if (t->rows)
@@ -208,7 +217,7 @@ static fo_block block_of(const fo_pass *pass, const fo_tensor *t, size_t offset,
 
 static void measure_block(const fo_pass *pass, const fo_tensor *t, size_t block, size_t offset, size_t n)
 {
-    if (!pass->kernels->measure[t->rule]) return;
+    if (!sums_of(t)) return;
     fo_block b = block_of(pass, t, offset, n);
     pass->kernels->measure[t->rule](&b, &pass->plan->partial[FO_MAX_SUMS * block]);
 }
@@ -217,7 +226,7 @@ static void step_block(const fo_pass *pass, const fo_tensor *t, size_t block, si
 {
     (void)block;
     fo_block b = block_of(pass, t, offset, n);
-    pass->kernels->step[t->rule](&b);
+    (is_careful(t) ? pass->kernels->careful : pass->kernels->step)[t->rule](&b);
     if (t->average.at) {
         fo_stream average = from(t, t->average, offset);
         pass->kernels->lerp(&average, &b.param, n, pass->factor);
@@ -324,7 +333,7 @@ static bool same_scalars(const fo_tensor *a, const fo_tensor *b, const double *b
     return a->options == b->options && a->rule == b->rule && a->param.storage == b->param.storage &&
            a->number[0].single == b->number[0].single &&
            memcmp(before_a, before_b, sizeof(double[FO_MAX_NUMBERS])) == 0 &&
-           (!fo_needs[a->rule].sums || fo_needs[a->rule].over_plan);
+           (sums_of(a) == 0 || fo_needs[a->rule].over_plan);
 }
 
 /* Count the step of every tensor that has a gradient, and form its scalars, once for neighbours that are alike. (A
@@ -372,14 +381,14 @@ static void form_scalars(fo_plan *plan, const fo_request *request, fo_result *re
 static void add_sums(const fo_plan *plan, size_t tensor, double *sums)
 {
     for (size_t b = plan->first_block[tensor]; b < plan->first_block[tensor + 1]; b++)
-        for (int k = 0; k < fo_needs[plan->tensors[tensor].rule].sums; k++)
+        for (int k = 0; k < sums_of(&plan->tensors[tensor]); k++)
             sums[k] += plan->partial[FO_MAX_SUMS * b + (size_t)k];
 }
 
 /* Form the scalars that depend on sums: of each tensor, or of all tensors of a rule. */
-static void settle(fo_plan *plan)
+static void settle(fo_plan *plan, double (*of_all)[FO_MAX_SUMS])
 {
-    double of_all[FO_RULES][FO_MAX_SUMS] = {0}, lengths[FO_RULES] = {0};
+    double lengths[FO_RULES] = {0};
     for (size_t i = 0; i < plan->count; i++) {
         const fo_tensor *t = &plan->tensors[i];
         if (!t->grad.at || !fo_needs[t->rule].over_plan) continue;
@@ -389,7 +398,7 @@ static void settle(fo_plan *plan)
     size_t settled = 0; /* rows of scalars: a row that several tensors share comes once */
     for (size_t i = 0; i < plan->count; i++) {
         const fo_tensor *t = &plan->tensors[i];
-        if (!t->grad.at || t->hyper < settled || !fo_needs[t->rule].sums) continue;
+        if (!t->grad.at || t->hyper < settled || sums_of(t) == 0) continue;
         double sums[FO_MAX_SUMS] = {0};
         if (!fo_needs[t->rule].over_plan) add_sums(plan, i, sums);
         fo_settle_scalars(t->rule, t->options, fo_needs[t->rule].over_plan ? of_all[t->rule] : sums,
@@ -399,14 +408,26 @@ static void settle(fo_plan *plan)
 }
 
 /* Measure, if a rule needs it, and form the scalars that depend on that. */
-static void measure_and_settle(const fo_kernels *kernels, fo_plan *plan, int threads)
+static void measure_and_settle(const fo_kernels *kernels, fo_plan *plan, int threads,
+                               double (*of_all)[FO_MAX_SUMS])
 {
     bool any = false;
-    for (size_t i = 0; i < plan->count; i++) any = any || (plan->tensors[i].grad.at && fo_needs[plan->tensors[i].rule].sums);
+    for (size_t i = 0; i < plan->count; i++) any = any || (plan->tensors[i].grad.at && sums_of(&plan->tensors[i]) != 0);
     if (!any) return;
     fo_pass pass = {.work = measure_block, .kernels = kernels, .plan = plan};
     run(&pass, threads);
-    settle(plan);
+    settle(plan, of_all);
+}
+
+/* The step was taken: bring the numbers among the options after it. (Tensors with the same options are neighbours.) */
+static void advance(const fo_plan *plan, double (*of_all)[FO_MAX_SUMS])
+{
+    const fo_options *last = NULL;
+    for (size_t i = 0; i < plan->count; i++) {
+        const fo_tensor *t = &plan->tensors[i];
+        if (fo_needs[t->rule].advances && t->options != last) fo_advance(t->rule, t->options, of_all[t->rule]);
+        last = t->options;
+    }
 }
 
 /* ---- what Cython calls ---- */
@@ -460,9 +481,11 @@ fo_result fo_step(const fo_kernels *kernels, fo_plan *plan, const fo_request *re
     }
     form_scalars(plan, request, &result);
     if (result.unfit) return result;
-    measure_and_settle(kernels, plan, request->threads);
+    double sums_of_all[FO_RULES][FO_MAX_SUMS] = {0};
+    measure_and_settle(kernels, plan, request->threads, sums_of_all);
     fo_pass pass = {.work = step_block, .kernels = kernels, .plan = plan, .zero_grad = request->zero_grad,
                     .factor = request->average_weight};
     run(&pass, request->threads);
+    advance(plan, sums_of_all);
     return result;
 }

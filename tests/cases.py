@@ -46,12 +46,12 @@ class Case:
 
     @property
     def clips_by_norm(self) -> bool:
-        return "clip_norm" in self.options
+        return self.clipping_at(0)[0] < math.inf
 
     @property
     def measures(self) -> bool:
         """Whether an element's update depends on the others of its tensor."""
-        return self.rule in _core.SCOPES
+        return self.rule in _core.SCOPES or bool(self.options.get("cautious"))
 
     @property
     def cancels(self) -> bool:
@@ -71,7 +71,9 @@ class Case:
 
     def clipping_at(self, step: int) -> tuple[float, float]:
         """Return the bounds of the norm and of the entries, infinite where there is none."""
-        norm, value = (at(self.options.get(name, math.inf), step) for name in ("clip_norm", "clip_value"))
+        names = "clip_norm", "clip_value"
+        given = (at(self.options.get(name, self.cls.whole[name].default), step) for name in names)
+        norm, value = (math.inf if bound is None else bound for bound in given)
         return norm, value
 
     def __str__(self) -> str:
@@ -83,6 +85,14 @@ def spelled(value: Any) -> str:
         return ",".join(spelled(entry) for entry in value)
     return value.__name__ if callable(value) else str(value)
 
+
+CAREFUL = {
+    "cautious": True,
+    "cautious_decay": True,
+    "weight_decay": 0.3,
+    "corrected_weight_decay": True,
+    "peak_lr": 0.2,
+}
 
 ROWS: list[tuple[str, str, dict[str, Any]]] = [
     ("SGD", "sgd", {}),
@@ -113,11 +123,16 @@ ROWS: list[tuple[str, str, dict[str, Any]]] = [
     ("Adam", "adam", {"betas": (0.8, 0.99), "eps": 1e-2, "eps_root": 1e-2}),
     ("Adam", "adam", {"betas": (cooling, 0.99)}),
     ("Adam", "adam", {"betas": (0.0, 0.0)}),
+    ("Adam", "adam", {"decoupled_weight_decay": True, **CAREFUL}),
     ("Adam", "amsgrad", {"amsgrad": True}),
     ("Adam", "amsgrad", {"amsgrad": True, "betas": (0.8, 0.5), "eps": 1e-2, "eps_root": 1e-2}),
     ("AdamW", "adam", {}),
     ("AdamW", "adam", {"betas": (0.8, 0.99), "eps": 1e-2, "eps_root": 1e-2}),
     ("AdamW", "amsgrad", {"amsgrad": True, "weight_decay": 0.01}),
+    ("AdamW", "adam", {"cautious": True}),
+    ("AdamW", "adam", {"cautious_decay": True, "weight_decay": 0.3}),
+    ("AdamW", "adam", {"corrected_weight_decay": True, "peak_lr": 0.2, "lr": warmup}),
+    ("AdamW", "amsgrad", {"amsgrad": True, **CAREFUL}),
     ("NAdam", "nadam", {}),
     ("NAdam", "nadam", {"betas": (0.8, 0.99), "eps": 1e-2, "momentum_decay": 0.3}),
     ("NAdam", "nadam", {"weight_decay": 0.01, "decoupled_weight_decay": True}),
@@ -136,6 +151,7 @@ ROWS: list[tuple[str, str, dict[str, Any]]] = [
     ("Rprop", "rprop", {"etas": (0.3, 1.7), "step_sizes": (0.05, 0.15)}),
     ("Lion", "lion", {}),
     ("Lion", "lion", {"betas": (0.8, 0.9)}),
+    ("Lion", "lion", CAREFUL),
     ("Signum", "signum", {}),
     ("Signum", "signum", {"momentum": cooling, "weight_decay": 0.01, "decoupled_weight_decay": False}),
     ("Signum", "signsgd", {"momentum": 0.0, "weight_decay": 0.01}),
@@ -166,6 +182,24 @@ ROWS: list[tuple[str, str, dict[str, Any]]] = [
     ("LARS", "lars_momentum", {"momentum": 0.9, "weight_decay": 0.01}),
     ("LARS", "lars_momentum", {"momentum": 0.9, "always_adapt": True, "dampening": 0.3, "eps": 1e-2}),
     ("LARS", "lars_momentum", {"momentum": 0.9, "always_adapt": True, "nesterov": True, "trust_coeff": 0.1}),
+    ("LAMB", "lamb", {}),
+    ("LAMB", "lamb", {"clip_norm": None, "betas": (0.8, 0.99), "eps": 1e-2, "trust_clip": True, "weight_decay": 0.3}),
+    ("LAMB", "lamb", {"cautious": True, "clip_norm": None}),
+    ("LAMB", "lamb", {"decoupled_weight_decay": True, **CAREFUL}),
+    ("LAMB", "lamb", {"always_adapt": True, "weight_decay": 0.0, "bias_correction": False, "grad_averaging": False}),
+    ("StableAdamW", "stable_adamw", {}),
+    ("StableAdamW", "stable_adamw", {"betas": (0.8, 0.9), "eps": 1e-2, "weight_decay": 0.3}),
+    ("StableAdamW", "stable_adamw", CAREFUL),
+    ("StableAdamW", "stable_adamw", {"decoupled_weight_decay": False, "lr": warmup}),
+    ("ScheduleFreeSGD", "schedule_free_sgd", {}),
+    ("ScheduleFreeSGD", "schedule_free_sgd", {"momentum": 0.7, "warmup_steps": 4, "r": 1.0, "weight_lr_power": 1.0}),
+    ("ScheduleFreeAdamW", "schedule_free_adamw", {}),
+    ("ScheduleFreeAdamW", "schedule_free_adamw", {"betas": (0.8, 0.9), "eps": 1e-2, "weight_decay": 0.3}),
+    ("ScheduleFreeAdamW", "schedule_free_adamw", {"warmup_steps": 4, "r": 1.0, "weight_lr_power": 1.0}),
+    ("Prodigy", "prodigy", {"lr": 1.0}),
+    ("Prodigy", "prodigy", {"lr": 1.0, "d0": 0.03, "beta3": 0.9, "eps": 1e-2, "betas": (0.8, 0.99)}),
+    ("Prodigy", "prodigy", {"d0": 0.3, "use_bias_correction": True, "safeguard_warmup": True, "growth_rate": 1.1}),
+    ("Prodigy", "prodigy", {"d0": 0.3, "betas": (0.0, 0.9), "d_coef": 2.0}),
 ]
 """Optimizer, rule, options."""
 

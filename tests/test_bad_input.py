@@ -15,7 +15,7 @@ from cases import MAKERS, Case, Maker, every_optimizer, first_case_of_each_rule,
 
 import fastopt
 from fastopt import optimizers
-from fastopt.methods.base import Quantity, QuantityOrNone
+from fastopt.methods.base import Maybe, Quantity
 
 
 def array_of(shape: int | tuple[int, ...] = (2, 3), dtype: str = "float64") -> Array:
@@ -310,9 +310,9 @@ NO_NUMBERS: list[Any] = [
         pytest.param(MAKERS[optimizer], name, value, id=f"{optimizer}-{name}-{repr(value)[:20]}")
         for optimizer, cls in optimizers.registry().items()
         for name, option in cls.method.options.items()
-        if isinstance(option, Quantity) and option.low == 0
+        if isinstance(option, Quantity) and option.low == 0 and not option.fixed
         for value in NO_NUMBERS
-        if not (value is None and isinstance(option, QuantityOrNone))
+        if not (value is None and isinstance(option, Maybe))
     ],
 )
 def test_number_out_of_bounds(make: Maker, name: str, value: Any) -> None:

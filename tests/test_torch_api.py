@@ -22,7 +22,7 @@ from torch_cases import NAMES, assert_equal, every_optimizer, give_gradients, no
 import fastopt.torch  # noqa: E402
 from fastopt import schedules  # noqa: E402
 
-BEYOND_TORCH = ["clip_norm", "clip_value", "nonfinite", "zero_grad_in_step", "state_dtype", "ema"]
+BEYOND_TORCH = [*fastopt.torch.Optimizer.whole]
 EXTRAS = {
     name: [
         option

@@ -140,11 +140,13 @@ def test_tables_and_dense_parameters_are_clipped_together() -> None:
     params[0].grad, params[1].grad = sparse([4, 4, 1], drawn(3, 2), (9, 2)), drawn(3)
     dense = torch.cat([params[0].grad.to_dense().flatten(), params[1].grad])
     opt.step()
+    assert opt.last_step
     assert opt.last_step.clipped
     assert opt.last_step.grad_norm == pytest.approx(dense.norm().item(), rel=1e-14)
     before = [param.detach().clone() for param in params]
     params[0].grad = sparse([0, 3], torch.tensor([[1.0, 1.0], [1.0, torch.inf]], dtype=torch.float64), (9, 2))
     opt.step()
+    assert opt.last_step
     assert opt.last_step.skipped
     for param, old in zip(params, before, strict=True):
         torch.testing.assert_close(param.detach(), old, rtol=0, atol=0)

@@ -26,6 +26,7 @@ cdef extern from "fastopt.h" nogil:
         int states
         int numbers
         int sums
+        bint advances
         bint over_plan
     const fo_rule_needs *fo_needs
     ctypedef struct fo_tensor:
@@ -36,7 +37,7 @@ cdef extern from "fastopt.h" nogil:
         fo_stream copy
         fo_number count
         fo_number number[4]
-        const fo_options *options
+        fo_options *options
         size_t n
         const fo_rows *rows
         size_t width
@@ -98,7 +99,9 @@ cdef class Plan:
     cdef list owners
     cdef size_t rows
     cdef object kept
+    cdef tuple advancing
     cdef bint cut  # whether the blocks are those of the lengths
     cdef bint rowed  # whether some tensors have rows, so that another step has other blocks
 
     cdef int cut_blocks(self) except -1
+    cdef int tell(self) except -1

@@ -253,6 +253,24 @@ cdef class Plan:
         """Whether two tensors share memory."""
         return fo_params_overlap(self.plan)
 
+    def keep(self, dict columns, list groups, list seen, list values) -> None:
+        """Write the options in `columns` into the groups, `seen` and `values` after each step that was taken."""
+        self.advancing = (columns, groups, seen, values)
+
+    cdef int tell(self) except -1:
+        cdef Py_ssize_t owner
+        cdef double number
+        if self.advancing is None:
+            return 0
+        columns, groups, seen, values = self.advancing
+        for owner in range(len(groups)):
+            group = groups[owner]
+            for name, column in columns.items():
+                number = (<double *>&self.options[owner])[<size_t>column]
+                group[name] = values[owner][name] = int(number) if type(group.get(name)) is int else number
+            seen[owner] = list(group.values()) if seen[owner] else []
+        return 0
+
     @staticmethod
     def of_pairs(list pairs, kept) -> Plan:
         """A plan for the passes over two arrays, ((address, storage), (address, storage), length) each.
@@ -300,6 +318,7 @@ cdef class Plan:
         if not result.skipped:
             for call in after:
                 call[0](*call[1:])
+            self.tell()
             made.clear()
             if counter is not None:
                 counter.step_count += 1

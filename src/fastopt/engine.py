@@ -112,6 +112,11 @@ class Face:
         """Return the engine of the groups of now."""
         raise NotImplementedError
 
+    @staticmethod
+    def _lerp(targets: list[Any], sources: list[Any], weight: float) -> None:
+        """Move the targets towards the sources."""
+        raise NotImplementedError
+
     def _check_whole(self, values: Mapping[str, Any]) -> None:
         """Raise `ValueError` unless these options of the whole optimizer make sense at this step."""
         for name, value in values.items():
@@ -234,6 +239,9 @@ class Engine(ABC):
         self.seen: list[list[Any]] = [[] for _ in parts]
         self.values: list[Group] = [{} for _ in parts]
         self.rules: list[tuple[str, tuple[str, ...]]] = [("", ()) for _ in parts]
+        if self.method.advances:
+            columns = {name: _core.OPTIONS[name] for name in self.method.advances}
+            self.plan.keep(columns, self.groups, self.seen, self.values)
         self.whole: Group = {}
         self.take_whole()
         self.made: list[tuple[int, str, Any]] = []
@@ -291,6 +299,10 @@ class Engine(ABC):
     @abstractmethod
     def buffers(self, slot: int, grad: Any, states: list[Any], zero: bool) -> Buffers:
         """Return what the kernels are to see; raise if the gradient does not fit the parameter."""
+
+    @abstractmethod
+    def has_stepped(self, slot: int, name: str) -> bool:
+        """Whether a parameter has taken a step, so that its state of this name is there."""
 
     @abstractmethod
     def duplicate(self, slot: int) -> Any:
@@ -404,6 +416,8 @@ class Engine(ABC):
         `zero_grad_in_step` does); of the object `counter` the attribute `step_count` counts the steps taken.
         """
         whole = self.options()
+        if self.method.advances:
+            self.method.check_groups(self.values)
         clip_norm, nonfinite = whole["clip_norm"], whole["nonfinite"]
         zero = bool(whole["zero_grad_in_step"]) if zero is None else zero
         lr = self.values[0]["lr"] if self.values else math.nan

@@ -152,6 +152,10 @@ class Arrays(Engine):
                 )
         return zero, [], [(values.fill, 0) for values in rows if zero]
 
+    def has_stepped(self, slot: int, name: str) -> bool:
+        """Whether its steps are more than none: the states are there before."""
+        return bool(self.face._steps[slot])
+
     def copy_of(self, slot: int) -> Any:
         """Return what a parameter is copied to in each step, or None."""
         return self.face._copies[slot]

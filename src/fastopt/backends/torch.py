@@ -95,7 +95,11 @@ class Tensors(Engine):
             self.refuse(slot, why)
         if any(stride == 0 and size > 1 for stride, size in zip(param.stride(), param.shape, strict=True)):
             self.refuse(slot, "has elements that share memory, which no step can update; make it a clone()")
-        _, names = self.rules[self.owners[slot]]
+        owner = self.owners[slot]
+        rule, names = self.rules[owner]
+        if (rule in _core.SCOPES or self.values[owner].get("cautious")) and is_sharded(param):
+            what = f"but what {self.method.__name__} does depends on sums over whole tensors"
+            self.refuse(slot, f"is sharded among processes, {what}; use an optimizer that knows elements alone")
         for name, state in self.face.state.get(param, {}).items():
             if name not in names or state is None:
                 continue
@@ -312,6 +316,10 @@ class Tensors(Engine):
         with torch.no_grad() if records else nullcontext():
             return super().run(grads, request)
 
+    def has_stepped(self, slot: int, name: str) -> bool:
+        """Whether the state is there."""
+        return self.face.state.get(self.params[slot], {}).get(name) is not None
+
     def copy_of(self, slot: int) -> Any:
         """Return what a parameter is copied to in each step, or None."""
         return self.face._copies.get(self.params[slot])
@@ -392,6 +400,11 @@ def dtype_of(storage: str, param: Tensor) -> torch.dtype:
 
 
 # ---- views and copies ----
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether other processes have other parts of a tensor."""
+    return isinstance(tensor, DTensor) and not all(placement.is_replicate() for placement in tensor.placements)
 
 
 def local_part(tensor: Tensor) -> Tensor:

@@ -11,9 +11,9 @@ from fastopt.methods.base import (
     SQUARE,
     Decays,
     Flag,
+    Maybe,
     Method,
     Quantity,
-    QuantityOrNone,
     epsilon,
     learning_rate,
 )
@@ -41,8 +41,8 @@ class AdEMAMix(Method):
     lr = learning_rate(1e-3)
     betas = Decays((0.9, 0.999, 0.9999), "Decay of m, of v and of l, in [0, 1).")
     alpha = Quantity(5.0, "How much l counts beside m, at least 0.")
-    t_alpha = QuantityOrNone(None, "In how many steps alpha is reached; None: at once.")
-    t_beta3 = QuantityOrNone(None, "In how many steps beta3 is reached; None: at once.")
+    t_alpha = Maybe(None, "In how many steps alpha is reached; None: at once.")
+    t_beta3 = Maybe(None, "In how many steps beta3 is reached; None: at once.")
     eps = epsilon(1e-8)
     weight_decay = Quantity(1e-2, "At least 0.")
     maximize = MAXIMIZE

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from fastopt.methods.base import MAXIMIZE, MOMENT, SQUARE, Decays, Flag, Method, Quantity, QuantityOrNone, learning_rate
+from fastopt.methods.base import MAXIMIZE, MOMENT, SQUARE, Decays, Flag, Maybe, Method, Quantity, learning_rate
 
 
 class ADOPT(Method):
@@ -28,7 +28,7 @@ class ADOPT(Method):
     lr = learning_rate(1e-3)
     betas = Decays((0.9, 0.9999), "Decay of m and of v, in [0, 1).")
     eps = Quantity(1e-6, "The least that g is divided by, at least 0.", words="epsilon value")
-    clip_exp = QuantityOrNone(0.333, "The power by which the bound of n grows; None: it has none.", low=float("-inf"))
+    clip_exp = Maybe(0.333, "The power by which the bound of n grows; None: it has none.", low=float("-inf"))
     weight_decay = Quantity(0.0, "At least 0.")
     decoupled_weight_decay = Flag(False, "Whether `weight_decay` shrinks the parameters, and is no part of g.")
     maximize = MAXIMIZE
