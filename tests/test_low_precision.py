@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cases import Case, first_case_of_each_rule
+from cases import FIRST_OF_EACH_RULE, Case
 
 import fastopt
 
@@ -21,7 +21,7 @@ def arrays(rng: np.random.Generator) -> list[Any]:
 # ---- states in 8 bits ----
 
 
-@first_case_of_each_rule
+@pytest.mark.parametrize("case", [case for case in FIRST_OF_EACH_RULE if not case.measures])
 def test_a_step_is_the_float32_step_of_what_the_codes_stand_for(case: Case, rng: np.random.Generator) -> None:
     """The parameter sees the new states before they are rounded."""
     params = arrays(rng)
@@ -283,6 +283,42 @@ def test_torch_keeps_float32_states_of_complex_parameters_and_makes_sparse_gradi
     rows.step()
     assert (table.weight[3] != before[3]).all()
     assert torch.equal(table.weight[4], before[4])
+
+
+@pytest.mark.parametrize("width", [32, 96, 320])
+def test_rows_of_whole_groups_are_stepped_alone(width: int, rng: np.random.Generator) -> None:
+    torch = pytest.importorskip("torch")
+    import fastopt.torch
+
+    start = torch.tensor(rng.normal(size=(50, width)).astype(np.float32))
+    table = torch.nn.Parameter(start.clone())
+    rows = torch.tensor([3, 7, 8, 41])
+    picked = torch.nn.Parameter(start[rows].clone())
+    opt = fastopt.torch.Adam([table], lr=0.1, state_dtype="8bit", lazy=True)
+    other = fastopt.torch.Adam([picked], lr=0.1, state_dtype="8bit")
+    for _ in range(3):
+        values = torch.tensor(rng.normal(size=(4, width)).astype(np.float32))
+        table.grad = torch.sparse_coo_tensor(rows[None], values, table.shape, check_invariants=True)
+        picked.grad = values
+        opt.step()
+        other.step()
+    expected = start.clone()
+    expected[rows] = picked.detach()
+    assert torch.equal(table.detach(), expected)
+
+
+def test_rows_that_cut_groups_are_refused_where_only_they_may_change() -> None:
+    torch = pytest.importorskip("torch")
+    import fastopt.torch
+
+    table = torch.nn.Parameter(torch.ones(6, 33))
+    opt = fastopt.torch.Adam([table], state_dtype="8bit", lazy=True)
+    table.grad = torch.sparse_coo_tensor([[1]], torch.ones(1, 33), table.shape, check_invariants=True)
+    with pytest.raises(RuntimeError, match="has rows of 33 elements, expected a multiple of 32"):
+        opt.step()
+    p = np.ones((6, 33), np.float32)
+    with pytest.raises(ValueError, match="has rows of 33 elements, expected a multiple of 32"):
+        fastopt.Adam(p, state_dtype="8bit", lazy=True).step(fastopt.Rows([1], np.ones((1, 33), np.float32)))
 
 
 def test_torch_refuses_codes_without_scales_and_wrong_scales() -> None:

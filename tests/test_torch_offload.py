@@ -43,7 +43,8 @@ class LateLink(link.Link):
 
     def down(self, source: Any, target: Any) -> Callable[[], object]:
         target.fill_(float("nan"))
-        return self.later(0, source.clone(), target).result
+        result: Callable[[], object] = self.later(0, source.clone(), target).result
+        return result
 
     def up(self, source: Any, target: Any) -> None:
         torch.autograd.graph.increment_version(target)  # as a copy does when it is asked for
@@ -279,10 +280,11 @@ def test_grad_scaler() -> None:
             model[0].weight.grad[0, 0] = math.inf
         for param, master in zip(model.parameters(), masters, strict=True):
             master.grad = param.grad.float()
-        plain.grad_scale = torch.tensor(scale)
+        plain.grad_scale = torch.tensor(scale)  # type: ignore[attr-defined]
         scaler.step(opt)
         scaler.update()
         if step == 2:
+            assert opt.last_step
             assert opt.last_step.skipped
             assert scaler.get_scale() == scale / 2
         else:
@@ -312,6 +314,7 @@ def test_gradients_that_are_not_finite(nonfinite: str) -> None:
             opt.step()
     else:
         opt.step()
+        assert opt.last_step
         assert opt.last_step.skipped
     assert_equal(dict(model.state_dict()), dict(before))
     assert opt.step_count == 0
@@ -399,7 +402,7 @@ def test_a_closure_and_hooks() -> None:
         opt.zero_grad()
         loss = loss_of(model, 0)
         loss.backward()
-        return loss.item()
+        return float(loss)
 
     losses = [opt.step(closure) for _ in range(20)]
     assert losses[-1] < losses[0]
@@ -521,7 +524,7 @@ def test_errors_have_names() -> None:
         Offload(model.parameters(), fastopt.torch.AdamW, lr=-1.0)
     opt = Offload(model.parameters(), fastopt.torch.AdamW)
     with pytest.raises(TypeError, match=r"expected one of fastopt.torch, got Offload"):
-        fastopt.torch.step_in_backward(opt)
+        fastopt.torch.step_in_backward(opt)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"got torch.float64"):
         opt.add_param_group({"params": [torch.ones(2, dtype=torch.float64, requires_grad=True)]})
     assert len(opt.param_groups) == 1

@@ -45,7 +45,7 @@ class Masters(Tensors):
     def threads(self) -> int:
         """Return as many as for any step; where several processes share the machine, at least this one's share."""
         usual = super().threads()
-        return usual if self.serial or environment.chosen_threads() else max(usual, share_of_processors())
+        return usual if self.serial or environment.chosen_threads() else -max(-usual, share_of_processors())
 
 
 class Arrival(NamedTuple):
