@@ -200,6 +200,7 @@ ROWS: list[tuple[str, str, dict[str, Any]]] = [
     ("Prodigy", "prodigy", {"lr": 1.0, "d0": 0.03, "beta3": 0.9, "eps": 1e-2, "betas": (0.8, 0.99)}),
     ("Prodigy", "prodigy", {"d0": 0.3, "use_bias_correction": True, "safeguard_warmup": True, "growth_rate": 1.1}),
     ("Prodigy", "prodigy", {"d0": 0.3, "betas": (0.0, 0.9), "d_coef": 2.0}),
+    ("Prodigy", "prodigy", {"d0": 0.3, "weight_decay": 0.01, "decoupled_weight_decay": False}),
 ]
 """Optimizer, rule, options."""
 

@@ -5,9 +5,12 @@ from typing import Any
 import numpy as np
 import pytest
 from arrays import Array, nonzero
+from cases import CASES
 
 import fastopt
 from fastopt import _arrays, _core
+
+NUMBERS = {case.rule: case.cls.method.numbers for case in CASES}
 
 RULES = [name for name in _core.RULES if not name.startswith("floor") and name not in _core.SCOPES]
 
@@ -25,8 +28,9 @@ class Table:
         self.plan = _core.Plan([0], 1)
         self.plan.set_options(0, tuple(map(_core.OPTIONS.__getitem__, OPTIONS)), list(OPTIONS.values()))
         places = list(map(_arrays.place, self.states))
-        count_place = (self.count.ctypes.data, False)
-        self.plan.bind(0, rule, table.size, _arrays.place(self.table), places, [count_place])
+        self.numbers = [self.count, *[np.ones(1) for _ in NUMBERS.get(rule, ())]]
+        kept = [(number.ctypes.data, False) for number in self.numbers]
+        self.plan.bind(0, rule, table.size, _arrays.place(self.table), places, kept)
 
     def set_rows(self, numbers: Array, values: Array, threads: int = 1) -> None:
         place = numbers.ctypes.data, numbers.dtype == np.int64, len(numbers)
