@@ -1,0 +1,10 @@
+"""The optimizers for JAX, each made from its description in `fastopt.methods`."""
+
+from __future__ import annotations
+
+from fastopt import optimizers
+from fastopt.jax.optimizer import Optimizer, made_from
+
+_classes: dict[str, type[Optimizer]] = {name: made_from(cls.method) for name, cls in optimizers.registry().items()}
+globals().update(_classes)
+__all__ = (*_classes,)
