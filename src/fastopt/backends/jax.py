@@ -34,7 +34,9 @@ def interface() -> tuple[int, int]:
 MAJOR, MINOR = interface()
 
 if MAJOR != 0:  # (minor versions only add to it)
-    raise ImportError(f"fastopt.jax knows version 0 of XLA's foreign function interface, jax {jax.__version__} has {MAJOR}")
+    raise ImportError(
+        f"fastopt.jax knows version 0 of XLA's foreign function interface, jax {jax.__version__} has {MAJOR}"
+    )
 
 jax.ffi.register_ffi_target(TARGET, _core.xla_handler(MINOR), platform="cpu")
 

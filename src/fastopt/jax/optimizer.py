@@ -16,6 +16,7 @@ from fastopt.backends.jax import Layout
 from fastopt.backends.jax import step as run
 from fastopt.engine import AVERAGE
 from fastopt.hyperparameters import at_step
+from fastopt.jax import exchange
 from fastopt.methods.base import STORED_AS, WHOLE_OF_JAX, Method, Option, StateDtype
 from fastopt.schedules import Schedule
 
@@ -248,6 +249,76 @@ class Optimizer:
         except ValueError as error:
             raise ValueError(f"decay_mask: {error}") from None
         return [int(not flag) for flag in jax.tree.leaves(flags)]
+
+    # ---- optax ----
+
+    def from_optax(self, optax_state: Any, params: Any) -> State:
+        """Return the state that goes on from where an optimizer of optax was: `adam`, `adamw`, `lion`, `sgd`.
+
+        Parameters
+        ----------
+        optax_state
+            Of that optimizer, alone or in a chain.
+        params
+            The parameters as they are.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If it is of another optimizer.
+        """
+        fields = self.optax_fields()
+        found = exchange.fields_of(optax_state, {*fields.values(), exchange.COUNT})
+        for field in fields.values():
+            if len(found[field]) != 1:
+                raise ValueError(f"optax_state: expected one field {field!r}, got {len(found[field])}")
+        state = self.init(params)
+        tree = jax.tree.structure(params)
+        arrays = dict(state.arrays)
+        for name, field in fields.items():
+            values = matched(f"optax_state: {field}", found[field][0], tree)
+            own = jax.tree.leaves(arrays[name])
+            arrays[name] = tree.unflatten(
+                [jnp.array(value, like.dtype, copy=True) for value, like in zip(values, own, strict=True)]
+            )
+        # What counts no steps there may have taken any number: the first differs from the others by dampening alone.
+        counts = [jnp.asarray(count, jnp.int32) for count in found[exchange.COUNT]]
+        count = jnp.max(jnp.stack(counts)) if counts else jnp.ones((), jnp.int32)
+        return State(count, arrays)
+
+    def to_optax(self, state: State, like: Any) -> Any:
+        """Return a state for optax.
+
+        Parameters
+        ----------
+        state
+            Of this optimizer.
+        like
+            A state of the optimizer in optax, as its `init` returns it; what has no counterpart here stays.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If that is another optimizer.
+        """
+        fields = self.optax_fields()
+        found = exchange.fields_of(like, {*fields.values()})
+        if any(len(values) != 1 for values in found.values()):
+            raise ValueError(f"like: expected each of the fields {sorted(found)} once")
+        kept = {field: state.arrays[name] for name, field in fields.items()}
+
+        def new(field: str, old: Any) -> Any:
+            value = state.count if field == exchange.COUNT else kept[field]
+            return jax.tree.map(lambda own, other: jnp.array(own, other.dtype, copy=True), value, old)
+
+        return exchange.replaced(like, {*fields.values(), exchange.COUNT}, new)
+
+    def optax_fields(self) -> dict[str, str]:
+        """Return what optax calls the states."""
+        names = exchange.NAMES.get(self.method.__name__, {})
+        if not names or not names.keys() >= set(self.names):
+            raise TypeError(f"{type(self).__name__}: with {self.rule!r} its state is not optax's")
+        return {name: names[name] for name in self.names}
 
     def __repr__(self) -> str:
         given = {name: value for name, value in self.options.items() if name in self.__signature__.parameters}
