@@ -105,8 +105,9 @@ typedef struct {
     xla_attributes attributes;
 } xla_call;
 
-/* A handler of the interface, but for its first arguments: see xla.c. `minor` is the version to claim: XLA registers
- * nobody that is behind by a few. Returns NULL, or what was wrong. */
+/* Handlers of the interface, but for their first arguments: see xla.c. `minor` is the version to claim: XLA registers
+ * nobody that is behind by a few. They return NULL, or what was wrong. */
+xla_error *fo_xla_measure(const fo_kernels *kernels, int threads, int minor, const xla_call *call);
 xla_error *fo_xla_step(const fo_kernels *kernels, int threads, int minor, const xla_call *call);
 
 #endif

@@ -86,6 +86,7 @@ cdef extern from "xla.h" nogil:
         pass
     ctypedef struct xla_error:
         pass
+    xla_error *fo_xla_measure(const fo_kernels *, int, int, const xla_call *)
     xla_error *fo_xla_step(const fo_kernels *, int, int, const xla_call *)
 
 

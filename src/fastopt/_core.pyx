@@ -74,15 +74,19 @@ def threads_asked() -> int:
 cdef int xla_minor = 0
 
 
+cdef xla_error *measure_of_xla(const xla_call *call) noexcept nogil:
+    return fo_xla_measure(kernels, asked_threads, xla_minor, call)
+
+
 cdef xla_error *step_of_xla(const xla_call *call) noexcept nogil:
     return fo_xla_step(kernels, asked_threads, xla_minor, call)
 
 
-def xla_handler(int minor) -> object:
-    """Return the step as a handler of XLA's foreign function interface 0.`minor`, in a capsule: see csrc/xla.c."""
+def xla_handlers(int minor) -> tuple:
+    """Return the handlers of XLA's foreign function interface 0.`minor`, in capsules: to measure, to step (csrc/xla.c)."""
     global xla_minor
     xla_minor = minor
-    return PyCapsule_New(<void *>step_of_xla, NULL, NULL)
+    return PyCapsule_New(<void *>measure_of_xla, NULL, NULL), PyCapsule_New(<void *>step_of_xla, NULL, NULL)
 
 
 def find_openmp() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
 
 import jax
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fastopt import _core
-from fastopt.backends.jax import Layout
+from fastopt.backends.jax import Numbers, Rule
 from fastopt.backends.jax import step as run
 from fastopt.engine import AVERAGE
 from fastopt.hyperparameters import at_step
@@ -22,8 +22,8 @@ from fastopt.schedules import Schedule
 
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 
-OF_ALL = ("clip_norm", "clip_value", AVERAGE)
-"""Options of the whole optimizer that are numbers, in the order of csrc/xla.c."""
+CLIP_NORM = -1
+"""Where `clip_norm` belongs: not among the options, as it is measured by before."""
 
 
 class State(NamedTuple):
@@ -109,10 +109,13 @@ class Optimizer:
                     places = [row * rows.shape[1] + _core.OPTIONS[key] for row in (0, 1)]
                     self.note(name, option, part, places[:1] if key == "weight_decay" else places)
         rows[1, _core.OPTIONS["weight_decay"]] = 0.0
-        whole = [math.inf if start[name] is None else float(start[name]) for name in OF_ALL[:2]]
-        for place, name in enumerate(OF_ALL):
-            self.note(name, WHOLE_OF_JAX[name], 0, [rows.size + place])
-        self.numbers = np.array([*rows.ravel(), *whole, 0.0 if start[AVERAGE] is None else 1.0 - start[AVERAGE]])
+        for name, place in {"clip_norm": CLIP_NORM, "clip_value": rows.size, AVERAGE: rows.size + 1}.items():
+            self.note(name, WHOLE_OF_JAX[name], 0, [place])
+        clip_norm, clip_value = (
+            math.inf if start[name] is None else float(start[name]) for name in ("clip_norm", "clip_value")
+        )
+        self.clip_norm = np.array([clip_norm])
+        self.numbers = np.array([*rows.ravel(), clip_value, 0.0 if start[AVERAGE] is None else 1.0 - start[AVERAGE]])
         # A number that moves may be zero at the start alone.
         moving = {moving.name: start[moving.name] or 1.0 for moving in self.moving}
         self.rule, self.names = self.method.rule({**start, **moving})
@@ -205,7 +208,7 @@ class Optimizer:
                 raise TypeError(f"grads{label}: expected {leaf.dtype}, got {gradient.dtype}")
             if gradient.shape != leaf.shape:
                 raise ValueError(f"grads{label}: expected the shape {leaf.shape}, got {gradient.shape}")
-        written = [state.count, *leaves]
+        written = [leaves]
         for name in self.kept:
             arrays = matched(f"state.arrays[{name!r}]", state.arrays[name], tree)
             for leaf, array, label in zip(leaves, arrays, labels, strict=True):
@@ -215,20 +218,21 @@ class Optimizer:
                         f"state.arrays[{name!r}]{label}: expected {expected[1]} of the shape {expected[0]}, "
                         f"got {array.dtype} of {array.shape}"
                     )
-            written += arrays
-        moving = [(moving.at(state.count), place) for moving in self.moving for place in moving.places]
-        layout = Layout(
-            self.rule,
-            self.numbers,
-            self.owners(params, len(leaves)),
-            [place for _, place in moving],
-            self.stochastic,
-            AVERAGE in self.arrays,
+            written.append(arrays)
+        moving = [(moving.places, moving.at(state.count)) for moving in self.moving]
+        traced = tuple((place, number) for places, number in moving for place in places if place != CLIP_NORM)
+        clip_norm = tuple((0, number) for places, number in moving if CLIP_NORM in places)
+        count, found = run(
+            Rule(self.rule, Numbers(self.numbers, traced), self.stochastic, AVERAGE in self.arrays),
+            Numbers(self.clip_norm, clip_norm),
             self.options["nonfinite"] == "skip",
+            self.owners(params, len(leaves)),
+            state.count,
+            written,
+            gradients,
         )
-        count, *rest = run(layout, [number for number, _ in moving], written, gradients)
-        trees = [tree.unflatten(rest[k : k + len(leaves)]) for k in range(0, len(rest), len(leaves))]
-        return trees[0], State(count, dict(zip(self.kept, trees[1:], strict=True)))
+        trees = map(tree.unflatten, found)
+        return next(trees), State(count, dict(zip(self.kept, trees, strict=True)))
 
     @property
     def stochastic(self) -> int:
