@@ -12,13 +12,14 @@ import os
 import sys
 from pathlib import Path
 
-for module in ("numpy", "torch", "fastopt"):
-    if importlib.util.find_spec(module) is None:
-        sys.exit(f"bench/offload.py: {module} is not installed")
 
-from fastopt.benchmark import offload
+def main() -> None:
+    """Measure, show, and write."""
+    for module in ("numpy", "torch", "fastopt"):
+        if importlib.util.find_spec(module) is None:
+            sys.exit(f"bench/offload.py: {module} is not installed")
+    from fastopt.benchmark import offload
 
-if __name__ == "__main__":
     why = offload.obstacle()
     if why:
         sys.exit(f"bench/offload.py: {why}")
@@ -28,3 +29,7 @@ if __name__ == "__main__":
     print(text)
     (folder / "offload.txt").write_text(text + "\n")
     (folder / "offload.json").write_text(json.dumps(results, indent=1, default=str) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -9,6 +9,7 @@ compiled core nor torch is needed. CMake runs this; by hand it is
 from __future__ import annotations
 
 import importlib
+import math
 import sys
 from inspect import Parameter, formatannotation
 from pathlib import Path
@@ -24,6 +25,7 @@ FOR_NUMPY = '''\
 from collections.abc import Callable
 from typing import Any, Literal
 
+from fastopt.modes import TwoModes
 from fastopt.optimizer import Optimizer
 
 _Number = float | Callable[[int], float]
@@ -38,6 +40,7 @@ from typing import Literal
 import torch
 from torch.optim.optimizer import ParamsT
 
+from fastopt.modes import TwoModes
 from fastopt.torch.optimizer import Optimizer
 
 _Number = float | torch.Tensor | Callable[[int], float]
@@ -77,7 +80,7 @@ def listed(names: list[str]) -> str:
 def class_for_numpy(name: str, method: Any) -> str:
     """Return the class of a description for NumPy."""
     parameters = [*method.signature().parameters.values()]
-    return written(f"class {name}(Optimizer):", method.documentation(), parameters, "Any")
+    return written(f"class {name}({modes_of(method)}Optimizer):", method.documentation(), parameters, "Any")
 
 
 def class_for_torch(name: str, method: Any, whole: Any) -> str:
@@ -93,9 +96,14 @@ def class_for_torch(name: str, method: Any, whole: Any) -> str:
             flag, kind, default=FLAGS[flag], annotation=bool | None if FLAGS[flag] is None else bool
         )
         parameters[flag] = known.replace(kind=kind)
-    bases = f"Optimizer, torch.optim.{twin}" if twin else "Optimizer"
+    bases = f"{modes_of(method)}Optimizer" + (f", torch.optim.{twin}" if twin else "")
     ordered = sorted(parameters.values(), key=lambda parameter: parameter.kind)
     return written(f"class {name}({bases}):", method.documentation(whole), ordered, "ParamsT")
+
+
+def modes_of(method: Any) -> str:
+    """Return the base of a class that has `train` and `eval`, and a comma."""
+    return "TwoModes, " if "train_mode" in method.options else ""
 
 
 def written(head: str, documentation: str, parameters: list[Parameter], of_params: str) -> str:
@@ -104,10 +112,15 @@ def written(head: str, documentation: str, parameters: list[Parameter], of_param
     for parameter in parameters[1:]:
         if parameter.kind is Parameter.KEYWORD_ONLY and "*" not in arguments:
             arguments.append("*")
-        arguments.append(f"{parameter.name}: {typed(parameter.annotation)} = {parameter.default!r}")
+        arguments.append(f"{parameter.name}: {typed(parameter.annotation)} = {value(parameter.default)}")
     lines = "".join(f"    {argument},\n" for argument in arguments)
     body = f'r"""{documentation}\n"""\n\ndef __init__(\n{lines}) -> None: ...\n'
     return f"{head}\n{indent(body, '    ')}"
+
+
+def value(default: Any) -> str:
+    """Return a default as it is written: infinity is no name."""
+    return "1e999" if default == math.inf else repr(default)
 
 
 def typed(annotation: Any) -> str:

@@ -1,66 +1,232 @@
 /* From streams to loops: a stream that is stored as the arithmetic computes is used in place, any other goes through a
  * buffer, chunk by chunk. Nothing here knows a rule or a storage. */
 
-/* Buffers are not a power of two apart: addresses whose last 12 bits agree get in each other's way. */
-typedef float fo_buffer[CHUNK + 32];
+/* Buffers are not a power of two apart: addresses whose last 12 bits agree get in each other's way. (Rows may be of
+ * float64, and a chunk of them has half as many elements.) */
+typedef union {
+    float f32[CHUNK + 32];
+    double f64[CHUNK / 2 + 16];
+} fo_buffer;
 
-typedef void fo_loop(void *param, const void *grad, void *const *state, size_t n, const fo_hyper *hyper, bool fetch);
+/* Rows of as many elements are used where they are; of narrower ones, several make a chunk. */
+enum { WIDE = 256 };
+
+typedef void fo_loop(void *restrict param, const void *restrict grad, void *restrict s0, void *restrict s1,
+                     void *restrict s2, void *restrict s3, void *restrict s4, void *restrict s5, size_t n,
+                     const fo_hyper *hyper, bool fetch);
 
 static fo_storage arithmetic_of(const fo_stream *s) { return s->storage == FO_F64 ? FO_F64 : FO_F32; }
 
 static void *place(const fo_stream *s, size_t element) { return (char *)s->at + element * fo_storage_size(s->storage); }
 
-/* Elements from here to the end of the chunk; chunks are counted from the beginning of the tensor. */
-static size_t chunk_at(size_t element, size_t rest)
+/* Elements of a stream's next chunk. Chunks are counted from the beginning of the tensor. With rows they are half as long
+ * and have whole rows, or some or all of a wide one, but for the first and the last of a block. */
+static size_t chunk_of(const fo_stream *s, size_t first, size_t from, size_t rest)
 {
-    size_t n = CHUNK - element % CHUNK;
+    size_t n = CHUNK - (first + from) % CHUNK;
+    if (s->rows) {
+        const size_t width = s->rows->width, most = CHUNK / 2;
+        n = width - (s->first + from) % width;
+        if (width < WIDE) n += (most - n) / width * width;
+        if (n > most) n = most;
+    }
     return n < rest ? n : rest;
 }
 
-/* A chunk of a stream as the arithmetic wants it. */
-static void *opened(const fo_stream *s, fo_storage arithmetic, size_t from, size_t n, float *buffer)
+/* ---- a chunk of rows ---- */
+
+/* Not a call for each row. */
+FO_INLINE void copy(void *restrict to, const void *restrict from, size_t bytes)
 {
+    enum { STRIDE = 32 };
+    size_t k = 0;
+    for (; k + STRIDE <= bytes; k += STRIDE) __builtin_memcpy((char *)to + k, (const char *)from + k, STRIDE);
+    if (k < bytes) memcpy((char *)to + k, (const char *)from + k, bytes - k);
+}
+
+/* A part of a row: of which, from which column, how much. */
+typedef struct {
+    size_t row, column, n, done;
+} fo_piece;
+
+static fo_piece first_piece(size_t element, size_t width)
+{
+    return (fo_piece){.row = element / width, .column = element % width};
+}
+
+/* The next one of a chunk of n elements; false when there is none. */
+FO_INLINE bool next_piece(size_t width, size_t n, fo_piece *piece)
+{
+    if (piece->n) {
+        piece->done += piece->n;
+        piece->row += 1;
+        piece->column = 0;
+    }
+    piece->n = width - piece->column < n - piece->done ? width - piece->column : n - piece->done;
+    return piece->n > 0;
+}
+
+/* Number of the piece's first element in the table. */
+static size_t element_of(const fo_rows *rows, const fo_piece *piece)
+{
+    return rows->row[piece->row] * rows->width + piece->column;
+}
+
+static bool is_one_piece(const fo_stream *s, size_t from, size_t n)
+{
+    return (s->first + from) % s->rows->width + n <= s->rows->width;
+}
+
+static void decode_piece(const fo_stream *s, fo_storage arithmetic, size_t element, size_t n, void *to)
+{
+    const void *stored = place(s, element);
+    if (s->storage == arithmetic)
+        copy(to, stored, n * fo_storage_size(arithmetic));
+    else
+        fo_codecs[s->storage].decode(to, stored, n);
+}
+
+FO_INLINE void fetch(const fo_stream *s, size_t element, size_t n)
+{
+    const char *x = place(s, element);
+    for (size_t k = 0; k < n * fo_storage_size(s->storage); k += CACHE_LINE) __builtin_prefetch(x + k);
+}
+
+/* While a row is read, the one that takes its place in the next chunk is fetched. */
+static void gather_rows(const fo_stream *s, fo_storage arithmetic, size_t from, size_t n, char *to)
+{
+    const fo_rows *rows = s->rows;
+    const size_t size = fo_storage_size(arithmetic), ahead = 1 + n / rows->width;
+    fo_piece piece = first_piece(s->first + from, s->rows->width);
+    while (next_piece(rows->width, n, &piece)) {
+        if (piece.row + ahead < rows->count) {
+            fetch(s, rows->row[piece.row + ahead] * rows->width, piece.n);
+        }
+        decode_piece(s, arithmetic, element_of(rows, &piece), piece.n, to + piece.done * size);
+    }
+}
+
+static void scatter_rows(const fo_stream *s, fo_storage arithmetic, size_t from, size_t n, const char *buffer,
+                    fo_context context)
+{
+    const size_t size = fo_storage_size(arithmetic);
+    fo_piece piece = first_piece(s->first + from, s->rows->width);
+    while (next_piece(s->rows->width, n, &piece)) {
+        context.first = element_of(s->rows, &piece);
+        if (s->storage == arithmetic)
+            copy(place(s, context.first), buffer + piece.done * size, piece.n * size);
+        else
+            fo_codecs[s->storage].encode(place(s, context.first), (const float *)(buffer + piece.done * size), piece.n,
+                                         &context);
+    }
+}
+
+static void sum_rows(const fo_stream *s, fo_storage arithmetic, size_t from, size_t n, char *to)
+{
+    const fo_rows *rows = s->rows;
+    const size_t size = fo_storage_size(arithmetic), all = rows->start[rows->count];
+    fo_buffer decoded;
+    fo_piece piece = first_piece(s->first + from, s->rows->width);
+    while (next_piece(rows->width, n, &piece)) {
+        char *total = to + piece.done * size;
+        const size_t first = rows->start[piece.row], end = rows->start[piece.row + 1];
+        for (size_t i = first; i < end && i + OCCURRENCES_AHEAD < all; i++)
+            fetch(s, values_of(rows, i + OCCURRENCES_AHEAD) + piece.column, piece.n);
+        if (s->storage == arithmetic) {
+            (arithmetic == FO_F64 ? sum_f64 : sum_f32)(total, place(s, piece.column), rows, first, end, piece.n);
+            continue;
+        }
+        const fo_codec codec = fo_codecs[s->storage];
+        codec.decode((float *)total, place(s, values_of(rows, first) + piece.column), piece.n);
+        for (size_t i = first + 1; i < end; i++) {
+            codec.decode(decoded.f32, place(s, values_of(rows, i) + piece.column), piece.n);
+            VECTORISE for (size_t k = 0; k < piece.n; k++) ((float *)total)[k] += decoded.f32[k];
+        }
+    }
+}
+
+/* ---- any chunk ---- */
+
+/* A chunk of a stream as the arithmetic wants it. */
+static void *opened(const fo_stream *s, fo_storage arithmetic, size_t from, size_t n, fo_buffer *buffer)
+{
+    if (s->summed) {
+        sum_rows(s, arithmetic, from, n, (char *)buffer);
+        return buffer;
+    }
+    if (s->rows && !is_one_piece(s, from, n)) {
+        gather_rows(s, arithmetic, from, n, (char *)buffer);
+        return buffer;
+    }
+    if (s->rows) {
+        const fo_piece piece = first_piece(s->first + from, s->rows->width);
+        from = element_of(s->rows, &piece);
+    }
     void *stored = place(s, from);
     if (s->storage == arithmetic) return stored;
-    fo_codecs[s->storage].decode(buffer, stored, n);
+    fo_codecs[s->storage].decode(buffer->f32, stored, n);
     return buffer;
 }
 
 /* Back to where it is stored, if it was not changed there. */
-static void closed(const fo_stream *s, fo_storage arithmetic, size_t from, size_t n, const float *buffer,
+static void closed(const fo_stream *s, fo_storage arithmetic, size_t from, size_t n, const fo_buffer *buffer,
                    const fo_context *context)
 {
-    if (s->storage != arithmetic) fo_codecs[s->storage].encode(place(s, from), buffer, n, context);
+    if (s->rows) {
+        if (s->storage != arithmetic || !is_one_piece(s, from, n))
+            scatter_rows(s, arithmetic, from, n, (const char *)buffer, *context);
+    } else if (s->storage != arithmetic) {
+        fo_codecs[s->storage].encode(place(s, from), buffer->f32, n, context);
+    }
 }
 
 /* ---- a step ---- */
 
 static bool is_direct(const fo_block *b, int states, fo_storage arithmetic)
 {
-    bool direct = b->param.storage == arithmetic && b->grad.storage == arithmetic;
+    bool direct = !b->param.rows && b->param.storage == arithmetic && b->grad.storage == arithmetic;
     for (int k = 0; k < states; k++) direct = direct && b->state[k].storage == arithmetic;
     return direct;
 }
 
-/* The last states from `written` on are only read. */
-static void drive(const fo_block *b, int states, int written, fo_loop *loop_f32, fo_loop *loop_f64)
+/* The decays that rows have missed since they were stepped last. No block has a part of a row. */
+static void catch_up(const fo_block *b, fo_storage arithmetic, size_t from, size_t n, char *param)
+{
+    const fo_rows *rows = b->param.rows;
+    const size_t ahead = 1 + n / b->width, size = fo_storage_size(arithmetic);
+    fo_piece piece = first_piece(b->first + from, b->width);
+    while (next_piece(b->width, n, &piece)) {
+        double *known = &b->row_decay[rows ? rows->row[piece.row] : piece.row];
+        if (rows && piece.row + ahead < rows->count) __builtin_prefetch(&b->row_decay[rows->row[piece.row + ahead]], 1);
+        if (*known != b->decay_before) {
+            const double missed = exp(b->decay_before - *known);
+            (arithmetic == FO_F64 ? scale_f64 : scale_f32)(param + piece.done * size, piece.n, missed);
+        }
+        if (piece.column + piece.n == b->width) *known = b->decay_after;
+    }
+}
+
+static void drive(const fo_block *b, int states, bool reads_grad, bool writes_states, fo_loop *loop_f32, fo_loop *loop_f64)
 {
     const fo_storage arithmetic = arithmetic_of(&b->param);
     fo_loop *const loop = arithmetic == FO_F64 ? loop_f64 : loop_f32;
     fo_buffer param_buffer, grad_buffer, state_buffer[FO_MAX_STATES];
-    void *state[FO_MAX_STATES];
+    void *state[FO_MAX_STATES] = {0};
     const bool direct = is_direct(b, states, arithmetic);
     for (size_t from = 0, n; from < b->n; from += n) {
-        n = direct ? b->n : chunk_at(b->first + from, b->n - from);
-        void *param = opened(&b->param, arithmetic, from, n, param_buffer);
-        const void *grad = opened(&b->grad, arithmetic, from, n, grad_buffer);
-        for (int k = 0; k < states; k++) state[k] = opened(&b->state[k], arithmetic, from, n, state_buffer[k]);
-        loop(param, grad, state, n, b->hyper, b->from_memory && direct);
+        n = direct ? b->n : chunk_of(&b->param, b->first, from, b->n - from);
+        void *param = opened(&b->param, arithmetic, from, n, &param_buffer);
+        const void *grad =
+            reads_grad ? opened(&b->grad, arithmetic, from, n, &grad_buffer) : &grad_buffer;
+        for (int k = 0; k < states; k++) state[k] = opened(&b->state[k], arithmetic, from, n, &state_buffer[k]);
+        if (b->row_decay) catch_up(b, arithmetic, from, n, param);
+        loop(param, grad, state[0], state[1], state[2], state[3], state[4], state[5], n, b->hyper,
+             b->from_memory);
         fo_context context = {.seed = b->seed, .first = b->first + from};
-        closed(&b->param, arithmetic, from, n, param_buffer, &context);
-        for (int k = 0; k < written; k++) {
+        closed(&b->param, arithmetic, from, n, &param_buffer, &context);
+        for (int k = 0; writes_states && k < states; k++) {
             context.stream = 1 + (uint32_t)k;
-            closed(&b->state[k], arithmetic, from, n, state_buffer[k], &context);
+            closed(&b->state[k], arithmetic, from, n, &state_buffer[k], &context);
         }
     }
 }
@@ -68,9 +234,18 @@ static void drive(const fo_block *b, int states, int written, fo_loop *loop_f32,
 #define RULE(name, states)                                                                                           \
     static void step_##name(const fo_block *b)                                                                       \
     {                                                                                                                \
-        drive(b, states, fo_needs[FO_RULE_##name].writes_states ? 0 : states, loop_##name##_f32, loop_##name##_f64); \
+        const bool writes = !fo_needs[FO_RULE_##name].writes_states;                                                 \
+        drive(b, states, writes, writes, loop_##name##_f32, loop_##name##_f64);                                      \
     }
 #define FLOOR(name, states)
+#include "rules.def"
+
+#define CAREFUL(name, how)                                                                                           \
+    static void careful_##name(const fo_block *b)                                                                    \
+    {                                                                                                                \
+        drive(b, fo_needs[FO_RULE_##name].states, true, !fo_needs[FO_RULE_##name].writes_states,                     \
+              careful_##name##_f32, careful_##name##_f64);                                                           \
+    }
 #include "rules.def"
 
 /* ---- what a rule measures before it ---- */
@@ -78,8 +253,8 @@ static void drive(const fo_block *b, int states, int written, fo_loop *loop_f32,
 typedef void fo_meter(const void *param, const void *grad, void *const *state, size_t n, const fo_hyper *hyper,
                       fo_parts *part);
 
-static void measure(const fo_block *b, const fo_rule_needs *needs, fo_meter *meter_f32, fo_meter *meter_f64,
-                    double *sums)
+static void measure(const fo_block *b, const fo_rule_needs *needs, int count, fo_meter *meter_f32,
+                    fo_meter *meter_f64, double *sums)
 {
     const fo_storage arithmetic = arithmetic_of(&b->param);
     fo_meter *const meter = arithmetic == FO_F64 ? meter_f64 : meter_f32;
@@ -88,26 +263,44 @@ static void measure(const fo_block *b, const fo_rule_needs *needs, fo_meter *met
     void *state[FO_MAX_STATES];
     double lane[FO_MAX_SUMS][LANES] = {0};
     for (size_t from = 0, n; from < b->n; from += n) {
-        n = chunk_at(b->first + from, b->n - from);
-        const void *param = opened(&b->param, arithmetic, from, n, param_buffer);
-        const void *grad = opened(&b->grad, arithmetic, from, n, grad_buffer);
-        for (int k = 0; k < needs->states; k++) state[k] = opened(&b->state[k], arithmetic, from, n, state_buffer[k]);
-        meter(param, grad, state, n, b->hyper, part);
-        for (int k = 0; k < needs->sums; k++) add_parts(part[k], n, lane[k]);
+        n = chunk_of(&b->param, b->first, from, b->n - from);
+        const void *param = opened(&b->param, arithmetic, from, n, &param_buffer);
+        const void *grad = opened(&b->grad, arithmetic, from, n, &grad_buffer);
+        for (int k = 0; k < needs->states; k++) state[k] = opened(&b->state[k], arithmetic, from, n, &state_buffer[k]);
+        const size_t size = fo_storage_size(arithmetic);
+        for (size_t at = 0; at < n; at += PART) {
+            const size_t m = n - at < PART ? n - at : PART;
+            void *here[FO_MAX_STATES];
+            for (int k = 0; k < needs->states; k++) here[k] = (char *)state[k] + at * size;
+            if (b->from_memory) {
+                fo_fetch((const char *)param + at * size, m * size);
+                fo_fetch((const char *)grad + at * size, m * size);
+                for (int k = 0; k < needs->states; k++) fo_fetch(here[k], m * size);
+            }
+            meter((const char *)param + at * size, (const char *)grad + at * size, here, m, b->hyper, part);
+            for (int k = 0; k < count; k++) add_parts(part[k], m, lane[k]);
+        }
         for (int k = 0; needs->writes_states && k < needs->states; k++) {
             fo_context context = {.seed = b->seed, .first = b->first + from, .stream = 1 + (uint32_t)k};
-            closed(&b->state[k], arithmetic, from, n, state_buffer[k], &context);
+            closed(&b->state[k], arithmetic, from, n, &state_buffer[k], &context);
         }
     }
-    for (int k = 0; k < needs->sums; k++) sums[k] = sum_of_lanes(lane[k]);
+    for (int k = 0; k < count; k++) sums[k] = sum_of_lanes(lane[k]);
 }
 
-#define MEASURE(name, sums_, scope, states)                                                                          \
+#define METER(name, count)                                                                                           \
     static void measure_##name(const fo_block *b, double *sums)                                                      \
     {                                                                                                                \
-        measure(b, &fo_needs[FO_RULE_##name], measure_##name##_f32, measure_##name##_f64, sums);                     \
+        measure(b, &fo_needs[FO_RULE_##name], count, measure_##name##_f32, measure_##name##_f64, sums);              \
     }
+#define MEASURE(name, count, scope, states) METER(name, count)
+#define CAREFUL(name, how) CAREFUL_##how(name)
+#define CAREFUL_MEASURED(name)
+#define CAREFUL_COUNTED(name) METER(name, 1)
 #include "rules.def"
+
+#undef METER
+#undef CAREFUL_COUNTED
 
 /* ---- the floors: read the gradient, read and write the parameter and the states, as words of memory ---- */
 
@@ -139,7 +332,7 @@ static void write_from(const fo_stream *s, size_t from, size_t n, uint64_t chang
     {                                                                                                                \
         const fo_word *restrict g = b->grad.at;                                                                      \
         uint64_t none = b->n >> 63;                                                                                  \
-        const fo_stream *written[] = {&b->param, &b->state[0], &b->state[1], &b->state[2]};                          \
+        const fo_stream *written[] = {&b->param, &b->state[0], &b->state[1], &b->state[2], &b->state[3]};            \
         fo_word *w[1 + states];                                                                                      \
         size_t common = words_of(&b->grad, b->n);                                                                    \
         UNROLL for (int k = 0; k <= states; k++) {                                                                   \
@@ -163,8 +356,8 @@ static double sum_of_squares(const fo_stream *x, size_t n, double factor)
     fo_buffer buffer;
     double lane[LANES] = {0};
     for (size_t from = 0, m; from < n; from += m) {
-        m = chunk_at(from, n - from);
-        const void *v = opened(x, arithmetic, from, m, buffer);
+        m = chunk_of(x, 0, from, n - from);
+        const void *v = opened(x, arithmetic, from, m, &buffer);
         (arithmetic == FO_F64 ? add_squares_f64 : add_squares_f32)(v, m, factor, lane);
     }
     return sum_of_lanes(lane);
@@ -177,8 +370,8 @@ static double max_abs(const fo_stream *x, size_t n)
     fo_buffer buffer;
     double largest = 0;
     for (size_t from = 0, m; from < n; from += m) {
-        m = chunk_at(from, n - from);
-        const void *v = opened(x, arithmetic, from, m, buffer);
+        m = chunk_of(x, 0, from, n - from);
+        const void *v = opened(x, arithmetic, from, m, &buffer);
         double found = (arithmetic == FO_F64 ? max_abs_f64 : max_abs_f32)(v, m);
         largest = found > largest || isnan(found) ? found : largest;
     }
@@ -192,10 +385,10 @@ static void change(const fo_stream *x, size_t n, double value, fo_change *change
     const fo_storage arithmetic = arithmetic_of(x);
     fo_buffer buffer;
     for (size_t from = 0, m; from < n; from += m) {
-        m = chunk_at(from, n - from);
-        void *v = opened(x, arithmetic, from, m, buffer);
+        m = chunk_of(x, 0, from, n - from);
+        void *v = opened(x, arithmetic, from, m, &buffer);
         (arithmetic == FO_F64 ? change_f64 : change_f32)(v, m, value);
-        closed(x, arithmetic, from, m, buffer, &(fo_context){.first = from});
+        closed(x, arithmetic, from, m, &buffer, &(fo_context){.first = from});
     }
 }
 
@@ -206,11 +399,11 @@ static void lerp(const fo_stream *target, const fo_stream *source, size_t n, dou
     const fo_storage arithmetic = arithmetic_of(target);
     fo_buffer target_buffer, source_buffer;
     for (size_t from = 0, m; from < n; from += m) {
-        m = chunk_at(from, n - from);
-        void *x = opened(target, arithmetic, from, m, target_buffer);
-        const void *y = opened(source, arithmetic, from, m, source_buffer);
+        m = chunk_of(target, 0, from, n - from);
+        void *x = opened(target, arithmetic, from, m, &target_buffer);
+        const void *y = opened(source, arithmetic, from, m, &source_buffer);
         (arithmetic == FO_F64 ? lerp_f64 : lerp_f32)(x, y, m, weight);
-        closed(target, arithmetic, from, m, target_buffer, &(fo_context){.first = from});
+        closed(target, arithmetic, from, m, &target_buffer, &(fo_context){.first = from});
     }
 }
 
@@ -218,16 +411,24 @@ static void lerp(const fo_stream *target, const fo_stream *source, size_t n, dou
 static void convert(const fo_stream *target, const fo_stream *source, size_t n)
 {
     fo_buffer buffer;
+    if (target->rows) {
+        const fo_storage arithmetic = target->storage == FO_F64 ? FO_F64 : FO_F32;
+        for (size_t from = 0, m; from < n; from += m) {
+            m = chunk_of(source, 0, from, n - from);
+            scatter_rows(target, arithmetic, from, m, opened(source, arithmetic, from, m, &buffer), (fo_context){0});
+        }
+        return;
+    }
     if (target->storage == source->storage) {
         memcpy(target->at, source->at, n * fo_storage_size(source->storage));
         return;
     }
     for (size_t from = 0, m; from < n; from += m) {
-        m = chunk_at(from, n - from);
-        float *x = target->storage == FO_F32 ? place(target, from) : buffer;
+        m = chunk_of(target, 0, from, n - from);
+        float *x = target->storage == FO_F32 ? place(target, from) : buffer.f32;
         const float *y = source->storage == FO_F32 ? place(source, from) : x;
         if (source->storage != FO_F32) fo_codecs[source->storage].decode(x, place(source, from), m);
-        closed(target, FO_F32, from, m, y, &(fo_context){.first = from});
+        closed(target, FO_F32, from, m, (const fo_buffer *)y, &(fo_context){.first = from});
     }
 }
 

@@ -28,6 +28,7 @@ typedef enum {
 /* What a rule needs besides arrays of states: see rules.def. */
 typedef struct {
     unsigned char states, numbers, sums;
+    bool advances;      /* keeps numbers in its options from step to step */
     bool over_plan;     /* the sums are over all tensors of the rule, not over each */
     bool writes_states; /* measuring updates the states: the step only reads them, and no gradient */
 } fo_rule_needs;
@@ -37,6 +38,7 @@ enum { FO_TENSOR_SCOPE, FO_PLAN_SCOPE, FO_KEPT_STATES = 0, FO_WRITTEN_STATES };
 static const fo_rule_needs fo_needs[FO_RULES] = {
 #define RULE(name, of_states) [FO_RULE_##name].states = of_states,
 #define NUMBERS(name, of_numbers) [FO_RULE_##name].numbers = of_numbers,
+#define ADVANCE(name) [FO_RULE_##name].advances = true,
 #define MEASURE(name, of_sums, scope, of_states)                                                                     \
     [FO_RULE_##name].sums = of_sums, [FO_RULE_##name].over_plan = FO_##scope##_SCOPE == FO_PLAN_SCOPE,               \
     [FO_RULE_##name].writes_states = FO_##of_states##_STATES == FO_WRITTEN_STATES,
@@ -78,10 +80,22 @@ typedef struct {
     double before[FO_MAX_NUMBERS]; /* the rule's numbers before the step */
 } fo_hyper;
 
+/* Some rows of a table, and where a gradient has values for them: one row of values for each occurrence. */
+typedef struct {
+    size_t width, count;    /* elements of a row; different rows */
+    const uint64_t *sorted; /* each occurrence as row << shift | its number, in order */
+    const size_t *row;      /* count: which rows, upwards */
+    const size_t *start;    /* count + 1: where a row's occurrences begin */
+    int shift;
+} fo_rows;
+
 /* An array of numbers. */
 typedef struct {
     void *at;
     fo_storage storage;
+    bool summed;         /* (a gradient's) with rows: of each the sum of its occurrences, in their order */
+    const fo_rows *rows; /* only these, end to end; NULL: all that is there */
+    size_t first;        /* with rows: where in them the stream begins */
 } fo_stream;
 
 /* What one kernel call works on. Beside a float64 parameter everything else is float64 too; beside another, everything
@@ -93,6 +107,8 @@ typedef struct {
     size_t first;     /* number of the block's first element in its tensor, */
     uint64_t seed;    /* of the tensor in this step; stochastic rounding depends on these */
     bool from_memory; /* the streams are not in the caches: fetching ahead pays */
+    size_t width;     /* of rows that may have missed decays, */
+    double *row_decay, decay_before, decay_after; /* as in fo_tensor; NULL: none has */
 } fo_block;
 
 /* A number that looks random, of two: the finalizer of splitmix64 (Steele, Lea & Flood 2014). */
@@ -108,6 +124,7 @@ static inline uint64_t fo_mix(uint64_t a, uint64_t b)
 typedef struct {
     const char *isa;
     void (*step[FO_RULES])(const fo_block *);
+    void (*careful[FO_RULES])(const fo_block *); /* the step of a rule that is cautious; NULL: it cannot be */
     void (*measure[FO_RULES])(const fo_block *, double *sums); /* NULL: the rule needs no sums */
     double (*sum_of_squares)(const fo_stream *, size_t n, double scale);
     double (*max_abs)(const fo_stream *, size_t n);
@@ -137,14 +154,17 @@ const char *fo_compiler(void);
 /* ---- scalars.c ---- */
 
 /* Form the scalars of a rule's step (the first is 1) in double and in float; scale multiplies the gradients. The rule's
- * numbers become those after the step; `hyper` keeps those before. Returns 0, or 1 + the number of a scalar that is not
+ * numbers, which may be kept in `single` precision, become those after the step; `hyper` keeps those before. Returns 0, or 1 + the number of a scalar that is not
  * finite in the arithmetic's precision (double if `wide`); a clip_value of infinity is none, and a scale may be NaN or
  * infinite, as the norm that it comes from. */
-int fo_form_scalars(fo_rule rule, const fo_options *options, double step, double *numbers, double scale,
+int fo_form_scalars(fo_rule rule, const fo_options *options, double step, double *numbers, bool single, double scale,
                     double clip_value, bool wide, fo_hyper *hyper);
 
 /* Form those that depend on what was measured of n elements. They may be anything, as the gradients. */
 void fo_settle_scalars(fo_rule rule, const fo_options *options, const double *sums, double n, fo_hyper *hyper);
+
+/* Bring the numbers that a rule keeps in its options to after a step. */
+void fo_advance(fo_rule rule, fo_options *options, const double *sums);
 
 /* ---- dispatch.c: which kernels ---- */
 const fo_kernels *fo_best_kernels(void);
@@ -159,17 +179,29 @@ typedef struct {
     bool single;
 } fo_number;
 
-/* One parameter. A NULL gradient leaves it out of the pass. */
+/* One parameter. A NULL gradient leaves it out of the pass. One with rows is read only: nothing zeroes it. */
 typedef struct {
     fo_stream param, grad, state[FO_MAX_STATES];
     fo_stream average, copy; /* of the parameter, written after it: a moving average, and itself as otherwise stored */
     fo_number count; /* how many steps it has taken; nowhere counts as none */
     fo_number number[FO_MAX_NUMBERS];
-    const fo_options *options;
+    fo_options *options;
     size_t n;
+    const fo_rows *rows;  /* those that have a gradient; NULL: all */
+    size_t width;         /* elements of a row, where rows have something of their own, */
+    double *row_decay;    /* of each: log of the product of all decays that it has had; or NULL */
+    fo_number decay;      /* and of all that there have been, */
+    double decay_before;  /* before the step */
     size_t hyper; /* row of the plan's table of scalars, in a step */
     fo_rule rule;
 } fo_tensor;
+
+/* What rows of a tensor are grouped in: grows with the gradient, never with the table. */
+typedef struct {
+    uint64_t *sorted, *other;
+    size_t *row, *start, *counts, room;
+    fo_rows rows;
+} fo_grouping;
 
 typedef struct {
     fo_tensor *tensors;
@@ -179,6 +211,7 @@ typedef struct {
     fo_hyper *hypers;    /* at most one a tensor: those with equal options and counts share theirs */
     double *partial;     /* FO_MAX_SUMS a block: what a reduction found there */
     size_t blocks;       /* how many partial has room for */
+    fo_grouping **groupings; /* of tensors that have had rows, or NULL */
 } fo_plan;
 
 typedef struct {
@@ -203,7 +236,7 @@ typedef struct {
 
 fo_plan *fo_plan_new(size_t count); /* NULL: out of memory */
 void fo_plan_free(fo_plan *plan);
-bool fo_plan_cut(fo_plan *plan); /* after lengths have changed; false: out of memory */
+bool fo_plan_cut(fo_plan *plan); /* after lengths or rows have changed; false: out of memory */
 bool fo_params_overlap(const fo_plan *plan); /* whether two share memory (or there is none to find out) */
 
 /* One optimizer step, counted: a pass over memory, one more for the norm and one for a rule's sums. Nothing is
@@ -221,6 +254,18 @@ void fo_scale_gradients(const fo_kernels *kernels, fo_plan *plan, double factor,
 void fo_lerp(const fo_kernels *kernels, fo_plan *plan, double weight, int threads);
 void fo_clamp_gradients(const fo_kernels *kernels, fo_plan *plan, double limit, int threads);
 
+/* ---- rows.c ---- */
+
+typedef enum { FO_GROUPED, FO_NO_MEMORY, FO_NO_SUCH_ROW, FO_TOO_MANY_ROWS } fo_grouped;
+
+/* Say which rows of a tensor the rows of its gradient are for: `numbers` (int64 if `wide`, else int32) has one for each,
+ * in any order, as often as it likes. Where one is not a row of the tensor, its place is in `wrong`. The tensor has no
+ * gradient then, until it is said where the values are. The result does not depend on the threads. */
+fo_grouped fo_group_rows(fo_plan *plan, size_t tensor, const void *numbers, bool wide, size_t occurrences, size_t width,
+                         int threads, size_t *wrong);
+
+void fo_free_grouping(fo_grouping *grouping);
+
 /* ---- threads.c: the threads of the OpenMP runtime that the process has ---- */
 
 /* A number of threads is obeyed, but for small passes. In the place of one: what OpenMP would take, or a negative number,
@@ -232,6 +277,8 @@ void fo_find_openmp(void);     /* choose among those there are now: torch's firs
 const char *fo_spare_openmp(void); /* the file of the one that was loaded, if another is in use now; else NULL */
 bool fo_has_openmp(void);      /* whether one was found */
 int fo_hardware_threads(void); /* how many it would take now; 1 without it */
+
+int fo_threads_for(int threads, size_t worth); /* as many as asked for, or as it is worth if that is fewer; at least 1 */
 
 /* Call the body in each of several threads, at most so many: in one without OpenMP and in a forked child and, if the
  * number adapts, for a while after several took longer than one would have. */

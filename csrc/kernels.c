@@ -49,8 +49,9 @@ enum { LANES = 16 };
 /* Elements of a chunk: few enough for its buffers to stay in the first-level cache. */
 enum { CHUNK = 1024 };
 
-/* What the elements of a chunk add to a sum. */
-typedef double fo_parts[CHUNK];
+/* What elements add to a sum, a part of a chunk at a time: all sums together stay in the first-level cache beside it. */
+enum { PART = CHUNK / 4 };
+typedef double fo_parts[PART];
 
 static void add_parts(const double *restrict part, size_t n, double *restrict lane)
 {
@@ -65,6 +66,15 @@ static double sum_of_lanes(double *lane)
     for (size_t width = LANES / 2; width > 0; width /= 2)
         for (size_t l = 0; l < width; l++) lane[l] += lane[l + width];
     return lane[0];
+}
+
+/* Of rows, occurrences are added this many columns at a time, and fetched this long before. */
+enum { COLUMNS = 16, OCCURRENCES_AHEAD = 16 };
+
+/* Where an occurrence has its values. */
+FO_INLINE size_t values_of(const fo_rows *rows, size_t occurrence)
+{
+    return (size_t)(rows->sorted[occurrence] & (((uint64_t)1 << rows->shift) - 1)) * rows->width;
 }
 
 /* How many states a rule has, for its measuring loop. */
@@ -102,6 +112,8 @@ const fo_kernels PASTE(fo_kernels_, FASTOPT_ISA) = {
     .isa = STRING(FASTOPT_ISA),
 #define RULE(name, states) .step[FO_RULE_##name] = step_##name,
 #define MEASURE(name, sums, scope, states) .measure[FO_RULE_##name] = measure_##name,
+#define CAREFUL(name, how) .careful[FO_RULE_##name] = careful_##name, CAREFUL_##how(name)
+#define CAREFUL_COUNTED(name) .measure[FO_RULE_##name] = measure_##name,
 #include "rules.def"
     .sum_of_squares = sum_of_squares,
     .max_abs = max_abs,

@@ -19,53 +19,72 @@ FO_INLINE T NAMED(prepare)(T p, T g, bool l2, bool clip, const HYPER *h)
  * operation: what is below h->flush is stored as zero. */
 #define STORE_STATES(states) UNROLL for (int k = 0; k < states; k++) all[k][i] = IS_BELOW(s[k], h.flush) ? 0 : s[k]
 
-#define ELEMENT(name, states, l2, clip)                                                                              \
+#define ELEMENT(name, states, l2, clip, careful)                                                                     \
     {                                                                                                                \
         T s[FO_MAX_STATES];                                                                                          \
         LOAD_STATES(states);                                                                                         \
-        T u = NAMED(name)(p[i], NAMED(prepare)(p[i], g[i], l2, clip, &h), s, &h);                                    \
-        p[i] = FMA(h.a, u, h.decay * p[i]);                                                                          \
+        T d = NAMED(prepare)(p[i], g[i], l2, clip, &h), u = NAMED(name)(p[i], d, s, &h);                             \
+        T decay = careful ? NAMED(cautious_decay)(u, p[i], &h) : h.decay;                                            \
+        if (careful) u = NAMED(cautious)(u, d, &h);                                                                  \
+        p[i] = FMA(h.a, u, decay * p[i]);                                                                            \
         if (!fo_needs[FO_RULE_##name].writes_states) STORE_STATES(states);                                           \
     }
 
 /* In one piece or, fetching ahead, in many. */
-#define LOOP(name, states, l2, clip)                                                                                 \
+#define LOOP(name, states, l2, clip, careful)                                                                        \
     for (size_t i = 0, end; i < n;) {                                                                                \
         end = n;                                                                                                     \
         if (fetch && n - i > PIECE) {                                                                                \
             end = i + PIECE;                                                                                         \
             fo_fetch(p + i, PIECE * sizeof(T));                                                                      \
-            fo_fetch(g + i, PIECE * sizeof(T));                                                                      \
+            if (careful || !fo_needs[FO_RULE_##name].writes_states) fo_fetch(g + i, PIECE * sizeof(T));              \
             UNROLL for (int k = 0; k < states; k++) fo_fetch(all[k] + i, PIECE * sizeof(T));                         \
         }                                                                                                            \
-        VECTORISE for (; i < end; i++) ELEMENT(name, states, l2, clip)                                               \
+        VECTORISE for (; i < end; i++) ELEMENT(name, states, l2, clip, careful)                                      \
     }
 
+/* (The states are parameters one by one since compilers believe `restrict` of those alone: without, they compare the
+ * addresses at run time, or give up where there are many.) */
 #define RULE(name, states)                                                                                           \
-    static void NAMED(loop_##name)(void *param, const void *grad, void *const *state, size_t n,                      \
-                                   const fo_hyper *hyper, bool fetch)                                                \
+    static void NAMED(loop_##name)(void *restrict param, const void *restrict grad, void *restrict s0,               \
+                                   void *restrict s1, void *restrict s2, void *restrict s3, void *restrict s4,       \
+                                   void *restrict s5, size_t n, const fo_hyper *hyper, bool fetch)                   \
     {                                                                                                                \
-        T *restrict p = param;                                                                                       \
-        const T *restrict g = grad;                                                                                  \
-        T *all[FO_MAX_STATES];                                                                                       \
+        T *const p = param;                                                                                          \
+        const T *const g = grad;                                                                                     \
+        T *const all[FO_MAX_STATES] = {s0, s1, s2, s3, s4, s5};                                                      \
         const HYPER h = hyper->SUFFIX;                                                                               \
-        UNROLL for (int k = 0; k < states; k++) all[k] = state[k];                                                   \
         if (!isinf(h.clip))                                                                                          \
-            LOOP(name, states, h.l2 != 0, true)                                                                      \
+            LOOP(name, states, h.l2 != 0, true, false)                                                               \
         else if (h.l2 != 0)                                                                                          \
-            LOOP(name, states, true, false)                                                                          \
+            LOOP(name, states, true, false, false)                                                                   \
         else                                                                                                         \
-            LOOP(name, states, false, false)                                                                         \
+            LOOP(name, states, false, false, false)                                                                  \
     }
 #define FLOOR(name, states)
 
+#include "rules.def"
+
+/* The same for rules that look at the signs of their updates. */
+#define CAREFUL(name, how)                                                                                           \
+    static void NAMED(careful_##name)(void *restrict param, const void *restrict grad, void *restrict s0,            \
+                                      void *restrict s1, void *restrict s2, void *restrict s3, void *restrict s4,    \
+                                      void *restrict s5, size_t n, const fo_hyper *hyper, bool fetch)                \
+    {                                                                                                                \
+        enum { STATES = fo_states_of_##name };                                                                       \
+        T *const p = param;                                                                                          \
+        const T *const g = grad;                                                                                     \
+        T *const all[FO_MAX_STATES] = {s0, s1, s2, s3, s4, s5};                                                      \
+        const HYPER h = hyper->SUFFIX;                                                                               \
+        LOOP(name, STATES, h.l2 != 0, true, true)                                                                    \
+    }
 #include "rules.def"
 
 #undef LOOP
 #undef ELEMENT
 
 /* What a rule measures: an element's part of each sum. */
-#define MEASURE(name, sums, scope, kept)                                                                             \
+#define METER(name, sums, MEASURED)                                                                                  \
     static void NAMED(measure_##name)(const void *param, const void *grad, void *const *state, size_t n,             \
                                       const fo_hyper *hyper, fo_parts *part)                                         \
     {                                                                                                                \
@@ -74,21 +93,52 @@ FO_INLINE T NAMED(prepare)(T p, T g, bool l2, bool clip, const HYPER *h)
         enum { STATES = fo_states_of_##name };                                                                       \
         T *all[FO_MAX_STATES];                                                                                       \
         const HYPER h = hyper->SUFFIX;                                                                               \
-        const bool clip = !isinf(h.clip), l2 = h.l2 != 0;                                                            \
+        const bool l2 = h.l2 != 0;                                                                                   \
         UNROLL for (int k = 0; k < STATES; k++) all[k] = state[k];                                                   \
         VECTORISE for (size_t i = 0; i < n; i++) {                                                                   \
             T s[FO_MAX_STATES];                                                                                      \
             double sum[FO_MAX_SUMS];                                                                                 \
             LOAD_STATES(STATES);                                                                                     \
-            NAMED(name##_measure)(p[i], NAMED(prepare)(p[i], g[i], l2, clip, &h), s, &h, sum);                       \
+            T d = NAMED(prepare)(p[i], g[i], l2, true, &h);                                                          \
+            MEASURED;                                                                                                \
             UNROLL for (int k = 0; k < sums; k++) part[k][i] = sum[k];                                               \
             if (fo_needs[FO_RULE_##name].writes_states) STORE_STATES(STATES);                                        \
         }                                                                                                            \
     }
+#define MEASURE(name, sums, scope, kept) METER(name, sums, NAMED(name##_measure)(p[i], d, s, &h, sum))
+#define CAREFUL(name, how) CAREFUL_##how(name)
+#define CAREFUL_MEASURED(name)
+#define CAREFUL_COUNTED(name) METER(name, 1, sum[0] = NAMED(agrees)(NAMED(name)(p[i], d, s, &h), d))
 #include "rules.def"
 
+#undef METER
+#undef CAREFUL_COUNTED
+#undef CAREFUL_MEASURED
 #undef LOAD_STATES
 #undef STORE_STATES
+
+/* The sum of some occurrences of a row, in their order: n columns, from those that `grad` begins with. */
+static void NAMED(sum)(void *total, const void *grad, const fo_rows *rows, size_t first, size_t end, size_t n)
+{
+    T *restrict sum = total;
+    const T *restrict g = grad;
+    size_t c = 0;
+    for (; c + COLUMNS <= n; c += COLUMNS) {
+        T x[COLUMNS];
+        const T *value = g + values_of(rows, first) + c;
+        UNROLL for (size_t k = 0; k < COLUMNS; k++) x[k] = value[k];
+        for (size_t i = first + 1; i < end; i++) {
+            value = g + values_of(rows, i) + c;
+            UNROLL for (size_t k = 0; k < COLUMNS; k++) x[k] += value[k];
+        }
+        UNROLL for (size_t k = 0; k < COLUMNS; k++) sum[c + k] = x[k];
+    }
+    for (; c < n; c++) {
+        T x = g[values_of(rows, first) + c];
+        for (size_t i = first + 1; i < end; i++) x += g[values_of(rows, i) + c];
+        sum[c] = x;
+    }
+}
 
 /* From x towards y, which is reached exactly (as in torch). */
 static void NAMED(lerp)(void *target, const void *source, size_t n, double weight)

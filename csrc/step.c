@@ -29,15 +29,26 @@ fo_plan *fo_plan_new(size_t count)
     plan->first_block = calloc(count + 1, sizeof *plan->first_block);
     plan->first_byte = calloc(count + 1, sizeof *plan->first_byte);
     plan->hypers = malloc((count + 1) * sizeof *plan->hypers);
-    if (plan->tensors && plan->first_block && plan->first_byte && plan->hypers) return plan;
+    plan->groupings = calloc(count + 1, sizeof *plan->groupings);
+    if (plan->tensors && plan->first_block && plan->first_byte && plan->hypers && plan->groupings) return plan;
     fo_plan_free(plan);
     return NULL;
+}
+
+/* Elements that a step is for. */
+static size_t length_of(const fo_tensor *t) { return t->rows ? t->rows->count * t->rows->width : t->n; }
+
+/* No block has a part of a row, where rows matter. */
+static size_t block_length(const fo_tensor *t)
+{
+    const size_t width = t->rows ? t->rows->width : t->row_decay ? t->width : 0;
+    return width > FO_BLOCK ? width : width ? FO_BLOCK / width * width : FO_BLOCK;
 }
 
 bool fo_plan_cut(fo_plan *plan)
 {
     for (size_t i = 0; i < plan->count; i++)
-        plan->first_block[i + 1] = plan->first_block[i] + divide_up(plan->tensors[i].n, FO_BLOCK);
+        plan->first_block[i + 1] = plan->first_block[i] + divide_up(length_of(&plan->tensors[i]), block_length(&plan->tensors[i]));
     if (plan->first_block[plan->count] > plan->blocks) {
         double *grown = realloc(plan->partial, FO_MAX_SUMS * plan->first_block[plan->count] * sizeof *grown);
         if (!grown) return false;
@@ -77,6 +88,8 @@ bool fo_params_overlap(const fo_plan *plan)
 void fo_plan_free(fo_plan *plan)
 {
     if (!plan) return;
+    for (size_t i = 0; plan->groupings && i < plan->count; i++) fo_free_grouping(plan->groupings[i]);
+    free(plan->groupings);
     free(plan->tensors);
     free(plan->first_block);
     free(plan->first_byte);
@@ -90,7 +103,7 @@ static void lay_out(fo_plan *plan)
 {
     for (size_t i = 0; i < plan->count; i++) {
         const fo_tensor *t = &plan->tensors[i];
-        size_t bytes = t->grad.at ? t->n * fo_storage_size(t->grad.storage) : 0;
+        size_t bytes = t->grad.at ? length_of(t) * fo_storage_size(t->grad.storage) : 0;
         plan->first_byte[i + 1] = plan->first_byte[i] + bytes;
     }
 }
@@ -111,10 +124,10 @@ struct fo_pass {
 static void run_blocks(const fo_pass *pass, size_t tensor, size_t from, size_t to)
 {
     const fo_tensor *t = &pass->plan->tensors[tensor];
-    size_t first = pass->plan->first_block[tensor];
+    size_t first = pass->plan->first_block[tensor], length = block_length(t);
     for (size_t block = from; block < to; block++) {
-        size_t offset = block * FO_BLOCK;
-        size_t n = t->n - offset < FO_BLOCK ? t->n - offset : FO_BLOCK;
+        size_t offset = block * length, rest = length_of(t) - offset;
+        size_t n = rest < length ? rest : length;
         pass->work(pass, t, first + block, offset, n);
     }
 }
@@ -126,7 +139,8 @@ static void run_share(const fo_pass *pass, size_t from, size_t to)
     const size_t *first_byte = plan->first_byte;
     for (size_t i = 0; i < plan->count; i++) {
         if (first_byte[i + 1] <= from || first_byte[i] >= to) continue;
-        size_t block_bytes = FO_BLOCK * fo_storage_size(plan->tensors[i].grad.storage);
+        const fo_tensor *t = &plan->tensors[i];
+        size_t block_bytes = block_length(t) * fo_storage_size(t->grad.storage);
         size_t blocks = divide_up(first_byte[i + 1] - first_byte[i], block_bytes);
         size_t begin = from > first_byte[i] ? divide_up(from - first_byte[i], block_bytes) : 0;
         size_t end = divide_up(to - first_byte[i], block_bytes);
@@ -144,10 +158,7 @@ static void run_thread(void *data, size_t thread, size_t threads)
 static void run(fo_pass *pass, int threads)
 {
     size_t worth = pass->plan->first_byte[pass->plan->count] / BYTES_A_THREAD;
-    const bool adapts = threads <= 0;
-    if (worth > 1 && threads == FO_ANY_THREADS) threads = fo_hardware_threads();
-    if (threads < 0) threads = -threads;
-    fo_parallel(run_thread, pass, worth < (size_t)threads ? (int)worth : threads, adapts);
+    fo_parallel(run_thread, pass, fo_threads_for(threads, worth), threads <= 0);
 }
 
 /* ---- numbers kept from step to step ---- */
@@ -164,25 +175,49 @@ static void set(fo_number x, double value)
 
 /* ---- the work on one block ---- */
 
-static fo_stream from(fo_stream s, size_t offset)
+static bool is_careful(const fo_tensor *t) { return t->options->cautious != 0 || t->options->cautious_decay != 0; }
+
+/* How many sums have to be known before the step. */
+static int sums_of(const fo_tensor *t)
 {
-    return (fo_stream){s.at ? (char *)s.at + offset * fo_storage_size(s.storage) : NULL, s.storage};
+    const int sums = fo_needs[t->rule].sums;
+    return sums == 0 && t->options->cautious != 0 ? 1 : sums;
+}
+
+static fo_stream from(const fo_tensor *t, fo_stream s, size_t offset)
+{
+    if (t->rows)
+        s.rows = t->rows, s.first = offset;
+    else if (s.at)
+        s.at = (char *)s.at + offset * fo_storage_size(s.storage);
+    return s;
+}
+
+static fo_stream grad_from(const fo_tensor *t, size_t offset)
+{
+    fo_stream grad = from(t, t->grad, offset);
+    grad.summed = t->rows;
+    return grad;
 }
 
 static fo_block block_of(const fo_pass *pass, const fo_tensor *t, size_t offset, size_t n)
 {
     const fo_plan *plan = pass->plan;
-    fo_block b = {.param = from(t->param, offset), .grad = from(t->grad, offset), .n = n,
+    fo_block b = {.param = from(t, t->param, offset), .grad = grad_from(t, offset), .n = n,
                   .hyper = &plan->hypers[t->hyper], .first = offset,
                   .seed = fo_mix(t->count.at ? (uint64_t)value_of(t->count) : 0, (uint64_t)(t - plan->tensors)),
                   .from_memory = plan->first_byte[plan->count] >= BYTES_FROM_MEMORY};
-    for (int k = 0; k < fo_needs[t->rule].states; k++) b.state[k] = from(t->state[k], offset);
+    for (int k = 0; k < fo_needs[t->rule].states; k++) b.state[k] = from(t, t->state[k], offset);
+    if (t->row_decay) {
+        b.width = t->width, b.row_decay = t->row_decay;
+        b.decay_before = t->decay_before, b.decay_after = value_of(t->decay);
+    }
     return b;
 }
 
 static void measure_block(const fo_pass *pass, const fo_tensor *t, size_t block, size_t offset, size_t n)
 {
-    if (!pass->kernels->measure[t->rule]) return;
+    if (!sums_of(t)) return;
     fo_block b = block_of(pass, t, offset, n);
     pass->kernels->measure[t->rule](&b, &pass->plan->partial[FO_MAX_SUMS * block]);
 }
@@ -191,54 +226,54 @@ static void step_block(const fo_pass *pass, const fo_tensor *t, size_t block, si
 {
     (void)block;
     fo_block b = block_of(pass, t, offset, n);
-    pass->kernels->step[t->rule](&b);
+    (is_careful(t) ? pass->kernels->careful : pass->kernels->step)[t->rule](&b);
     if (t->average.at) {
-        fo_stream average = from(t->average, offset);
+        fo_stream average = from(t, t->average, offset);
         pass->kernels->lerp(&average, &b.param, n, pass->factor);
     }
     if (t->copy.at) {
-        fo_stream copy = from(t->copy, offset);
+        fo_stream copy = from(t, t->copy, offset);
         pass->kernels->convert(&copy, &b.param, n);
     }
-    if (pass->zero_grad) memset(b.grad.at, 0, n * fo_storage_size(b.grad.storage));
+    if (pass->zero_grad && !t->rows) memset(b.grad.at, 0, n * fo_storage_size(b.grad.storage));
 }
 
 static void sum_block(const fo_pass *pass, const fo_tensor *t, size_t block, size_t offset, size_t n)
 {
-    fo_stream grad = from(t->grad, offset);
+    fo_stream grad = grad_from(t, offset);
     pass->plan->partial[FO_MAX_SUMS * block] = pass->kernels->sum_of_squares(&grad, n, pass->factor);
 }
 
 static void max_block(const fo_pass *pass, const fo_tensor *t, size_t block, size_t offset, size_t n)
 {
-    fo_stream grad = from(t->grad, offset);
+    fo_stream grad = grad_from(t, offset);
     pass->plan->partial[FO_MAX_SUMS * block] = pass->kernels->max_abs(&grad, n);
 }
 
 static void scale_block(const fo_pass *pass, const fo_tensor *t, size_t block, size_t offset, size_t n)
 {
     (void)block;
-    fo_stream grad = from(t->grad, offset);
+    fo_stream grad = grad_from(t, offset);
     pass->kernels->scale(&grad, n, pass->factor);
 }
 
 static void lerp_block(const fo_pass *pass, const fo_tensor *t, size_t block, size_t offset, size_t n)
 {
     (void)block;
-    fo_stream target = from(t->param, offset), source = from(t->grad, offset);
+    fo_stream target = from(t, t->param, offset), source = from(t, t->grad, offset);
     pass->kernels->lerp(&target, &source, n, pass->factor);
 }
 
 static void zero_block(const fo_pass *pass, const fo_tensor *t, size_t block, size_t offset, size_t n)
 {
     (void)pass, (void)block;
-    memset(from(t->grad, offset).at, 0, n * fo_storage_size(t->grad.storage));
+    if (!t->rows) memset(grad_from(t, offset).at, 0, n * fo_storage_size(t->grad.storage));
 }
 
 static void clamp_block(const fo_pass *pass, const fo_tensor *t, size_t block, size_t offset, size_t n)
 {
     (void)block;
-    fo_stream grad = from(t->grad, offset);
+    fo_stream grad = grad_from(t, offset);
     pass->kernels->clamp(&grad, n, pass->factor);
 }
 
@@ -296,8 +331,9 @@ static double count(const fo_tensor *t, int steps)
 static bool same_scalars(const fo_tensor *a, const fo_tensor *b, const double *before_a, const double *before_b)
 {
     return a->options == b->options && a->rule == b->rule && a->param.storage == b->param.storage &&
+           a->number[0].single == b->number[0].single &&
            memcmp(before_a, before_b, sizeof(double[FO_MAX_NUMBERS])) == 0 &&
-           (!fo_needs[a->rule].sums || fo_needs[a->rule].over_plan);
+           (sums_of(a) == 0 || fo_needs[a->rule].over_plan);
 }
 
 /* Count the step of every tensor that has a gradient, and form its scalars, once for neighbours that are alike. (A
@@ -316,18 +352,25 @@ static void form_scalars(fo_plan *plan, const fo_request *request, fo_result *re
         if (!last || last_step != step || !same_scalars(last, t, plan->hypers[used - 1].before, before)) {
             fo_hyper *hyper = &plan->hypers[used++];
             memcpy(after, before, sizeof after);
-            result->unfit = fo_form_scalars(t->rule, t->options, step, after, scale, request->clip_value,
-                                            t->param.storage == FO_F64, hyper);
+            result->unfit = fo_form_scalars(t->rule, t->options, step, after, t->number[0].single, scale,
+                                            request->clip_value, t->param.storage == FO_F64, hyper);
             result->tensor = i;
             last = t, last_step = step;
         }
         t->hyper = used - 1;
+        if (t->row_decay) {
+            const double decay = plan->hypers[t->hyper].f64.decay;
+            if (!(decay > 0)) result->unfit = 1 + FO_SCALAR_decay, result->tensor = i;
+            t->decay_before = value_of(t->decay);
+            set(t->decay, t->decay_before + log(decay));
+        }
         for (int k = 0; k < fo_needs[t->rule].numbers; k++) set(t->number[k], after[k]);
     }
     for (size_t i = result->unfit ? result->tensor + 1 : 0; i-- > 0;) {
         const fo_tensor *t = &plan->tensors[i];
         if (!t->grad.at) continue;
         count(t, -1);
+        if (t->row_decay) set(t->decay, t->decay_before);
         for (int k = 0; k < fo_needs[t->rule].numbers; k++) set(t->number[k], plan->hypers[t->hyper].before[k]);
     }
 }
@@ -338,41 +381,53 @@ static void form_scalars(fo_plan *plan, const fo_request *request, fo_result *re
 static void add_sums(const fo_plan *plan, size_t tensor, double *sums)
 {
     for (size_t b = plan->first_block[tensor]; b < plan->first_block[tensor + 1]; b++)
-        for (int k = 0; k < fo_needs[plan->tensors[tensor].rule].sums; k++)
+        for (int k = 0; k < sums_of(&plan->tensors[tensor]); k++)
             sums[k] += plan->partial[FO_MAX_SUMS * b + (size_t)k];
 }
 
 /* Form the scalars that depend on sums: of each tensor, or of all tensors of a rule. */
-static void settle(fo_plan *plan)
+static void settle(fo_plan *plan, double (*of_all)[FO_MAX_SUMS])
 {
-    double of_all[FO_RULES][FO_MAX_SUMS] = {0}, lengths[FO_RULES] = {0};
+    double lengths[FO_RULES] = {0};
     for (size_t i = 0; i < plan->count; i++) {
         const fo_tensor *t = &plan->tensors[i];
         if (!t->grad.at || !fo_needs[t->rule].over_plan) continue;
         add_sums(plan, i, of_all[t->rule]);
-        lengths[t->rule] += (double)t->n;
+        lengths[t->rule] += (double)length_of(t);
     }
     size_t settled = 0; /* rows of scalars: a row that several tensors share comes once */
     for (size_t i = 0; i < plan->count; i++) {
         const fo_tensor *t = &plan->tensors[i];
-        if (!t->grad.at || t->hyper < settled || !fo_needs[t->rule].sums) continue;
+        if (!t->grad.at || t->hyper < settled || sums_of(t) == 0) continue;
         double sums[FO_MAX_SUMS] = {0};
         if (!fo_needs[t->rule].over_plan) add_sums(plan, i, sums);
         fo_settle_scalars(t->rule, t->options, fo_needs[t->rule].over_plan ? of_all[t->rule] : sums,
-                          fo_needs[t->rule].over_plan ? lengths[t->rule] : (double)t->n, &plan->hypers[t->hyper]);
+                          fo_needs[t->rule].over_plan ? lengths[t->rule] : (double)length_of(t), &plan->hypers[t->hyper]);
         settled = t->hyper + 1;
     }
 }
 
 /* Measure, if a rule needs it, and form the scalars that depend on that. */
-static void measure_and_settle(const fo_kernels *kernels, fo_plan *plan, int threads)
+static void measure_and_settle(const fo_kernels *kernels, fo_plan *plan, int threads,
+                               double (*of_all)[FO_MAX_SUMS])
 {
     bool any = false;
-    for (size_t i = 0; i < plan->count; i++) any = any || (plan->tensors[i].grad.at && fo_needs[plan->tensors[i].rule].sums);
+    for (size_t i = 0; i < plan->count; i++) any = any || (plan->tensors[i].grad.at && sums_of(&plan->tensors[i]) != 0);
     if (!any) return;
     fo_pass pass = {.work = measure_block, .kernels = kernels, .plan = plan};
     run(&pass, threads);
-    settle(plan);
+    settle(plan, of_all);
+}
+
+/* The step was taken: bring the numbers among the options after it. (Tensors with the same options are neighbours.) */
+static void advance(const fo_plan *plan, double (*of_all)[FO_MAX_SUMS])
+{
+    const fo_options *last = NULL;
+    for (size_t i = 0; i < plan->count; i++) {
+        const fo_tensor *t = &plan->tensors[i];
+        if (fo_needs[t->rule].advances && t->options != last) fo_advance(t->rule, t->options, of_all[t->rule]);
+        last = t->options;
+    }
 }
 
 /* ---- what Cython calls ---- */
@@ -426,9 +481,11 @@ fo_result fo_step(const fo_kernels *kernels, fo_plan *plan, const fo_request *re
     }
     form_scalars(plan, request, &result);
     if (result.unfit) return result;
-    measure_and_settle(kernels, plan, request->threads);
+    double sums_of_all[FO_RULES][FO_MAX_SUMS] = {0};
+    measure_and_settle(kernels, plan, request->threads, sums_of_all);
     fo_pass pass = {.work = step_block, .kernels = kernels, .plan = plan, .zero_grad = request->zero_grad,
                     .factor = request->average_weight};
     run(&pass, request->threads);
+    advance(plan, sums_of_all);
     return result;
 }

@@ -199,6 +199,14 @@ static void enter(void *data)
     if (r->adapts) __atomic_add_fetch(&r->worked, read_clock(CLOCK_THREAD_CPUTIME_ID) - began, __ATOMIC_RELAXED);
 }
 
+int fo_threads_for(int threads, size_t worth)
+{
+    if (worth <= 1) return 1;
+    if (threads == FO_ANY_THREADS) threads = fo_hardware_threads();
+    if (threads < 0) threads = -threads;
+    return worth < (size_t)threads ? (int)worth : threads;
+}
+
 void fo_parallel(fo_body *body, void *data, int threads, bool adapts)
 {
     int64_t began = threads > 1 && adapts ? read_clock(CLOCK_MONOTONIC) : 0;

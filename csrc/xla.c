@@ -168,7 +168,7 @@ static bool read_attributes(const xla_call *call, xla_parts *parts)
         !read_integer(call, "first", &first) || !read_integer(call, "counts", &counts) ||
         !read_array(call, "owners", XLA_S64, &owners, &parts->tensors))
         return false;
-    if (rule < 0 || rule >= FO_RULES || first < 0 || numbers < NUMBERS_OF_ALL || (numbers - NUMBERS_OF_ALL) % FO_OPTIONS)
+    if (rule < 0 || rule >= FO_RULES || fo_needs[rule].advances || first < 0 || numbers < NUMBERS_OF_ALL || (numbers - NUMBERS_OF_ALL) % FO_OPTIONS)
         return false;
     parts->rule = (fo_rule)rule, parts->average = average, parts->first = (size_t)first, parts->counts = counts;
     parts->owners = owners, parts->rows = (numbers - NUMBERS_OF_ALL) / FO_OPTIONS;
@@ -199,7 +199,7 @@ static bool read_tensor(const xla_call *call, xla_parts *parts, size_t i)
     const size_t count = parts->tensors, states = fo_needs[parts->rule].states, numbers = fo_needs[parts->rule].numbers;
     const size_t after_states = 1 + count * (1 + states + parts->average);
     t->rule = parts->rule;
-    t->options = (const fo_options *)(parts->options + (size_t)parts->owners[i] * FO_OPTIONS);
+    t->options = (fo_options *)(parts->options + (size_t)parts->owners[i] * FO_OPTIONS);
     t->count = (fo_number){&parts->taken[i], false};
     t->n = length_of(call->arguments.at[parts->traced + 1 + i]);
     if (!read_stream(call, parts->traced, 1 + i, t->n, &t->param)) return false;

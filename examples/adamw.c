@@ -26,8 +26,8 @@ int main(void)
     for (int k = 0; k < TENSORS; k++)
         plan->tensors[k] = (fo_tensor){
             .rule = FO_RULE_adam, .options = &adamw, .n = lengths[k], .count.at = &steps[k],
-            .param = {w[k], FO_F32}, .grad = {gradient[k], FO_F32},
-            .state = {{exp_avg[k], FO_F32}, {exp_avg_sq[k], FO_F32}},
+            .param = {.at = w[k], .storage = FO_F32}, .grad = {.at = gradient[k], .storage = FO_F32},
+            .state = {{.at = exp_avg[k], .storage = FO_F32}, {.at = exp_avg_sq[k], .storage = FO_F32}},
         };
     if (!fo_plan_cut(plan)) return 1;
 

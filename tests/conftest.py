@@ -25,6 +25,15 @@ def restored_environment() -> Iterator[None]:
     _core.ask_for_threads(threads)
 
 
+@pytest.fixture
+def numbers_in_double_precision() -> Iterator[None]:
+    """Those that torch keeps from step to step, as ours for arrays are. By default they are in single precision."""
+    torch = pytest.importorskip("torch")
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
 @pytest.fixture(params=fastopt.available_isas())
 def isa(request: pytest.FixtureRequest, restored_environment: None) -> str:
     """Each instruction set that this machine can run, in use."""

@@ -159,7 +159,8 @@ static fo_hyper scalars_of_order_one(void)
 {
     fo_hyper h = {.f64 = {.scale = 0.75, .clip = INFINITY, .decay = 0.999, .a = -1e-2, .eps = 1e-8, .eps_root = 1e-12,
                           .mu = 0.9, .c = 1, .k1 = 0.9, .k2 = 1, .alpha = 0.99, .alphac = 0.01, .beta1 = 0.9,
-                          .beta1c = 0.1, .beta2 = 0.999, .beta2c = 0.001, .rbc2 = 3}};
+                          .beta1c = 0.1, .beta2 = 0.999, .beta2c = 0.001, .beta3 = 0.99, .beta3c = 0.01,
+                          .rbc2 = 3, .low = 0.1, .high = 1}};
     return h;
 }
 
@@ -312,6 +313,157 @@ static void check_stochastic(const fo_kernels *kernels)
     release(&parts, 0);
 }
 
+/* ---- rows ---- */
+
+/* A table in one plan, and its rows that have a gradient, copied end to end with the gradient summed, in another. */
+typedef struct {
+    fo_tensor table, picked;
+    size_t rows, width, occurrences;
+    int64_t *numbers;
+    size_t *places; /* of each row: where it is among those picked, or SIZE_MAX */
+} row_problem;
+
+static void *elements(size_t n, fo_storage storage) { return calloc(n + 1, fo_storage_size(storage)); }
+
+static void copy_row(const fo_stream *to, size_t to_row, const fo_stream *from, size_t from_row, size_t width)
+{
+    const size_t bytes = width * fo_storage_size(from->storage);
+    memcpy((char *)to->at + to_row * bytes, (const char *)from->at + from_row * bytes, bytes);
+}
+
+static row_problem draw_rows(fo_rule rule)
+{
+    static const size_t widths[] = {1, 2, 3, 16, 48, 100, 255, 256, 257, 1500, 4096};
+    row_problem p = {.rows = 1 + below(below(2) ? 40 : 3000), .width = widths[below(sizeof widths / sizeof *widths)]};
+    const bool wide = below(3) == 0;
+    p.occurrences = below(4) ? below(2 * p.rows) : 20000 + below(20000);
+    while (p.rows * p.width > 100000) p.rows = 1 + p.rows / 2;
+    while (p.occurrences * p.width > 200000) p.occurrences /= 2;
+    p.table = (fo_tensor){.rule = rule, .n = p.rows * p.width};
+    for (int k = 0; k < streams_of(&p.table); k++) {
+        fo_stream *s = stream_of(&p.table, k);
+        do s->storage = wide ? FO_F64 : (fo_storage)below(FO_STORAGES);
+        while (s->storage == FO_BF16_STOCHASTIC || (!wide && k == 0 && s->storage == FO_F64));
+        const size_t n = (k == 1 ? p.occurrences : p.rows) * p.width;
+        s->at = elements(n, s->storage);
+        fill(s, n, k >= 2 ? POSITIVE : ORDINARY, 1);
+    }
+    p.numbers = malloc((p.occurrences + 1) * sizeof *p.numbers);
+    p.places = malloc(p.rows * sizeof *p.places);
+    memset(p.places, 0xff, p.rows * sizeof *p.places);
+    size_t count = 0;
+    for (size_t i = 0; i < p.occurrences; i++) {
+        p.numbers[i] = (int64_t)below(1 + below(p.rows));
+        size_t *place = &p.places[p.numbers[i]];
+        if (*place == SIZE_MAX) *place = count++;
+    }
+    p.picked = p.table;
+    p.picked.n = count * p.width;
+    for (int k = 0; k < streams_of(&p.table); k++) {
+        fo_stream *s = stream_of(&p.picked, k);
+        if (k == 1) s->storage = wide ? FO_F64 : FO_F32;
+        s->at = elements(p.picked.n, s->storage);
+        for (size_t row = 0; k != 1 && row < p.rows; row++)
+            if (p.places[row] != SIZE_MAX) copy_row(s, p.places[row], stream_of(&p.table, k), row, p.width);
+    }
+    for (size_t i = 0; i < p.occurrences; i++)
+        for (size_t j = 0; j < p.width; j++) {
+            const size_t e = p.places[p.numbers[i]] * p.width + j;
+            const double x = value_at(&p.table.grad, i * p.width + j);
+            if (wide)
+                ((double *)p.picked.grad.at)[e] += x;
+            else
+                ((float *)p.picked.grad.at)[e] += (float)x;
+        }
+    return p;
+}
+
+static double step_of(const fo_kernels *kernels, const row_problem *p, bool rows, const fo_options *options, int threads)
+{
+    const fo_request request = {.unscale = 0.5, .clip_norm = INFINITY, .clip_value = 1.5, .want_norm = true,
+                                .zero_grad = true, .threads = threads};
+    double count = 3;
+    int32_t *narrow_ones = malloc((p->occurrences + 1) * sizeof *narrow_ones);
+    for (size_t i = 0; i < p->occurrences; i++) narrow_ones[i] = (int32_t)p->numbers[i];
+    fo_plan *plan = fo_plan_new(1);
+    fo_tensor *t = plan->tensors;
+    *t = rows ? p->table : p->picked;
+    t->options = options, t->count.at = &count;
+    if (rows) {
+        const bool wide = below(2);
+        const void *values = p->table.grad.at, *given = wide ? (void *)p->numbers : (void *)narrow_ones;
+        size_t wrong = 0;
+        if (fo_group_rows(plan, 0, given, wide, p->occurrences, p->width, threads, &wrong) != FO_GROUPED) abort();
+        t->grad.at = (void *)values;
+    }
+    if (!fo_plan_cut(plan)) abort();
+    const fo_result result = fo_step(kernels, plan, &request);
+    if (count != 4 || (p->picked.n && !(result.norm > 0))) fail("not stepped", &p->table, 0);
+    fo_plan_free(plan);
+    free(narrow_ones);
+    return result.norm;
+}
+
+/* Whatever the rule, the storages and the width, a step of rows has the bits of a step of copies of them; other rows
+ * stay as they are. */
+static void check_rows(const fo_kernels *kernels, fo_rule rule)
+{
+    const fo_options options = {.lr = 1e-2, .weight_decay = 0.01, .momentum = 0.9, .nesterov = 1, .alpha = 0.99,
+                                .beta1 = 0.9, .beta2 = 0.999, .eps = 1e-8, .trust_coeff = 1e-3};
+    row_problem p = draw_rows(rule);
+    fo_tensor before = p.table;
+    for (int k = 0; k < streams_of(&before); k++) {
+        fo_stream *s = stream_of(&before, k);
+        const size_t n = (k == 1 ? p.occurrences : p.rows) * p.width;
+        s->at = elements(n, s->storage);
+        if (n) memcpy(s->at, stream_of(&p.table, k)->at, n * fo_storage_size(s->storage));
+    }
+    const double norm = step_of(kernels, &p, true, &options, 1 + (int)below(5));
+    const double expected = step_of(kernels, &p, false, &options, 1);
+    const bool narrowed = p.table.grad.storage == FO_F64 && p.table.param.storage != FO_F64;
+    if (fabs(norm - expected) > (narrowed ? 1e-6 : 1e-13) * expected) fail("another norm", &p.table, 1);
+    /* (Of what a rule sums over a tensor, the order is another one.) */
+    const bool exact = fo_needs[rule].sums == 0;
+    for (int k = 0; k < streams_of(&p.table); k++) {
+        const fo_stream *s = stream_of(&p.table, k);
+        for (size_t e = 0; e < (k == 1 ? p.occurrences : p.rows) * p.width; e++) {
+            const size_t place = k == 1 ? SIZE_MAX : p.places[e / p.width];
+            const double x = place == SIZE_MAX ? value_at(stream_of(&before, k), e)
+                                               : value_at(stream_of(&p.picked, k), place * p.width + e % p.width);
+            const double off = place == SIZE_MAX || exact ? 0 : 2 * last_place(s->storage, x);
+            if (!same(value_at(s, e), x) && !(fabs(value_at(s, e) - x) <= off)) fail("the rows differ", &p.table, k);
+        }
+    }
+    for (int k = 0; k < streams_of(&p.table); k++) {
+        free(stream_of(&p.table, k)->at);
+        free(stream_of(&p.picked, k)->at);
+        free(stream_of(&before, k)->at);
+    }
+    free(p.numbers);
+    free(p.places);
+}
+
+/* Numbers that are none of the table's are found, the first of them. */
+static void check_wrong_rows(void)
+{
+    enum { ROWS = 1000, MANY = 40000 };
+    static int64_t given[MANY];
+    static const int64_t wrong_ones[] = {-1, ROWS, INT64_MAX, INT64_MIN};
+    float table[1];
+    fo_plan *plan = fo_plan_new(1);
+    for (int round = 0; round < 20; round++) {
+        const size_t count = 2 + below(MANY - 1), place = below(count);
+        size_t found = 0;
+        for (size_t i = 0; i < count; i++) given[i] = (int64_t)below(ROWS);
+        given[place] = wrong_ones[below(4)];
+        if (place + 1 < count) given[place + 1 + below(count - place - 1)] = ROWS + 5;
+        plan->tensors[0] = (fo_tensor){.param.at = table, .n = ROWS};
+        const fo_grouped result = fo_group_rows(plan, 0, given, true, count, 1, 1 + (int)below(5), &found);
+        if (result != FO_NO_SUCH_ROW || found != place || plan->tensors[0].rows) fail("a wrong row", plan->tensors, 0);
+    }
+    fo_plan_free(plan);
+}
+
 static int check(void)
 {
     const char *isa;
@@ -319,8 +471,13 @@ static int check(void)
         check_rules(fo_find_kernels(isa));
         check_codecs(fo_find_kernels(isa));
         check_stochastic(fo_find_kernels(isa));
+        for (int round = 0; round < 100; round++) {
+            const fo_rule rule = (fo_rule)below(FO_RULES);
+            if (!is_floor(rule)) check_rows(fo_find_kernels(isa), rule);
+        }
         printf("%s: right\n", isa);
     }
+    check_wrong_rows();
     return 0;
 }
 
@@ -392,7 +549,8 @@ static void draw_problem(problem *p)
 typedef struct {
     fo_tensor tensors[MOST_TENSORS];
     size_t shifts[MOST_TENSORS];
-    double counts[2 * MOST_TENSORS]; /* steps, of each tensor of the plan */
+    double counts[2 * MOST_TENSORS]; /* steps, of each tensor of the plan, */
+    double kept[2 * MOST_TENSORS][FO_MAX_NUMBERS]; /* and the numbers of its rule */
     fo_result result;
     double norm, max_abs; /* of the gradients, before the step */
 } outcome;
@@ -433,6 +591,10 @@ static fo_plan *plan_of(const problem *p, outcome *o, bool split)
         t->options = &p->options[p->owners[tensor]];
         o->counts[i] = p->counts[tensor];
         t->count.at = &o->counts[i];
+        for (int k = 0; k < FO_MAX_NUMBERS; k++) {
+            o->kept[i][k] = 0.5;
+            t->number[k].at = &o->kept[i][k];
+        }
         for (int k = 0; k < streams_of(t); k++) {
             fo_stream *s = stream_of(t, k);
             s->at = (char *)s->at + from * fo_storage_size(s->storage);
@@ -492,11 +654,14 @@ static const fo_kernels *any_with_fma(void)
     return fo_find_kernels(fo_available_isa(count ? below(count) : 0));
 }
 
-static bool is_stochastic(const problem *p)
+/* Whether a rule counts or sums within a tensor. */
+static bool knows_tensors(const problem *p)
 {
-    for (size_t i = 0; i < p->count; i++)
+    for (size_t i = 0; i < p->count; i++) {
+        if (fo_needs[p->tensors[i].rule].sums) return true;
         for (int k = 0; k < streams_of(&p->tensors[i]); k++)
             if (stream_of(&p->tensors[i], k)->storage == FO_BF16_STOCHASTIC) return true;
+    }
     return false;
 }
 
@@ -507,7 +672,7 @@ static int fuzz(uint64_t seed, size_t rounds)
     for (size_t round = 0; round < rounds; round++) {
         problem p;
         draw_problem(&p);
-        const bool portable = below(4) == 0, split = isinf(p.request.clip_norm) && !is_stochastic(&p) && below(2);
+        const bool portable = below(4) == 0, split = isinf(p.request.clip_norm) && !knows_tensors(&p) && below(2);
         const fo_kernels *one = portable ? fo_find_kernels("portable") : any_with_fma();
         const fo_kernels *other = portable ? one : any_with_fma();
         outcome expected = run(&p, one, 1, true, false), found = run(&p, other, 1 + (int)below(9), false, split);
@@ -568,12 +733,13 @@ static uint64_t hash_of(const fo_kernels *kernels, fo_rule rule, size_t combinat
     random_state = 1;
     fo_tensor t = tensor_of(rule, combination, n);
     allocate(&t, ORDINARY);
-    double count = 0;
+    double count = 0, kept[FO_MAX_NUMBERS] = {1, 1, 1, 1};
     const fo_options options = {.lr = 1e-2, .weight_decay = 0.01, .momentum = 0.9, .nesterov = 1, .alpha = 0.99,
                                 .beta1 = 0.9, .beta2 = 0.999, .eps = 1e-8, .eps_root = 1e-12};
     fo_plan *plan = fo_plan_new(1);
     plan->tensors[0] = t;
-    plan->tensors[0].count = &count;
+    plan->tensors[0].count.at = &count;
+    for (int k = 0; k < FO_MAX_NUMBERS; k++) plan->tensors[0].number[k].at = &kept[k];
     plan->tensors[0].options = &options;
     if (!fo_plan_cut(plan)) abort();
     for (int step = 0; step < STEPS; step++) {

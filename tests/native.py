@@ -43,7 +43,7 @@ def harness(folder: Path, kernels: Iterable[str], options: Iterable[str] = (), c
     objects = {isa: folder / f"{isa}.o" for isa in kernels}
     for isa, path in objects.items():
         run(*command, f"-DFASTOPT_ISA={isa}", *ISAS[isa], "-c", CSRC / "kernels.c", "-o", path)
-    engine = [CSRC / name for name in ("names.c", "scalars.c", "dispatch.c", "threads.c", "step.c")]
+    engine = [CSRC / name for name in ("names.c", "scalars.c", "dispatch.c", "rows.c", "threads.c", "step.c")]
     source, program = Path(__file__).with_name("harness.c"), folder / "harness"
     run(*command, "-pthread", source, *engine, *objects.values(), "-lm", "-ldl", "-o", program)
     return program

@@ -62,7 +62,7 @@ def after_steps(case: Case, params: Any, all_grads: Sequence[Any], **step_option
 
 def bits_end_to_end(opt: Optimizer) -> list[bytes]:
     states = [state for _, state in sorted(opt.state_dict()["state"].items())]
-    names = sorted({name for state in states for name in state} - {"step"})
+    names = sorted({name for state in states for name in state} - {"step", *opt.method.numbers})
     params = [param for group in opt.param_groups for param in group["params"]]
     return [bits(params), *(bits([state[name] for state in states]) for name in names)]
 

@@ -241,7 +241,7 @@ def test_a_step_that_clips_is_clipping_and_a_step(
 ) -> None:
     inside, outside = nonzero(rng, 67, dtype), np.empty(67, dtype)
     outside[:] = inside
-    clipping, plain = case.make(inside, **bounds), case.make(outside)
+    clipping, plain = case.make(inside, **{"clip_norm": None, **bounds}), case.make(outside, clip_norm=None)
     for _ in range(4):
         g = nonzero(rng, 67, dtype)
         with unchanged(g):
@@ -293,7 +293,9 @@ def test_bounds_may_be_schedules_and_may_be_edited() -> None:
 
 
 @pytest.mark.parametrize("weight_decay", [0.0, 0.1])
-@pytest.mark.parametrize("case", [case for case in FIRST_OF_EACH_RULE if not case.measures])
+@pytest.mark.parametrize(
+    "case", [case for case in FIRST_OF_EACH_RULE if not case.measures and "z" not in case.cls.method.states]
+)
 def test_infinite_parameters_stay_infinite(case: Case, weight_decay: float, dtype: str, isa: str) -> None:
     """Zero weight decay multiplies nothing: zero times infinity would be NaN."""
     w = np.array([np.inf, -np.inf, 1.0] * 15, dtype)

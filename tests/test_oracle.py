@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +20,11 @@ def joined_state(opt: Optimizer) -> reference.State:
     return {
         name: joined(state[name] for state in states) if states[0][name].ndim else states[0][name] for name in names
     }
+
+
+def kept_by(opt: Optimizer) -> dict[str, Any]:
+    """The numbers that the group keeps from step to step."""
+    return {name: opt.param_groups[0][name] for name in opt.method.advances}
 
 
 def checked_norm(info: StepInfo, g: reference.Array) -> float:
@@ -41,8 +47,11 @@ def expected_step(
     state: reference.State,
     t: int,
     norm: float,
+    kept: dict[str, Any],
 ) -> tuple[reference.Array, reference.State]:
-    """The oracle's step of the parameters of these sizes, all end to end."""
+    """The oracle's step of the parameters of these sizes, all end to end; the group has kept these numbers."""
+    if _core.SCOPES.get(case.rule) == "plan":
+        sizes = [sum(sizes)]
     clip_norm, clip_value = case.clipping_at(t - 1)
     params, states = [], []
     for part in parts_of(sizes):
@@ -52,7 +61,7 @@ def expected_step(
             g[part],
             {name: values[part] if values.ndim else values for name, values in state.items()},
             t,
-            case.options_at(t - 1),
+            {**case.options_at(t - 1), **kept},
             clip_coefficient=reference.clip_coefficient(norm, clip_norm),
             clip_value=clip_value,
         )
@@ -77,17 +86,16 @@ def check_steps(case: Case, sizes: Sequence[int], dtype: str, rng: np.random.Gen
     opt = case.make(params.arrays)
     for t in range(1, steps + 1):
         grads.fill(rng)
-        p, g, state = joined(params.arrays), joined(grads.arrays), joined_state(opt)
+        p, g, state, kept = joined(params.arrays), joined(grads.arrays), joined_state(opt), kept_by(opt)
         given = grads.buffer.tobytes()
         info = opt.step(grads.arrays)
-        expected, expected_state = expected_step(case, sizes, p, g, state, t, checked_norm(info, g))
+        expected, expected_state = expected_step(case, sizes, p, g, state, t, checked_norm(info, g), kept)
         # Parameters and updates are of order one, and up to three of them may nearly cancel.
         assert_close(joined(params.arrays), expected, np.maximum(np.abs(p), 1.0), dtype, f"step {t}: parameter")
         actual_state = joined_state(opt)
         assert actual_state.keys() == expected_state.keys()
         for name, values in expected_state.items():
-            # (What a ratio of norms multiplies may be a difference that nearly cancels.)
-            summand = np.abs(values).max() if case.measures else state.get(name, 0.0)
+            summand = np.abs(values).max() if case.cancels else state.get(name, 0.0)
             assert_close(actual_state[name], values, summand, dtype, f"step {t}: {name}")
         assert grads.buffer.tobytes() == given, "a gradient was written"
     params.assert_intact()
@@ -122,28 +130,45 @@ def test_many_steps_stay_with_the_oracle(case: Case, dtype: str, rng: np.random.
     opt = case.make(p)
     expected, state, scale = joined([p]), reference.State(), np.abs(p).astype(np.float64)
     for t, g in enumerate(nonzero(rng, (steps, size), dtype), start=1):
+        kept = kept_by(opt)
         norm = checked_norm(opt.step(g), joined([g]))
-        expected, state = expected_step(case, [size], expected, joined([g]), state, t, norm)
+        expected, state = expected_step(case, [size], expected, joined([g]), state, t, norm, kept)
         scale = np.maximum(scale, np.abs(expected))
     assert_close(joined([p]), expected, scale, dtype, "parameter", ulps=ULPS[dtype] * steps / 4)
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if _core.RULES[case.rule][1] > 0])
+# (Without beta, FTRL divides by a root that such gradients do not show in. So does its reference.)
+@pytest.mark.parametrize(
+    "case", [case for case in CASES if _core.RULES[case.rule][1] > 0 and case.all_options.get("beta") != 0]
+)
 def test_states_below_the_normal_range_become_zero_where_no_parameter_shows_it(
     case: Case, dtype: str, isa: str
 ) -> None:
+    if case.rule == "prodigy" and dtype == "float32":
+        pytest.skip("its epsilon, times d, is too small to hide them")
+    if case.rule == "lamb" and case.options.get("decoupled_weight_decay"):
+        pytest.skip("its ratio makes a step of the smallest states, as long as their norm is not zero")
     smallest = float(np.finfo(dtype).smallest_normal)
     p = np.ones(67, dtype)
     opt = case.make(p)
     opt.step(np.full(67, smallest * 4, dtype))
     for _ in range(60):
         opt.step(np.full(67, smallest / 8, dtype))
-    fading = {name: np.full(1, smallest / 16) for name in joined_state(opt)}
-    moved, _ = reference.step(
-        case.rule, np.ones(1), np.zeros(1), fading, 62, {**case.options_at(61), "weight_decay": 0}
-    )
-    shows = abs(moved - 1) > 1e-6  # as by the sign of a moment, whatever its size
-    for name, values in joined_state(opt).items():
+    state = joined_state(opt)
+    for name in case.cls.method.states.keys() & state.keys():
+        values = state[name]
+        shows = does_it_show(case, 62, {key: value[:1] if value.ndim else value for key, value in state.items()}, name)
         assert ((values == 0) | (np.abs(values) >= smallest) | shows).all(), name
-        assert not shows or values.all(), name
+        kind = opt.method.states[name].kind
+        assert not shows or kind == "square" or values.all(), name  # (squares underflow by themselves)
     assert np.isfinite(p).all()
+
+
+def does_it_show(case: Case, t: int, state: reference.State, name: str) -> bool:
+    """Whether it makes a difference to a parameter that a state is tiny, not zero: as the sign of a moment does."""
+    options = {**case.options_at(t - 1), "weight_decay": 0}
+    moved = [
+        [reference.step(case.rule, np.ones(1), np.full(1, g), {**state, name: size}, t, options)[0] for g in (-1, 0, 1)]
+        for size in (np.zeros(1), np.full(1, 1e-60))
+    ]
+    return bool(np.abs(np.array(moved[0]) - np.array(moved[1])).max() > 1e-6)

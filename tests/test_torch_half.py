@@ -99,7 +99,7 @@ def test_a_step_is_the_float32_step_rounded(case: Case, dtype: Any, state_dtype:
             other.data.copy_(one)
             for name in expected.state.get(other, {}):
                 state = opt.state[one][name]
-                if name != "step":
+                if name in case.cls.method.states:
                     assert state.dtype == (state_dtype or dtype)
                     assert_equal(state, expected.state[other][name].to(state.dtype))
                     expected.state[other][name].copy_(state)
@@ -132,7 +132,7 @@ def test_parameters_move(name: str, dtype: Any) -> None:
     """(torch 2.13's fused SGD leaves bfloat16 parameters on the CPU where they are.)"""
     param = torch.ones(100, dtype=dtype, requires_grad=True)
     param.grad = torch.ones_like(param)
-    ours(name)([param], lr=0.25).step()
+    ours(name)([param], lr=2.0).step()
     assert (param < 1).all()
 
 

@@ -42,6 +42,7 @@ def test_every_option_in_every_layout_gives_torchs_numbers(case: Case, dtype: An
 
 @pytest.mark.parametrize("case", CASES)
 @both_dtypes
+@pytest.mark.usefixtures("numbers_in_double_precision")
 def test_tensors_and_arrays_give_the_same_bits(case: Case, dtype: Any) -> None:
     generator = torch.Generator().manual_seed(0)
     params = [nonzero(shape, dtype, generator).requires_grad_() for shape in [(7, 5), (), (0,), (1000,)]]

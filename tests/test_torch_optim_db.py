@@ -37,7 +37,7 @@ def options_of(row: Any) -> dict[str, Any]:
     return copy.deepcopy(row.kwargs)
 
 
-def test_the_table_has_all_five() -> None:
+def test_the_table_has_all_that_torch_has() -> None:
     assert sorted(INFOS) == sorted(NAMES)
     assert SPARSE == ["Adagrad", "SGD"]
 
@@ -198,4 +198,6 @@ def test_checkpoints_from_before_a_flag_was_known(name: str, row: Any) -> None:
                 opt.load_state_dict(old)
             opt.step()
         results.append(list(model.parameters()))
-    torch.testing.assert_close(results[0], results[1], rtol=1e-12, atol=1e-12)
+    # (torch goes on with numbers in the parameter's dtype, here in theirs.)
+    tolerance = 1e-9 if ours(name).method.numbers else 1e-12
+    torch.testing.assert_close(results[0], results[1], rtol=tolerance, atol=tolerance)

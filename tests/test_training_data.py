@@ -8,7 +8,8 @@ from typing import get_args
 import numpy as np
 import pytest
 
-from fastopt.training.data import Batch, Columns, ShuffledBatches, Standardization, Table, Task, load, split
+from fastopt.training.batches import Batch, ShuffledBatches
+from fastopt.training.data import Columns, Standardization, Table, Task, load, split
 from fastopt.training.errors import TrainingError
 from fastopt.training.randomness import Stream, generator
 

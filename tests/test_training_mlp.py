@@ -5,7 +5,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from fastopt.training.data import Batch
+from fastopt.training.batches import Batch
 from fastopt.training.losses import Loss, SoftmaxCrossEntropy, SquaredError
 from fastopt.training.mlp import EVALUATION_ROWS, MLP
 

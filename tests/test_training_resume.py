@@ -24,8 +24,8 @@ from typer.testing import CliRunner
 import fastopt
 from fastopt.cli import app
 from fastopt.training import loop
+from fastopt.training.batches import Batch
 from fastopt.training.checkpoint import Checkpoint
-from fastopt.training.data import Batch
 from fastopt.training.errors import TrainingError
 from fastopt.training.job import Job
 from fastopt.training.loop import Model

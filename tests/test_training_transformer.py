@@ -12,8 +12,8 @@ import pytest
 from trainings import Course, trained
 
 import fastopt
+from fastopt.training.batches import Batch
 from fastopt.training.config import TransformerConfig
-from fastopt.training.data import Batch
 from fastopt.training.errors import TrainingError
 from fastopt.training.job import Job
 from fastopt.training.loop import train

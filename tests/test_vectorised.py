@@ -18,11 +18,20 @@ RULES = [rule for rule in _core.RULES if not rule.startswith("floor")]
 
 ARITHMETICS = re.findall(r"^#define SUFFIX (\w+)", (CSRC / "kernels.c").read_text(), re.M)
 
-VARIANTS = len(re.findall(r"^ +LOOP\(", (CSRC / "loops.h").read_text(), re.M))
+VARIANTS = len(re.findall(r"^ {12}LOOP\(", (CSRC / "loops.h").read_text(), re.M))
 """Loops of a rule that differ in what is done to the gradient."""
+
+LISTS = (CSRC / "rules.def").read_text()
+
+MORE = {
+    "careful": re.findall(r"^CAREFUL\((\w+),", LISTS, re.M),
+    "measure": re.findall(r"^(?:MEASURE\(|CAREFUL\((?=\w+, COUNTED))(\w+),", LISTS, re.M),
+}
+"""Rules that have other loops besides."""
 
 LOOPS = {
     **{f"loop_{rule}_{suffix}": VARIANTS for rule in RULES for suffix in ARITHMETICS},
+    **{f"{kind}_{rule}_{suffix}": 1 for kind, rules in MORE.items() for rule in rules for suffix in ARITHMETICS},
     **{f"{change}_{suffix}": 1 for change in ("scale", "clamp") for suffix in ARITHMETICS},
     **{f"{way}_{storage}": 1 for way in ("encode", "decode") for storage in ("F64", "BF16")},
     "encode_BF16_STOCHASTIC": 1,

@@ -174,9 +174,10 @@ def test_maximize_climbs(dtype: str, isa: str) -> None:
     for make in MAKERS.values():
         down, up = np.zeros(3, dtype), np.zeros(3, dtype)
         gradient = np.array([1.0, -2.0, 3.0], dtype)
-        make(down).step(gradient)
-        make(up, maximize=True).step(gradient)
-        assert (up == -down).all()
+        for opt in (make(down), make(up, maximize=True)):
+            for _ in range(2):  # (ADOPT's first step goes nowhere)
+                opt.step(gradient)
+        assert np.allclose(up, -down, rtol=1e-4)  # (Yogi's averages do not start at zero)
         assert (np.sign(up) == np.sign(gradient)).all()
 
 

@@ -157,7 +157,7 @@ class OnArrays:
         """The states in tensors, and the numbers of steps as torch has them."""
         return {
             self.params[index]: {
-                name: torch.tensor(value, dtype=torch.float32) if name == "step" else torch.from_numpy(value)
+                name: torch.tensor(float(value)) if name == "step" else torch.from_numpy(value)
                 for name, value in state.items()
             }
             for index, state in self.opt.state_dict()["state"].items()

@@ -16,15 +16,19 @@ from fastopt.averaging import lerp_
 from fastopt.clipping import clip_grad_norm, clip_grad_value, global_norm
 from fastopt.engine import StepInfo
 from fastopt.environment import available_isas, get_num_threads, info, isa, set_num_threads
+from fastopt.lookahead import Lookahead
 from fastopt.optimizer import Optimizer
 from fastopt.optimizers import *  # noqa: F403
 from fastopt.optimizers import __all__ as __all__  # which type checkers can follow
+from fastopt.rows import Rows
 from fastopt.trajectories import Trajectory, trajectory
 
 __version__ = version("fastopt")
 
 __all__ += (
+    "Lookahead",
     "Optimizer",
+    "Rows",
     "StepInfo",
     "Trajectory",
     "available_isas",

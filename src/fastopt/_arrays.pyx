@@ -199,6 +199,7 @@ cdef class Watch:
         for i in range(self.plan.plan.count):
             tensor = &self.plan.plan.tensors[i]
             grad = grads[i]
+            tensor.rows = NULL
             if grad is None:
                 tensor.grad.at = NULL
             elif type(grad) is np.ndarray and self.is_as_it_was(i):

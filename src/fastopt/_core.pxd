@@ -8,6 +8,10 @@ cdef extern from "fastopt.h" nogil:
     ctypedef struct fo_stream:
         void *at
         fo_storage storage
+    ctypedef struct fo_rows:
+        size_t count
+    ctypedef enum fo_grouped:
+        FO_GROUPED, FO_NO_MEMORY, FO_NO_SUCH_ROW, FO_TOO_MANY_ROWS
     ctypedef enum fo_rule:
         pass
     ctypedef struct fo_options:
@@ -22,6 +26,7 @@ cdef extern from "fastopt.h" nogil:
         int states
         int numbers
         int sums
+        bint advances
         bint over_plan
     const fo_rule_needs *fo_needs
     ctypedef struct fo_tensor:
@@ -32,8 +37,12 @@ cdef extern from "fastopt.h" nogil:
         fo_stream copy
         fo_number count
         fo_number number[4]
-        const fo_options *options
+        fo_options *options
         size_t n
+        const fo_rows *rows
+        size_t width
+        double *row_decay
+        fo_number decay
         fo_rule rule
     ctypedef struct fo_plan:
         fo_tensor *tensors
@@ -67,6 +76,8 @@ cdef extern from "fastopt.h" nogil:
     void fo_plan_free(fo_plan *)
     bint fo_plan_cut(fo_plan *)
     bint fo_params_overlap(const fo_plan *)
+    fo_grouped fo_group_rows(fo_plan *, size_t tensor, const void *numbers, bint wide, size_t occurrences, size_t width,
+                             int threads, size_t *wrong)
     fo_result fo_step(const fo_kernels *, fo_plan *, const fo_request *)
     double fo_global_norm(const fo_kernels *, fo_plan *, int)
     double fo_global_max_abs(const fo_kernels *, fo_plan *, int)
@@ -96,6 +107,9 @@ cdef class Plan:
     cdef list owners
     cdef size_t rows
     cdef object kept
+    cdef tuple advancing
     cdef bint cut  # whether the blocks are those of the lengths
+    cdef bint rowed  # whether some tensors have rows, so that another step has other blocks
 
     cdef int cut_blocks(self) except -1
+    cdef int tell(self) except -1

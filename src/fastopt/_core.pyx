@@ -5,7 +5,7 @@ from cpython.dict cimport PyDict_Next, PyDict_Size
 from cpython.object cimport PyObject
 from cpython.pycapsule cimport PyCapsule_New
 from libc.math cimport INFINITY
-from libc.stdint cimport uintptr_t
+from libc.stdint cimport int32_t, int64_t, uintptr_t
 from libc.stdlib cimport calloc, free
 
 
@@ -202,11 +202,13 @@ cdef class Plan:
                 new.append(owner)
         return new
 
-    def bind(self, size_t tensor, str rule, size_t length, tuple param, list states, list numbers=[]) -> None:
+    def bind(self, size_t tensor, str rule, size_t length, tuple param, list states, list numbers=[],
+             tuple table=None) -> None:
         """Say where a tensor and its states are, as (address, storage).
 
         Its numbers are (address, is float32): how many steps it has taken, where that counts, and those of the rule. It
-        has no gradient then.
+        has no gradient then. Of a table whose rows catch up with decays, `table` is (elements of a row, address of what
+        each row has had, number that there has been).
         """
         cdef fo_tensor *t = &self.plan.tensors[tensor]
         cdef fo_number *place
@@ -217,13 +219,17 @@ cdef class Plan:
             raise ValueError(f"{rule}: expected {fo_needs[index].numbers} numbers, got {len(numbers[1:])}")
         t.rule = <fo_rule>index
         t.param = stream(param)
-        t.grad.at, t.grad.storage = NULL, t.param.storage
+        t.grad.at, t.grad.storage, t.rows = NULL, t.param.storage, NULL
         for k, state in enumerate(states):
             t.state[<int>k] = stream(state)
         for k, (address, single) in enumerate(numbers or [(0, False)]):
             place = &t.count if k == 0 else &t.number[<int>k - 1]
             place.at, place.single = <void *><uintptr_t>address, single
-        self.cut = self.cut and t.n == length
+        self.cut = self.cut and t.n == length and t.row_decay == NULL and table is None
+        t.width, t.row_decay = 0, NULL
+        if table is not None:
+            t.width, t.row_decay = table[0], <double *><uintptr_t>table[1]
+            t.decay.at, t.decay.single = <void *><uintptr_t>table[2][0], table[2][1]
         t.n = length
 
     def bind_tails(self, size_t tensor, average, copy) -> None:
@@ -237,11 +243,36 @@ cdef class Plan:
     def set_gradient(self, size_t tensor, tuple place) -> None:
         """Say where a tensor's gradient is, (address, storage); None leaves the tensor out."""
         cdef fo_tensor *t = &self.plan.tensors[tensor]
+        t.rows = NULL
         if place is None:
             t.grad.at = NULL
             return
         t.grad.storage = <fo_storage><int>place[1]
         t.grad.at = <void *><uintptr_t>place[0] if t.n else t  # (of an empty one only that it is there)
+
+    def set_rows(self, size_t tensor, tuple numbers, tuple values, size_t width, int threads) -> None:
+        """Say which rows of a tensor have a gradient, (address, is int64, how many), and where, (address, storage).
+
+        A row comes in any place and as often as it likes: there is one of values for each time.
+        """
+        cdef fo_tensor *t = &self.plan.tensors[tensor]
+        cdef const void *at = <const void *><uintptr_t>numbers[0]
+        cdef bint wide = numbers[1]
+        cdef size_t occurrences = numbers[2], wrong = 0
+        cdef fo_grouped grouped
+        self.rowed = True
+        with nogil:
+            grouped = fo_group_rows(self.plan, tensor, at, wide, occurrences, width, threads, &wrong)
+        if grouped == FO_NO_MEMORY:
+            raise MemoryError
+        if grouped == FO_TOO_MANY_ROWS:
+            raise ValueError(f"expected fewer rows at once, got {occurrences}")
+        if grouped == FO_NO_SUCH_ROW:
+            number = (<const int64_t *>at)[wrong] if wide else (<const int32_t *>at)[wrong]
+            raise IndexError(f"expected row numbers of at least 0 and below {t.n // width if width else 0}, "
+                             f"got {number} at {wrong}")
+        t.grad.storage = <fo_storage><int>values[1]
+        t.grad.at = <void *><uintptr_t>values[0] if occurrences and width else t  # (of none only that it is there)
 
     def gradients_are_apart(self) -> bool:
         """Whether no two tensors have one gradient."""
@@ -253,6 +284,24 @@ cdef class Plan:
     def params_overlap(self) -> bool:
         """Whether two tensors share memory."""
         return fo_params_overlap(self.plan)
+
+    def keep(self, dict columns, list groups, list seen, list values) -> None:
+        """Write the options in `columns` into the groups, `seen` and `values` after each step that was taken."""
+        self.advancing = (columns, groups, seen, values)
+
+    cdef int tell(self) except -1:
+        cdef Py_ssize_t owner
+        cdef double number
+        if self.advancing is None:
+            return 0
+        columns, groups, seen, values = self.advancing
+        for owner in range(len(groups)):
+            group = groups[owner]
+            for name, column in columns.items():
+                number = (<double *>&self.options[owner])[<size_t>column]
+                group[name] = values[owner][name] = int(number) if type(group.get(name)) is int else number
+            seen[owner] = list(group.values()) if seen[owner] else []
+        return 0
 
     @staticmethod
     def of_pairs(list pairs, kept) -> Plan:
@@ -273,9 +322,9 @@ cdef class Plan:
         return Plan.of_pairs([((address, storage), (address, storage), length) for address, storage, length in gradients], kept)
 
     cdef int cut_blocks(self) except -1:
-        if not self.cut and not fo_plan_cut(self.plan):
+        if not (self.cut and not self.rowed) and not fo_plan_cut(self.plan):
             raise MemoryError
-        self.cut = True
+        self.cut, self.rowed = not self.rowed, False
         return 0
 
     def step(self, int threads, list made, double unscale, double clip_norm, double clip_value, bint want_norm,
@@ -301,6 +350,7 @@ cdef class Plan:
         if not result.skipped:
             for call in after:
                 call[0](*call[1:])
+            self.tell()
             made.clear()
             if counter is not None:
                 counter.step_count += 1

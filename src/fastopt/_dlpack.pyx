@@ -367,7 +367,7 @@ cdef class Watch:
         self.missing = 0
         self.look_at_entries(state)
         for i in range(count):
-            self.plan.plan.tensors[i].grad.at = NULL
+            self.plan.plan.tensors[i].grad.at, self.plan.plan.tensors[i].rows = NULL, NULL
             if i + AHEAD < count:
                 self.fetch(i + AHEAD)
             grad = self.params[i].grad

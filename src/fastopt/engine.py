@@ -20,7 +20,7 @@ from fastopt.methods.base import STORED_AS, WHOLE, Method, Option, StateDtype
 
 Group = dict[str, Any]
 
-RATES = {name: _core.OPTIONS[name] for name in ("lr", "weight_decay")}
+RATES = ("lr", "weight_decay")
 """Numbers that are edited all the time, and that neither choose the rule nor exclude anything."""
 
 AVERAGE = "ema"
@@ -112,6 +112,11 @@ class Face:
         """Return the engine of the groups of now."""
         raise NotImplementedError
 
+    @staticmethod
+    def _lerp(targets: list[Any], sources: list[Any], weight: float) -> None:
+        """Move the targets towards the sources."""
+        raise NotImplementedError
+
     def _check_whole(self, values: Mapping[str, Any]) -> None:
         """Raise `ValueError` unless these options of the whole optimizer make sense at this step."""
         for name, value in values.items():
@@ -159,12 +164,21 @@ def same_value(a: Any, b: Any) -> bool:
 # ---- the engine ----
 
 
+class RowPlaces(NamedTuple):
+    """Where the rows of a table are that have a gradient, and their values, as `_core.Plan.set_rows` takes them."""
+
+    numbers: tuple[int, bool, int]
+    values: tuple[int, int]
+    width: int
+    threads: int
+
+
 class Buffers(NamedTuple):
     """A parameter, its gradient and its states as the kernels are to see them, each (address, storage)."""
 
     length: int
     param: tuple[int, int]
-    grad: tuple[int, int] | None
+    grad: tuple[int, int] | RowPlaces | None
     states: list[tuple[int, int]]
     kept: Any
     """What keeps them alive for the step."""
@@ -215,6 +229,7 @@ class Engine(ABC):
     def __init__(self, face: Any, parts: list[tuple[Group, list[Any]]]) -> None:
         self.face = weakref.proxy(face)  # which has the engine: dropped, it lets go of its arrays at once
         self.method: type[Method] = face.method
+        self.rates = {name: _core.OPTIONS[name] for name in RATES if name in face.method.options}
         self.groups = [group for group, _ in parts]
         self.params = [param for _, params in parts for param in params]
         self.owners = [owner for owner, (_, params) in enumerate(parts) for _ in params]
@@ -224,6 +239,9 @@ class Engine(ABC):
         self.seen: list[list[Any]] = [[] for _ in parts]
         self.values: list[Group] = [{} for _ in parts]
         self.rules: list[tuple[str, tuple[str, ...]]] = [("", ()) for _ in parts]
+        if self.method.advances:
+            columns = {name: _core.OPTIONS[name] for name in self.method.advances}
+            self.plan.keep(columns, self.groups, self.seen, self.values)
         self.whole: Group = {}
         self.take_whole()
         self.made: list[tuple[int, str, Any]] = []
@@ -271,8 +289,20 @@ class Engine(ABC):
         """Return where a number of an entry is, and whether in float32; one that cannot be written is replaced."""
 
     @abstractmethod
+    def start_decay(self, slot: int, value: Any) -> Any:
+        """Return this number in double for each row of a parameter; None: one of zero for the parameter."""
+
+    @abstractmethod
+    def decay_place(self, slot: int, decays: Any) -> int:
+        """Return the address of a number for each row of a parameter; raise if they are none."""
+
+    @abstractmethod
     def buffers(self, slot: int, grad: Any, states: list[Any], zero: bool) -> Buffers:
         """Return what the kernels are to see; raise if the gradient does not fit the parameter."""
+
+    @abstractmethod
+    def has_stepped(self, slot: int, name: str) -> bool:
+        """Whether a parameter has taken a step, so that its state of this name is there."""
 
     @abstractmethod
     def duplicate(self, slot: int) -> Any:
@@ -322,7 +352,7 @@ class Engine(ABC):
     def options(self) -> Group:
         """Look at the groups; return the options of the whole optimizer as they are at this step."""
         low = 0.0 if self.strict else -math.inf
-        for owner in self.plan.follow(self.groups, self.seen, self.values, RATES, low):
+        for owner in self.plan.follow(self.groups, self.seen, self.values, self.rates, low):
             self.whole_is_known = False  # (an error or an interrupt may come before it is)
             self.take_options(owner, self.groups[owner], list(self.groups[owner].values()))
         if not self.whole_is_known:
@@ -386,6 +416,8 @@ class Engine(ABC):
         `zero_grad_in_step` does); of the object `counter` the attribute `step_count` counts the steps taken.
         """
         whole = self.options()
+        if self.method.advances:
+            self.method.check_groups(self.values)
         clip_norm, nonfinite = whole["clip_norm"], whole["nonfinite"]
         zero = bool(whole["zero_grad_in_step"]) if zero is None else zero
         lr = self.values[0]["lr"] if self.values else math.nan
@@ -427,14 +459,15 @@ class Engine(ABC):
         rule, names = self.rules[self.owners[slot]]
         kept = self.method.numbers
         arrays = names if self.whole["ema"] is None else (*names, AVERAGE)
-        entry = self.entry(slot) if arrays or kept or self.method.counts_steps else {}
+        catches_up = self.method.catches_up(self.values[self.owners[slot]])
+        entry = self.entry(slot) if arrays or kept or self.method.counts_steps or catches_up else {}
         swapped = entry.get(ASIDE) is not None
         if swapped and grad is not None:
             raise RuntimeError(f"{self.label(slot)}: its moving average is in its place; swap_ema() puts it back")
         fresh = [name for name in names if entry.get(name) is None]
         numbers = [self.count_place(slot, entry, bool(fresh))]
         stored = {name: self.storage(slot, name) for name in arrays}
-        for name in (*arrays, *kept):
+        for name in (*kept, *arrays):  # (torch's order)
             if entry.get(name) is None:
                 start = None if name == AVERAGE else self.method.start(name, self.start_options(slot))
                 if name in kept:
@@ -451,15 +484,39 @@ class Engine(ABC):
         states, copy = [entry[name] for name in arrays], self.copy_of(slot)
         buffers = self.buffers(slot, grad, states if copy is None else [*states, copy], zero)
         places = [(at, _core.STORAGES[stored[name]]) for name, (at, _) in zip(arrays, buffers.states, strict=False)]
-        self.plan.bind(slot, rule, buffers.length, buffers.param, places[: len(names)], numbers)
+        table = self.table(slot, entry, buffers.length) if catches_up else None
+        self.plan.bind(slot, rule, buffers.length, buffers.param, places[: len(names)], numbers, table)
         self.plan.bind_tails(
             slot, places[-1] if AVERAGE in arrays else None, None if copy is None else buffers.states[-1]
         )
-        self.plan.set_gradient(slot, buffers.grad)
-        if buffers.stay and not swapped:
+        if isinstance(buffers.grad, RowPlaces):
+            self.set_rows(slot, buffers.grad)
+        else:
+            self.plan.set_gradient(slot, buffers.grad)
+        if buffers.stay and table is None and not swapped:
             counted = ("step",) if "step" in entry else ()
             self.watch.hold(slot, self.params[slot], entry or None, (*arrays, *counted, *kept), states)
         return buffers
+
+    def table(self, slot: int, entry: dict[str, Any], length: int) -> tuple[int, int, tuple[int, bool]]:
+        """Return where it is kept which decays a parameter's rows have had, made now if need be.
+
+        `log_decay` is the logarithm of the product of all decays so far, `row_log_decay` of those that a row has had.
+        """
+        for name in ("log_decay", "row_log_decay"):
+            if entry.get(name) is None:
+                made = self.start_decay(slot, None if name == "log_decay" else entry["log_decay"])
+                entry[name] = made
+                self.made.append((slot, name, made))
+        width = length // max([1, *self.params[slot].shape[:1]])
+        return width, self.decay_place(slot, entry["row_log_decay"]), self.number_place(slot, entry, "log_decay")
+
+    def set_rows(self, slot: int, rows: RowPlaces) -> None:
+        """Say which rows of a parameter have a gradient."""
+        try:
+            self.plan.set_rows(slot, *rows)
+        except IndexError as error:
+            raise IndexError(f"gradient of {self.label(slot)}: {error}") from None
 
     def swap_average(self) -> None:
         """Put the moving averages in the parameters' places, or the parameters back."""

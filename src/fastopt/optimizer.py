@@ -12,10 +12,12 @@ from numpy.typing import NDArray
 
 from fastopt import _arrays, _core, methods, trees
 from fastopt._turn import Turn
+from fastopt.averaging import lerp_
 from fastopt.backends.numpy import Arrays
 from fastopt.engine import Face, Group, StepInfo
 from fastopt.hyperparameters import as_count, is_number, plain
-from fastopt.methods.base import Method
+from fastopt.methods.base import WHOLE, Method
+from fastopt.modes import TwoModes
 
 Array = NDArray[np.float32] | NDArray[np.float64]
 
@@ -58,6 +60,7 @@ class Optimizer(Face):
         self.param_groups: list[Group] = []
         self._whole = {name: given.pop(name) for name in self.whole}
         self.defaults = {**self.method.defaults(), **given}
+        self.method.complete(self.defaults)
         self._state: list[dict[str, Array]] = []
         self._steps = np.zeros(0)
         self._copies: list[Array | None] = []
@@ -156,6 +159,8 @@ class Optimizer(Face):
         self._engine.bind_all()
         self._engine.made.clear()
 
+    _lerp = staticmethod(lerp_)
+
     def _current_engine(self) -> Arrays:
         """Return the engine of the groups of now."""
         self._check_members()
@@ -225,8 +230,7 @@ class Optimizer(Face):
             If a gradient is not finite and `nonfinite="raise"`. Nothing has been changed then.
         """
         with self._turn.to_step:
-            self._check_members()
-            return self._engine.step(self._gradients(grads), zero=zero_grad, counter=self)
+            return self._current_engine().step(self._gradients(grads), zero=zero_grad, counter=self)
 
     def _check_members(self) -> None:
         """Raise if arrays of a group were replaced."""
@@ -299,6 +303,7 @@ class Optimizer(Face):
         """
         with self._turn:
             before = [dict(group) for group in self.param_groups], self.step_count
+            state_dict = self._understood(state_dict)
             groups, indices = self._loaded_groups(state_dict)
             try:
                 self.step_count = self._loaded_step_count(state_dict)
@@ -316,16 +321,23 @@ class Optimizer(Face):
                 self.step_count = before[1]
                 raise
 
-    def _loaded_groups(self, state_dict: Mapping[str, Any]) -> tuple[list[Group], list[Any]]:
-        """Return each group's options and the indices of all parameters in `state_dict`."""
+    def _understood(self, state_dict: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return `state_dict` as one of this library's, if it has the form of one."""
         expect("state_dict", state_dict, Mapping, "a dict")
         for key, kind, words in (("state", Mapping, "a dict"), ("param_groups", (list, tuple), "a list")):
             if key not in state_dict:
                 raise ValueError(f"state_dict: expected the keys 'state' and 'param_groups', got {list(state_dict)}")
             expect(f"state_dict[{key!r}]", state_dict[key], kind, words)
+        for number, given in enumerate(state_dict["param_groups"]):
+            expect(f"state_dict: group {number}", given, Mapping, "a dict")
+            expect(f"state_dict: params of group {number}", given.get("params"), (list, tuple), "a list")
+        return self.method.translated(state_dict)
+
+    def _loaded_groups(self, state_dict: Mapping[str, Any]) -> tuple[list[Group], list[Any]]:
+        """Return each group's options and the indices of all parameters in `state_dict`."""
         name = state_dict.get("optimizer", self.method.__name__)
         other = methods.registry().get(name)
-        alike = other is not None and other.options.keys() == self.method.options.keys()  # as those of Adam and AdamW
+        alike = other is not None and (issubclass(other, self.method) or issubclass(self.method, other))  # Adam, AdamW
         if name != self.method.__name__ and not alike:
             raise ValueError(f"state_dict: is of {name}, not of {self.method.__name__}")
         saved = state_dict["param_groups"]
@@ -333,8 +345,6 @@ class Optimizer(Face):
             raise ValueError(f"state_dict: expected {len(self.param_groups)} parameter groups, got {len(saved)}")
         groups, indices = [], []
         for number, (group, given) in enumerate(zip(self.param_groups, saved, strict=True)):
-            expect(f"state_dict: group {number}", given, Mapping, "a dict")
-            expect(f"state_dict: params of group {number}", given.get("params"), (list, tuple), "a list")
             if len(given["params"]) != len(group["params"]):
                 raise ValueError(
                     f"state_dict: expected {len(group['params'])} parameters in group {number}, "
@@ -384,8 +394,15 @@ class Optimizer(Face):
                 raise ValueError(f"state_dict: state of {label}: expected {sorted(expected)}, got {sorted(given)}")
             # Also the arrays that no option asks for at present: it may be switched on again. (torch has None there.)
             idle = {name for name in given if given[name] is None and name not in names}
-            arrays = given.keys() - {"step", *numbers} - idle
+            decays = given.keys() & {"log_decay", "row_log_decay"}
+            arrays = given.keys() - {"step", *numbers} - idle - decays
             states[-1] = {name: self._loaded_array(tensor, name, given[name]) for name in sorted(arrays)}
+            for name in decays:
+                shape = () if name == "log_decay" else self._params[tensor].shape[:1]
+                array = np.array(given[name], dtype=float)
+                if array.shape != shape:
+                    raise ValueError(f"state_dict: {name} of {label}: expected shape {shape}, got {array.shape}")
+                states[-1][name] = array
             for name in numbers:
                 number = plain(given[name])
                 if not is_number(number):
@@ -430,7 +447,7 @@ class Optimizer(Face):
         return "\n".join([*lines, f"steps taken: {self.step_count}", ")"])
 
 
-NOT_HERE = {"beta2_decay", "etas", "lambd", "momentum_decay", "ns_steps", "rho"}
+NOT_HERE = {"beta2_decay", "ns_steps"}
 """One option of each optimizer that torch has and this library has not."""
 
 
@@ -461,5 +478,11 @@ def expect(label: str, value: Any, kind: type | tuple[type, ...], words: str) ->
 
 def made_from(method: type[Method]) -> type[Optimizer]:
     """Return the class that a description is for NumPy."""
-    names = {"method": method, "__doc__": method.documentation(), "__signature__": method.signature()}
-    return type(method.__name__, (Optimizer,), {**names, "__module__": "fastopt.optimizers"})
+    names = {
+        "method": method,
+        "whole": method.whole(WHOLE),
+        "__doc__": method.documentation(),
+        "__signature__": method.signature(),
+    }
+    bases = (TwoModes, Optimizer) if "train_mode" in method.options else (Optimizer,)
+    return type(method.__name__, bases, {**names, "__module__": "fastopt.optimizers"})

@@ -21,7 +21,7 @@ def is_container(value: Any) -> bool:
     if isinstance(value, (Mapping, list, tuple)):
         return True
     return isinstance(value, Iterable) and not (
-        isinstance(value, str) or hasattr(value, "__array__") or is_buffer(value)
+        isinstance(value, str) or hasattr(value, "__array__") or hasattr(value, "tocsr") or is_buffer(value)
     )
 
 

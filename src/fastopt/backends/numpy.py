@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastopt import _arrays, _core, environment
-from fastopt.engine import Buffers, Engine, Group
+from fastopt.engine import Buffers, Engine, Group, RowPlaces
+from fastopt.rows import Rows, as_rows
 
 
 class Arrays(Engine):
@@ -72,11 +73,23 @@ class Arrays(Engine):
         """Return the address of an array of no dimension."""
         return entry[name].ctypes.data, False
 
+    def start_decay(self, slot: int, value: Any) -> Any:
+        """Return an array of one number a row, or of none."""
+        return np.zeros(()) if value is None else np.full(self.params[slot].shape[:1], float(value))
+
+    def decay_place(self, slot: int, decays: Any) -> int:
+        """Return the address of an array that nobody else has."""
+        address: int = decays.ctypes.data
+        return address
+
     def buffers(self, slot: int, grad: Any, states: list[Any], zero: bool) -> Buffers:
         """Return where the arrays are; the gradient is checked."""
         param, label = self.params[slot], f"gradient of {self.label(slot)}"
         place = _arrays.place(param)
         array = None
+        rows = as_rows(grad, label)
+        if rows is not None:
+            return self.buffers_of_rows(slot, rows, states, zero)
         if grad is not None:
             array = _arrays.beside(grad, param, label, zero)
             owner = self.memory.owner(array)
@@ -85,17 +98,63 @@ class Arrays(Engine):
         grad_place = None if array is None else _arrays.place(array)
         return Buffers(param.size, place, grad_place, list(map(_arrays.place, states)), array, True)
 
+    def buffers_of_rows(self, slot: int, rows: Rows, states: list[Any], zero: bool) -> Buffers:
+        """Return where the arrays are for a gradient of some rows, which is made dense if all rows are stepped."""
+        param, label = self.params[slot], f"gradient of {self.label(slot)}"
+        options = self.values[self.owners[slot]]
+        what = self.method.sparse(options)
+        if what == "refuse":
+            also = "; lazy=True steps rows alone" if "lazy" in options else ""
+            raise TypeError(f"{label}: expected a NumPy array, got rows{also}")
+        values = _arrays.as_array(rows.values, f"values of {label}", zero)
+        if values.dtype != param.dtype:
+            raise TypeError(f"values of {label}: expected the parameter's dtype {param.dtype}, got {values.dtype}")
+        if not param.ndim or values.shape[1:] != param.shape[1:]:
+            raise ValueError(
+                f"values of {label}: expected rows of shape {param.shape[1:]}, got an array of shape {values.shape}"
+            )
+        if not (param.flags.c_contiguous and values.flags.c_contiguous):
+            raise ValueError(f"{label}: expected C-contiguous arrays, of which single rows can be stepped")
+        owner = self.memory.owner(values)
+        if owner is not None:
+            raise ValueError(f"{label}: overlaps {self.label(owner)} in memory")
+        indices = rows.indices
+        averaged = self.whole["ema"] is not None and not options["lazy"]  # (all rows' averages move)
+        if what == "dense" or averaged:
+            wrong = np.flatnonzero((indices < 0) | (indices >= len(param)))
+            if wrong.size:
+                raise IndexError(
+                    f"{label}: expected row numbers of at least 0 and below {len(param)}, got {indices[wrong[0]]} "
+                    f"at {wrong[0]}"
+                )
+            dense = np.zeros_like(param)
+            np.add.at(dense, indices, values)
+            place: Any = _arrays.place(dense)
+            kept = (dense, values)
+        else:
+            numbers = indices.ctypes.data, indices.dtype == np.int64, len(indices)
+            place = RowPlaces(numbers, _arrays.place(values), param[:1].size, environment.pass_threads())
+            kept = (indices, values)
+        at = _arrays.place(param)
+        return Buffers(param.size, at, place, list(map(_arrays.place, states)), kept, True)
+
     def calls(self, grads: list[Any], bound: dict[int, Buffers], zero: bool) -> tuple[bool, list[Any], list[Any]]:
         """Raise if gradients overlap that both are to be zeroed."""
+        rows = [bound[slot].kept[-1] for slot in bound if isinstance(bound[slot].kept, tuple)]
         if zero:
             arrays = [bound[slot].kept if slot in bound else grad for slot, grad in enumerate(grads)]
+            arrays = [array[-1] if isinstance(array, tuple) else array for array in arrays]
             pair = _arrays.Memory(arrays).collision()
             if pair is not None:
                 raise ValueError(
                     f"gradients of {self.label(pair[0])} and {self.label(pair[1])} overlap in memory, so that they "
                     "cannot both be zeroed"
                 )
-        return zero, [], []
+        return zero, [], [(values.fill, 0) for values in rows if zero]
+
+    def has_stepped(self, slot: int, name: str) -> bool:
+        """Whether its steps are more than none: the states are there before."""
+        return bool(self.face._steps[slot])
 
     def copy_of(self, slot: int) -> Any:
         """Return what a parameter is copied to in each step, or None."""
@@ -111,7 +170,8 @@ class Arrays(Engine):
 
     def is_finite(self, grad: Any) -> bool:
         """Whether all entries are finite."""
-        return bool(np.isfinite(grad).all())
+        rows = as_rows(grad, "gradient")
+        return bool(np.isfinite(grad if rows is None else rows.values).all())
 
     def threads(self) -> int:
         """Return the number of threads that was asked for, or OpenMP's."""

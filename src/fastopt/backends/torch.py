@@ -2,7 +2,7 @@
 
 Most tensors are plain memory, parameter, gradient and states in one order: those the kernels use where they are, step
 after step. Others have a view that is (complex numbers as pairs, the local part of a sharded tensor). For the rest
-(gaps, lazy signs, sparse gradients) there are copies, written back after the step. What is odd about a tensor costs
+(gaps, lazy signs) there are copies, written back after the step. What is odd about a tensor costs
 nothing to the others.
 """
 
@@ -19,7 +19,7 @@ from torch import Tensor
 from fastopt import _core, _dlpack, environment
 from fastopt.backends.torch_compat import DTensor, exchange
 from fastopt.clipping import clip_coefficient
-from fastopt.engine import Buffers, Call, Engine, Group, Request
+from fastopt.engine import Buffers, Call, Engine, Group, Request, RowPlaces
 
 DTYPE_NAMES = {
     torch.float32: "float32",
@@ -45,7 +45,8 @@ class Tensors(Engine):
 
     def __init__(self, face: Any, parts: list[tuple[Group, list[Any]]]) -> None:
         super().__init__(face, parts)
-        self.watch = _dlpack.Watch(exchange(), self.plan, self.params, self.method.takes_sparse)
+        may_be_sparse = "lazy" in self.method.options
+        self.watch = _dlpack.Watch(exchange(), self.plan, self.params, may_be_sparse)
         self.sharded = any(isinstance(param, DTensor) for param in self.params)
         self.serial = False
         self.left = math.inf
@@ -94,7 +95,11 @@ class Tensors(Engine):
             self.refuse(slot, why)
         if any(stride == 0 and size > 1 for stride, size in zip(param.stride(), param.shape, strict=True)):
             self.refuse(slot, "has elements that share memory, which no step can update; make it a clone()")
-        _, names = self.rules[self.owners[slot]]
+        owner = self.owners[slot]
+        rule, names = self.rules[owner]
+        if (rule in _core.SCOPES or self.values[owner].get("cautious")) and is_sharded(param):
+            what = f"but what {self.method.__name__} does depends on sums over whole tensors"
+            self.refuse(slot, f"is sharded among processes, {what}; use an optimizer that knows elements alone")
         for name, state in self.face.state.get(param, {}).items():
             if name not in names or state is None:
                 continue
@@ -190,6 +195,22 @@ class Tensors(Engine):
             entry[name] = self.start_number(slot, float(entry[name]))
         return entry[name].data_ptr(), entry[name].dtype == torch.float32
 
+    def start_decay(self, slot: int, value: Any) -> Any:
+        """Return a tensor of one number a row, or of one."""
+        with outside_inference():
+            if value is None:
+                return torch.zeros((), dtype=torch.float64, device="cpu")
+            return torch.full(self.params[slot].shape[:1], float(value), dtype=torch.float64, device="cpu")
+
+    def decay_place(self, slot: int, decays: Any) -> int:
+        """Return the address of a tensor of one number a row."""
+        shape = self.params[slot].shape[:1]
+        if not (isinstance(decays, Tensor) and decays.dtype == torch.float64 and decays.is_contiguous()):
+            self.refuse(slot, "is no contiguous tensor of float64", "row_log_decay of ")
+        if decays.shape != shape:
+            self.refuse(slot, f"has shape {tuple(decays.shape)}, expected {tuple(shape)}", "row_log_decay of ")
+        return decays.data_ptr()
+
     # ---- buffers ----
 
     def buffers(self, slot: int, grad: Any, states: list[Any], zero: bool) -> Buffers:
@@ -200,7 +221,8 @@ class Tensors(Engine):
         if grad is not None and grad.is_sparse:
             return self.buffers_of_rows(param, grad, states)
         write_back: list[Call] = []
-        p = ordered(param, None, write_back)
+        rows = self.method.catches_up(self.values[self.owners[slot]])
+        p = ordered(param, in_rows(param) if rows else None, write_back)
         several = [ordered(state, p, write_back) for state in states]
         g = None if grad is None else brought(plain_gradient(grad, param), p)
         ordinary = not (isinstance(param, DTensor) or param.is_complex())
@@ -211,25 +233,39 @@ class Tensors(Engine):
         param = self.params[slot]
         if grad.shape != param.shape:
             self.refuse(slot, f"has shape {tuple(grad.shape)}, expected {tuple(param.shape)}", "gradient of ")
-        if not (grad.is_sparse and self.method.takes_sparse):
+        options = self.values[self.owners[slot]]
+        what = self.method.sparse(options) if grad.is_sparse else ""
+        if what in ("", "refuse"):
             why = complaint(grad)
             if why:
-                self.refuse(slot, why, "gradient of ")
+                also = ", or step only its rows (lazy=True)" if what and "lazy" in options else ""
+                self.refuse(slot, why + also, "gradient of ")
             return grad
-        rows = self.method.steps_rows(self.values[self.owners[slot]]) and grad.sparse_dim() and not complaint(param)
+        if self.method.catches_up(options) and grad.sparse_dim() > 1:
+            self.refuse(slot, f"has {grad.sparse_dim()} sparse dimensions, expected 1 (lazy=True)", "gradient of ")
+        averaged = self.whole["ema"] is not None and not options["lazy"]  # (all rows' averages move)
+        rows = what == "rows" and not averaged and grad.sparse_dim() and param.numel()
         return grad if rows else grad.to_dense()
 
     def buffers_of_rows(self, param: Tensor, grad: Tensor, states: list[Tensor]) -> Buffers:
-        """Return copies of the rows of a parameter and its states that a sparse gradient has entries for."""
+        """Return where everything lies for a gradient of some rows; only a table with gaps is copied."""
+        write_back: list[Call] = []
+        p = ordered(param, in_rows(param), write_back)
+        several = [ordered(state, p, write_back) for state in states]
+        dims = grad.sparse_dim()
         with torch.no_grad():
-            entries = grad.coalesce()
-            index = tuple(entries.indices())
-            wholes = [tensor.detach() for tensor in (param, *states)]
-            parts = [whole[index].contiguous() for whole in wholes]
-            rows = [plain(part) for part in parts]
-            g = brought(plain_gradient(entries.values(), param), rows[0])
-        write_back = [(whole.index_put_, index, part) for whole, part in zip(wholes, parts, strict=True)]
-        return self.placed(rows[0], g, rows[1:], False, write_back)
+            numbers = grad._indices()[0]
+            for dim in range(1, dims):
+                numbers = numbers * grad.shape[dim] + grad._indices()[dim]
+            values = plain_gradient(grad._values(), param).contiguous()
+            if (values.dtype == torch.float64) != (p.dtype == torch.float64):
+                values = values.to(p.dtype)
+        numbers = numbers.contiguous()
+        width = math.prod(p.shape[dims:])
+        rows = RowPlaces((numbers.data_ptr(), True, len(numbers)), place(values), width, thread_count())
+        stay = not (write_back or param.is_complex())
+        kept = (p, numbers, values, several, write_back)
+        return Buffers(p.numel(), place(p), rows, list(map(place, several)), kept, stay, write_back)
 
     def placed(
         self, param: Tensor, grad: Tensor | None, states: list[Tensor], stay: bool, write_back: list[Call]
@@ -279,6 +315,10 @@ class Tensors(Engine):
         records = (len(request.after) > 1 or request.always) and torch.is_grad_enabled()
         with torch.no_grad() if records else nullcontext():
             return super().run(grads, request)
+
+    def has_stepped(self, slot: int, name: str) -> bool:
+        """Whether the state is there."""
+        return self.face.state.get(self.params[slot], {}).get(name) is not None
 
     def copy_of(self, slot: int) -> Any:
         """Return what a parameter is copied to in each step, or None."""
@@ -362,6 +402,11 @@ def dtype_of(storage: str, param: Tensor) -> torch.dtype:
 # ---- views and copies ----
 
 
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether other processes have other parts of a tensor."""
+    return isinstance(tensor, DTensor) and not all(placement.is_replicate() for placement in tensor.placements)
+
+
 def local_part(tensor: Tensor) -> Tensor:
     """Return this process's part of a sharded tensor, any other as it is."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
@@ -386,6 +431,11 @@ def brought(grad: Tensor, like: Tensor) -> Tensor:
     if fits and not grad.is_neg() and same_order(grad, like):
         return grad
     return torch.empty_like(like, dtype=grad.dtype if fits else like.dtype).copy_(grad)
+
+
+def in_rows(param: Tensor) -> Tensor | None:
+    """Return plain numbers whose order has row after row, which `ordered` is to bring those of a parameter to."""
+    return None if param.is_contiguous() else plain(torch.empty(param.shape, dtype=param.dtype, device="cpu"))
 
 
 def ordered(tensor: Tensor, like: Tensor | None, write_back: list[Call]) -> Tensor:

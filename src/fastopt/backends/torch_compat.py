@@ -9,10 +9,10 @@ from torch import Tensor
 
 from fastopt import _dlpack
 
-OLDEST = (2, 6)
+OLDEST = "2.6"
 
-if torch.__version__ < OLDEST:  # type: ignore[operator]  # (which compares with tuples too)
-    raise ImportError(f"fastopt.torch needs torch {'.'.join(map(str, OLDEST))} or newer, got {torch.__version__}")
+if torch.__version__ < OLDEST:  # (by numbers: this is no plain string)
+    raise ImportError(f"fastopt.torch needs torch {OLDEST} or newer, got {torch.__version__}")
 
 try:
     from torch.distributed.tensor import DTensor as DTensor

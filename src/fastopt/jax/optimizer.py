@@ -91,7 +91,9 @@ class Optimizer:
         except TypeError as error:
             raise TypeError(f"{type(self).__name__}.__init__() {error}") from None
         bound.apply_defaults()
-        self.options = {**self.method.defaults(), **bound.arguments}
+        self.options = self.completed({**self.method.defaults(), **bound.arguments})
+        if self.options.get("lazy"):
+            raise ValueError("lazy: is for sparse gradients, which there are none of here")
         known = {**self.method.options, **WHOLE_OF_JAX}
         with jax.ensure_compile_time_eval():  # (schedules; an optimizer may be made while a step is traced)
             start = {name: at_start(name, option, self.options[name]) for name, option in known.items()}
@@ -120,6 +122,13 @@ class Optimizer:
         moving = {moving.name: start[moving.name] or 1.0 for moving in self.moving}
         self.rule, self.names = self.method.rule({**start, **moving})
         self.arrays = self.names if start[AVERAGE] is None else (*self.names, AVERAGE)
+
+    def completed(self, options: dict[str, Any]) -> dict[str, Any]:
+        """Return options in which numbers that start as another option says have their values, if it is a number."""
+        scheduled = {name: (lambda step: math.nan) for name, value in options.items() if is_moving(value)}
+        completed = {**options, **scheduled}
+        self.method.complete(completed)
+        return {**completed, **{name: options[name] for name in scheduled}}
 
     def note(self, name: str, option: Option, part: int, places: list[int]) -> None:
         """Note where a part of an option belongs, if it moves."""

@@ -11,8 +11,8 @@ from typing import Any
 
 from fastopt import schedules
 from fastopt.schedules import Schedule
+from fastopt.training.batches import Batch, ShuffledBatches
 from fastopt.training.config import PYDOC_TOPICS
-from fastopt.training.data import Batch, ShuffledBatches
 from fastopt.training.text import load_text
 
 CONTEXT, LAYERS, WIDTH, ROWS, STEPS = 32, 2, 32, 8, 250

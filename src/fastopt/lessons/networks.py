@@ -8,7 +8,7 @@ import numpy as np
 
 from fastopt import Optimizer
 from fastopt.lessons.lesson import Array
-from fastopt.training.data import Batch
+from fastopt.training.batches import Batch
 from fastopt.training.mlp import MLP
 
 

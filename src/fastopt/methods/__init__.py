@@ -22,4 +22,4 @@ def _descendants(cls: type[Method]) -> list[type[Method]]:
 
 for _module in pkgutil.iter_modules(__path__, f"{__name__}."):
     importlib.import_module(_module.name)
-_found = {cls.__name__: cls for cls in _descendants(Method)}
+_found = {cls.__name__: cls for cls in _descendants(Method) if vars(cls).get("described", True)}

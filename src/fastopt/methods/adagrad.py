@@ -3,9 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
-from fastopt.methods.base import DECOUPLED, EPSILON_ROOT, MAXIMIZE, Method, Quantity, State, epsilon, learning_rate
+from fastopt.methods.base import (
+    DECOUPLED,
+    EPSILON_ROOT,
+    LAZY,
+    MAXIMIZE,
+    Method,
+    Quantity,
+    State,
+    epsilon,
+    learning_rate,
+)
 
 
 class Adagrad(Method):
@@ -20,7 +30,6 @@ class Adagrad(Method):
 
     twin = "Adagrad"
     twin_flags = ("foreach", "*", "differentiable", "fused")
-    takes_sparse = True
     states = {"sum": State("initial_accumulator_value", "square")}
 
     lr = learning_rate(1e-2)
@@ -31,13 +40,14 @@ class Adagrad(Method):
     maximize = MAXIMIZE
     eps_root = EPSILON_ROOT
     decoupled_weight_decay = DECOUPLED
+    lazy = LAZY
 
     @staticmethod
     def rule(options: Mapping[str, Any]) -> tuple[str, tuple[str, ...]]:
         return "adagrad", ("sum",)
 
     @classmethod
-    def steps_rows(cls, options: Mapping[str, Any]) -> bool:
-        if options["weight_decay"] != 0:
+    def sparse(cls, options: Mapping[str, Any]) -> Literal["rows", "dense", "refuse"]:
+        if options["weight_decay"] != 0 and not options["lazy"]:
             raise RuntimeError("weight_decay option is not compatible with sparse gradients")
-        return True
+        return "rows"

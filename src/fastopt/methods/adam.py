@@ -6,15 +6,22 @@ from collections.abc import Mapping
 from typing import Any
 
 from fastopt.methods.base import (
+    CAUTIOUS,
+    CAUTIOUS_DECAY,
+    CORRECTED_DECAY,
     DECOUPLED,
     EPSILON_ROOT,
+    LAZY,
     MAXIMIZE,
     MOMENT,
+    PEAK_LR,
     SQUARE,
+    TIMM,
     Decays,
     Flag,
     Method,
     Quantity,
+    check_careful_decay,
     epsilon,
     learning_rate,
 )
@@ -38,6 +45,8 @@ class Adam(Method):
     twin_flags = ("*", "foreach", "capturable", "differentiable", "fused")
     states = {"exp_avg": MOMENT, "exp_avg_sq": SQUARE, "max_exp_avg_sq": SQUARE}
 
+    renamed = TIMM
+
     lr = learning_rate(1e-3)
     betas = Decays((0.9, 0.999), "Decay of the moving averages of g and of its square, in [0, 1).")
     eps = epsilon(1e-8)
@@ -46,12 +55,21 @@ class Adam(Method):
     maximize = MAXIMIZE
     decoupled_weight_decay = DECOUPLED
     eps_root = EPSILON_ROOT
+    lazy = LAZY
+    cautious = CAUTIOUS
+    cautious_decay = CAUTIOUS_DECAY
+    corrected_weight_decay = CORRECTED_DECAY
+    peak_lr = PEAK_LR
 
     @staticmethod
     def rule(options: Mapping[str, Any]) -> tuple[str, tuple[str, ...]]:
         if options["amsgrad"]:
             return "amsgrad", ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
         return "adam", ("exp_avg", "exp_avg_sq")
+
+    @classmethod
+    def check_together(cls, options: Mapping[str, Any]) -> None:
+        check_careful_decay(options)
 
 
 class AdamW(Adam):

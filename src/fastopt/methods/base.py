@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Iterable, Mapping, Set
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence, Set
+from copy import copy
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
-from fastopt.hyperparameters import Bound, Number, at_step
+from fastopt.hyperparameters import Bound, Number, at_step, is_scheduled, plain
 
 # ---- options ----
 
@@ -66,34 +67,48 @@ class Quantity(Option):
 
 
 @dataclass(frozen=True)
-class Limit(Quantity):
-    """A number, infinity, or None for infinity."""
+class Maybe(Quantity):
+    """A number or None."""
+
+    start: str = ""
+    """The option that says what the number is in a group that was just made, if it is None."""
 
     kind: ClassVar[Any] = Number | None
 
     def check(self, name: str, value: Any, edited: bool = False) -> None:
+        """Raise `ValueError` unless it is None or within bounds."""
+        if value is not None:
+            super().check(name, value, edited)
+
+    def numbers(self, name: str, value: Any) -> dict[str, float]:
+        """Return the number, NaN where there is none."""
+        return {name: math.nan if value is None else float(value)}
+
+
+@dataclass(frozen=True)
+class Limit(Maybe):
+    """A number, infinity, or None for infinity."""
+
+    def check(self, name: str, value: Any, edited: bool = False) -> None:
         """Raise `ValueError` unless it is None or at least `low`."""
-        if value is not None and not (isinstance(value, float) and value == math.inf):
+        if not (isinstance(value, float) and value == math.inf):
             super().check(name, value, edited)
 
 
 @dataclass(frozen=True)
-class Share(Quantity):
+class Share(Maybe):
     """A number in [0, 1), or None."""
 
     high: float = 1.0
 
-    kind: ClassVar[Any] = Number | None
-
     def check(self, name: str, value: Any, edited: bool = False) -> None:
         """Raise `ValueError` unless it is None or within its bounds."""
-        if value is not None:
-            super().check(name, value)
+        super().check(name, value)
 
 
 @dataclass(frozen=True)
-class Decays(Option):
-    """Decay rates of moving averages, each in [0, 1)."""
+class Numbers(Option):
+    """Several numbers, as many as by default."""
 
     kind: ClassVar[Any] = tuple[Number, ...]
 
@@ -105,17 +120,30 @@ class Decays(Option):
         return tuple(at_step(entry, step) for entry in value)
 
     def check(self, name: str, value: Any, edited: bool = False) -> None:
-        """Raise `ValueError`, in torch's words, unless there are as many as by default, each in [0, 1)."""
+        """Raise `ValueError` unless there are as many as by default, each within its bounds."""
         if not isinstance(value, tuple) or len(value) != len(self.default):
             words = {2: "two", 3: "three"}[len(self.default)]
             raise ValueError(f"Invalid {name}: expected {words} numbers, got {value!r}")
-        for index, rate in enumerate(value):
-            message = f"{name.removesuffix('s')} parameter at index {index}"
-            (Bound(message, -math.inf) if edited else Bound(message, high=1.0)).check(rate)
+        for index, number in enumerate(value):
+            bound = self.bound(f"{name.removesuffix('s')} parameter at index {index}")
+            (bound.anywhere() if edited else bound).check(number)
+
+    def bound(self, message: str) -> Bound:
+        """Return what each number is within, in torch's words: any finite one."""
+        return Bound(message, -math.inf)
 
     def numbers(self, name: str, value: Any) -> dict[str, float]:
         """Return each under a name of its own: `betas` is beta1, beta2, ..."""
-        return {f"{name.removesuffix('s')}{k}": float(rate) for k, rate in enumerate(value, start=1)}
+        return {f"{name.removesuffix('s')}{k}": float(number) for k, number in enumerate(value, start=1)}
+
+
+@dataclass(frozen=True)
+class Decays(Numbers):
+    """Decay rates of moving averages, each in [0, 1)."""
+
+    def bound(self, message: str) -> Bound:
+        """Return what each is within."""
+        return Bound(message, high=1.0)
 
 
 @dataclass(frozen=True)
@@ -193,6 +221,53 @@ DECOUPLED = Flag(
     "``weight_decay*p`` to the gradient.",
     keyword_only=True,
 )
+LAZY = Flag(
+    False,
+    "Whether a sparse gradient steps its rows alone: the states of all others rest, and L2 decay is for rows with a "
+    "gradient. Decoupled decay catches up: a row that is stepped next first shrinks by all factors that it has missed, "
+    "each with the rates of its time.",
+    keyword_only=True,
+)
+
+FIXED_DECAY = Flag(
+    False, "Whether decoupled decay is by `weight_decay` itself, whatever the rate: ``p *= 1 - weight_decay``."
+)
+
+CAUTIOUS = Flag(
+    False,
+    "Whether there is no update where it and g disagree in sign, and in turn a larger one elsewhere: divided by the "
+    'part of the tensor where they agree, at least 1e-3 (Liang, Chen, Liu & Liu 2024, "Cautious optimizers").',
+    keyword_only=True,
+)
+CAUTIOUS_DECAY = Flag(
+    False, "Whether decoupled decay is only where update and parameter agree in sign.", keyword_only=True
+)
+CORRECTED_DECAY = Flag(
+    False,
+    "Whether decoupled decay falls with the square of the rate, ``p *= 1 - lr**2/peak_lr*weight_decay`` (Defazio 2025, "
+    '"Why gradients rapidly increase near the end of training").',
+    keyword_only=True,
+)
+PEAK_LR = Maybe(
+    None,
+    "The largest learning rate, for `corrected_weight_decay`; by default the one that the optimizer is made with, "
+    "unless that is a schedule.",
+    keyword_only=True,
+    start="lr",
+)
+
+TIMM = {"caution": "cautious", "max_lr_snapshot": "peak_lr"}
+"""What the package timm calls these."""
+
+
+def check_careful_decay(options: Mapping[str, Any]) -> None:
+    """Raise `ValueError` if decay is to be done in a way that only decoupled decay can be."""
+    for name in ("cautious_decay", "corrected_weight_decay"):
+        if options[name] and not options["decoupled_weight_decay"]:
+            raise ValueError(f"{name}=True needs decoupled weight decay")
+    if options["corrected_weight_decay"] and not (options["peak_lr"] or 0) > 0:
+        raise ValueError(f"corrected_weight_decay=True needs a positive peak_lr, got {options['peak_lr']}")
+
 
 CLIPPING: dict[str, Option] = {
     "clip_norm": Limit(
@@ -224,11 +299,12 @@ KEEPING: dict[str, Option] = {
         "The states of float64 parameters always have theirs.",
         keyword_only=True,
     ),
-    "ema": Share(
+    "ema": Maybe(
         None,
         "Keep a moving average of the parameters, ``a = ema*a + (1-ema)*p``, in the step's own pass over memory; it "
         "begins as a copy of the parameters. See `swap_ema` and `ema_state`.",
         keyword_only=True,
+        high=1.0,
     ),
 }
 """What every optimizer may keep beside its parameters."""
@@ -321,6 +397,18 @@ class Method:
     """Numbers that are kept for each parameter from step to step, in the order of the kernel's (csrc/rules.def), with
     what they start as. (The number of steps is none of these.)"""
 
+    whole_defaults: ClassVar[dict[str, Any]] = {}
+    """Defaults of this optimizer's own for options of the whole optimizer."""
+
+    renamed: ClassVar[dict[str, str]] = {}
+    """Options of the reference implementation that have another name here."""
+
+    described: ClassVar[bool] = True
+    """Whether this is an optimizer, and not what several have in common."""
+
+    advances: ClassVar[tuple[str, ...]] = ()
+    """Numbers that groups keep from step to step, written by the step: fixed options."""
+
     counts_steps: ClassVar[bool] = True
     """Whether the update depends on the number of steps, so that it is part of a parameter's state."""
 
@@ -330,9 +418,6 @@ class Method:
     twin_flags: ClassVar[tuple[str, ...]] = ()
     """Options of the twin that say how a step is run, as they follow in its signature: those before "*" by position.
     For type checkers; at run time the signature is the twin's own."""
-
-    takes_sparse: ClassVar[bool] = False
-    """Whether gradients may be sparse, as in the twin."""
 
     def __init_subclass__(cls) -> None:
         own = {name: value for name, value in vars(cls).items() if isinstance(value, Option)}
@@ -356,9 +441,26 @@ class Method:
         """Raise `ValueError` if options that are right for themselves exclude each other."""
 
     @classmethod
-    def steps_rows(cls, options: Mapping[str, Any]) -> bool:
-        """Whether a step leaves an entry alone whose gradient is zero, so that a sparse gradient's rows are enough."""
-        return bool(options.get("weight_decay", 0) == 0)
+    def sparse(cls, options: Mapping[str, Any]) -> Literal["rows", "dense", "refuse"]:
+        """Return what a sparse gradient is for: a step of its rows alone, of all (made dense), or none."""
+        return "rows" if options.get("lazy") else "refuse"
+
+    @classmethod
+    def catches_up(cls, options: Mapping[str, Any]) -> bool:
+        """Whether rows miss decays that they have to catch up with."""
+        return bool(options.get("lazy") and options.get("decoupled_weight_decay"))
+
+    @classmethod
+    def check_groups(cls, groups: Sequence[Mapping[str, Any]]) -> None:
+        """Raise if a step cannot be taken with the groups as they are together; asked of those that keep numbers."""
+
+    @staticmethod
+    def place_of_use(options: Mapping[str, Any]) -> tuple[str, float]:
+        """Return the state z and how much of x is in p = (1-share)*z + share*x: p is trained, x is what is used.
+
+        Only of optimizers whose parameters are in two places, by the entry `train_mode` of their groups.
+        """
+        raise NotImplementedError
 
     @classmethod
     def start(cls, name: str, options: Mapping[str, Any]) -> float | None:
@@ -366,6 +468,39 @@ class Method:
         start = cls.states[name].start if name in cls.states else cls.numbers[name]
         value = at_step(options[start], 0) if isinstance(start, str) else start
         return None if value is None else float(value)
+
+    @classmethod
+    def translated(cls, state_dict: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return the state dict of the reference implementation as one of this library; others as they are.
+
+        Some count the steps in the group, all parameters' together.
+        """
+        groups = [
+            {cls.renamed.get(name, name): value for name, value in group.items()}
+            for group in state_dict["param_groups"]
+        ]
+        steps = [(group.pop("step"), group["params"]) for group in groups if "step" in group]
+        counts = {index: step for step, indices in steps for index in indices}
+        state = {
+            index: {"step": copy(counts[index]), **entry} if index in counts and "step" not in entry else entry
+            for index, entry in state_dict["state"].items()
+        }
+        return {**state_dict, "param_groups": groups, "state": state}
+
+    @classmethod
+    def complete(cls, options: dict[str, Any]) -> None:
+        """Give the numbers that start as another option says their values."""
+        for name, option in cls.options.items():
+            if not isinstance(option, Maybe) or not option.start or options[name] is not None:
+                continue
+            if not is_scheduled(options[option.start]):
+                options[name] = plain(options[option.start])
+
+    @classmethod
+    def whole(cls, options: Mapping[str, Option]) -> dict[str, Option]:
+        """Return options of the whole optimizer, with this one's defaults."""
+        own = cls.whole_defaults
+        return {name: replace(option, default=own.get(name, option.default)) for name, option in options.items()}
 
     @classmethod
     def at(cls, group: Mapping[str, Any], step: int) -> dict[str, Any]:
@@ -380,7 +515,7 @@ class Method:
     @classmethod
     def signature(cls, whole: Mapping[str, Option] = WHOLE) -> inspect.Signature:
         """Return the constructor's signature: the parameters, the options, and those of the whole optimizer."""
-        given = {name: option for name, option in {**cls.options, **whole}.items() if not option.fixed}
+        given = {name: option for name, option in {**cls.options, **cls.whole(whole)}.items() if not option.fixed}
         kinds = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY
         parameters = [inspect.Parameter("params", kinds[0], annotation=Any)]
         for keyword_only in (False, True):
@@ -397,7 +532,9 @@ class Method:
         text = inspect.getdoc(cls) or ""
         head, _, references = text.partition("\nReferences\n----------\n")
         meanings = "\n".join(
-            f"{name}\n    {option.meaning}" for name, option in {**cls.options, **whole}.items() if not option.fixed
+            f"{name}\n    {option.meaning}"
+            for name, option in {**cls.options, **cls.whole(whole)}.items()
+            if not option.fixed
         )
         sections = [
             head.rstrip(),

@@ -43,7 +43,3 @@ class LARS(Method):
     def check_together(cls, options: Mapping[str, Any]) -> None:
         if options["nesterov"] and (options["momentum"] <= 0 or options["dampening"] != 0):
             raise ValueError("Nesterov momentum requires a momentum and zero dampening")
-
-    @classmethod
-    def steps_rows(cls, options: Mapping[str, Any]) -> bool:
-        return False

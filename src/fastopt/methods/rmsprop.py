@@ -8,6 +8,7 @@ from typing import Any
 from fastopt.methods.base import (
     DECOUPLED,
     EPSILON_ROOT,
+    LAZY,
     MAXIMIZE,
     MOMENT,
     SQUARE,
@@ -45,6 +46,7 @@ class RMSprop(Method):
     maximize = MAXIMIZE
     eps_root = EPSILON_ROOT
     decoupled_weight_decay = DECOUPLED
+    lazy = LAZY
 
     @staticmethod
     def rule(options: Mapping[str, Any]) -> tuple[str, tuple[str, ...]]:

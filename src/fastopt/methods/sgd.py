@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
-from fastopt.methods.base import DECOUPLED, MAXIMIZE, MOMENT, Choice, Flag, Method, Quantity, learning_rate
+from fastopt.methods.base import DECOUPLED, LAZY, MAXIMIZE, MOMENT, Choice, Flag, Method, Quantity, learning_rate
 
 
 class SGD(Method):
@@ -34,7 +34,6 @@ class SGD(Method):
 
     twin = "SGD"
     twin_flags = ("*", "foreach", "differentiable", "fused")
-    takes_sparse = True
     counts_steps = False
     states = {"momentum_buffer": MOMENT}
 
@@ -46,6 +45,7 @@ class SGD(Method):
     maximize = MAXIMIZE
     velocity = Choice("sum", 'What v is: "sum", "mean" or "step".', keyword_only=True, among=("sum", "mean", "step"))
     decoupled_weight_decay = DECOUPLED
+    lazy = LAZY
 
     @staticmethod
     def rule(options: Mapping[str, Any]) -> tuple[str, tuple[str, ...]]:
@@ -61,5 +61,5 @@ class SGD(Method):
             )
 
     @classmethod
-    def steps_rows(cls, options: Mapping[str, Any]) -> bool:
-        return options["momentum"] == 0 and super().steps_rows(options)
+    def sparse(cls, options: Mapping[str, Any]) -> Literal["rows", "dense", "refuse"]:
+        return "rows" if options["lazy"] or options["momentum"] == options["weight_decay"] == 0 else "dense"

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
+from fastopt import _core
 from fastopt.backends.torch import Tensors
 from fastopt.engine import Buffers, Group
 from fastopt.torch.optimizer import Optimizer
@@ -61,7 +62,8 @@ def step_in_backward(optimizer: Optimizer) -> InBackward:
     TypeError
         If the optimizer is not one of `fastopt.torch`.
     ValueError
-        If it clips by norm or watches for gradients that are not finite: both need all gradients at once.
+        If what it does depends on all parameters together (`Prodigy`, `ScheduleFreeAdamW`); or if it clips by norm or
+        watches for gradients that are not finite: both need all gradients at once.
     RuntimeError
         If a parameter is not supported (device, layout, dtype).
 
@@ -80,6 +82,7 @@ def step_in_backward(optimizer: Optimizer) -> InBackward:
     ]
     try:
         for step in steps:
+            check_is_of_one(step.engine)
             check_needs_no_norm(step.engine.options())
             step.engine.bind_all()
     except BaseException:
@@ -152,6 +155,16 @@ class StepOfOne:
                         self.engine = TensorOfOne(optimizer, [(group, [param])])
                     return
         raise RuntimeError("step_in_backward: a parameter is none of the optimizer's any more; remove() this first")
+
+
+def check_is_of_one(engine: TensorOfOne) -> None:
+    """Raise `ValueError` if a parameter's step depends on all the others'."""
+    engine.options()
+    if engine.method.advances or any(_core.SCOPES.get(rule) == "plan" for rule, _ in engine.rules):
+        raise ValueError(
+            f"step_in_backward: what {engine.method.__name__} does depends on all parameters together, but each is "
+            "stepped by itself; step after the backward pass"
+        )
 
 
 def check_needs_no_norm(whole: Group) -> None:

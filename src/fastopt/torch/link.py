@@ -1,4 +1,4 @@
-"""The way between a device and the host: copies on streams of their own, pinned memory, the processors that are near."""
+"""The way between a device and the host: copies on streams of their own, pinned memory, processors that are near."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -77,23 +78,17 @@ def link_to(device: torch.device) -> Link:
 
 def buffers(sizes: list[int], pin: bool) -> list[Tensor]:
     """Return a buffer of each number of bytes, cut from few slabs, pinned if there is so much memory to pin."""
-    cut: list[Tensor] = []
-    waiting: list[int] = []
-
-    def allocate() -> None:
-        room = [-(-size // LINE) * LINE for size in waiting]
-        slab = memory(sum(room), pin)
-        for part, size in zip(slab.split(room), waiting, strict=True):
-            cut.append(part[:size])
-        waiting.clear()
-
+    slabs: list[list[int]] = []
+    left = -1
     for size in sizes:
-        if waiting and sum(waiting) + size > SLAB - LINE * len(waiting):
-            allocate()
-        waiting.append(size)
-    if waiting:
-        allocate()
-    return cut
+        room = -(-size // LINE) * LINE
+        if room > left:
+            slabs.append([])
+            left = max(SLAB, room)
+        slabs[-1].append(room)
+        left -= room
+    parts = [part for rooms in slabs for part in torch.split(memory(sum(rooms), pin), rooms)]
+    return [part[:size] for part, size in zip(parts, sizes, strict=True)]
 
 
 def memory(size: int, pin: bool) -> Tensor:
@@ -129,11 +124,9 @@ def processors_near(device: torch.device) -> set[int]:
     """Return the processors of a device's node; none where that is not known, or all are as near."""
     if device.type != "cuda" or not hasattr(os, "sched_setaffinity"):
         return set()
-    card = torch.cuda.get_device_properties(device)
-    places = [getattr(card, f"pci_{part}_id", None) for part in ("domain", "bus", "device")]
-    if None in places:
-        return set()
-    file = Path("/sys/bus/pci/devices/{:04x}:{:02x}:{:02x}.0/local_cpulist".format(*places))
+    card: Any = torch.cuda.get_device_properties(device)
+    place = f"{card.pci_domain_id:04x}:{card.pci_bus_id:02x}:{card.pci_device_id:02x}.0"
+    file = Path(f"/sys/bus/pci/devices/{place}/local_cpulist")
     return in_list(file.read_text().strip()) if file.exists() else set()
 
 

@@ -1,10 +1,10 @@
 """The step on the host, of a model that is trained on an accelerator.
 
 The user's parameters stay on the device, in their precision. On the host an ordinary optimizer of fastopt steps float32
-copies of them, the masters: its states are never on the device. Gradients come down one by one in the backward pass, each
-as soon as it is complete, and are freed. One thread waits for them, steps a handful at a time, and sends the parameters
-up again. Nothing is stale: `step` returns when all that belongs to it is under way, and what reads a parameter then
-waits for it.
+copies of them, the masters; its states are never on the device. Gradients come down one by one in the backward pass,
+each as soon as it is complete, and are freed. One thread waits for them, steps a handful at a time, and sends the
+parameters up again. Nothing is stale: `step` returns when all that belongs to it is under way, and what reads a
+parameter then waits for it.
 """
 
 from __future__ import annotations
@@ -20,11 +20,13 @@ import torch
 from torch import Tensor
 
 from fastopt import _core, environment
-from fastopt.backends.torch import DTensor, Tensors, local_part
+from fastopt.backends.torch import Tensors, local_part
+from fastopt.backends.torch_compat import DTensor
 from fastopt.clipping import clip_coefficient
 from fastopt.engine import Group, Request, StepInfo
 from fastopt.torch.clipping import gradient_plan
-from fastopt.torch.link import Link, buffers, link_to, move_near, share_of_processors
+from fastopt.torch.hosted import Hosted
+from fastopt.torch.link import buffers, link_to, move_near, share_of_processors
 from fastopt.torch.optimizer import Optimizer
 
 CHUNK = 2**24
@@ -38,97 +40,12 @@ class Masters(Tensors):
 
     def run(self, grads: list[Any], request: Request) -> tuple[float, float, bool]:
         """Step without a norm."""
-        alone = {"clip_norm": math.inf, "want_norm": False, "nonfinite": "propagate"}
-        return super().run(grads, request._replace(**alone))
+        return super().run(grads, request._replace(clip_norm=math.inf, want_norm=False, nonfinite="propagate"))
 
     def threads(self) -> int:
         """Return as many as for any step; where several processes share the machine, at least this one's share."""
         usual = super().threads()
-        return usual if self.serial or environment.chosen_threads() else max(usual, share_of_processors())
-
-
-class Hosted:
-    """A parameter of the device, and what the host has of it."""
-
-    def __init__(self, param: Tensor) -> None:
-        self.param = param
-        local = local_part(param).detach()
-        self.master = torch.empty_like(local, dtype=torch.float32, device="cpu").requires_grad_()
-        self.landing: Tensor | None = None
-        """Where gradients come down. The step reads them there, and puts the parameter's new values in their place."""
-        self.copy: Tensor | None = None
-        self.sum: Tensor | None = None
-        self.seen: tuple[int, int] | None = None
-        """What the parameter was when the master was last the same: None where it never was."""
-        self.summed = False
-        """Whether the gradient is in `sum`."""
-        self.held = False
-        """Whether there is a gradient that no step has used."""
-        self.stepped = False
-        """Whether the gradient of this backward pass has been used."""
-        self.took: Future[None] | None = None
-        """The last job that has to do with it."""
-
-    @property
-    def grad_dtype(self) -> torch.dtype:
-        """The dtype that its gradients are in."""
-        return getattr(self.param, "grad_dtype", None) or self.param.dtype
-
-    @property
-    def sizes(self) -> list[int]:
-        """How many bytes its gradient and its copy need: one buffer where they are alike."""
-        dtypes = dict.fromkeys((self.grad_dtype, self.param.dtype))
-        return [self.master.numel() * dtype.itemsize for dtype in dtypes]
-
-    def take(self, memory: list[Tensor]) -> None:
-        """Have buffers."""
-        where = self.master.shape, self.master.stride()
-        dtypes = dict.fromkeys((self.grad_dtype, self.param.dtype))
-        views = [part.view(dtype).as_strided(*where) for part, dtype in zip(memory, dtypes, strict=True)]
-        self.landing, self.copy = views[0], views[-1]
-
-    def is_known(self) -> bool:
-        """Whether the parameter is as this optimizer left it."""
-        return self.seen == self.look()
-
-    def look(self) -> tuple[int, int]:
-        """Return what changes whenever the parameter does."""
-        local = local_part(self.param)
-        return local._version, local.data_ptr()
-
-    def read(self) -> None:
-        """Take the parameter's values."""
-        with torch.no_grad():
-            self.master.copy_(local_part(self.param))
-        self.seen = self.look()
-
-    def send(self, link: Link, values: Tensor) -> None:
-        """Give the parameter its values."""
-        link.up(values, local_part(self.param).detach())
-        self.seen = self.look()
-
-    def add(self) -> None:
-        """Add the gradient to what other backward passes brought, in float32."""
-        assert self.landing is not None
-        if self.sum is None:
-            self.sum = torch.empty_like(self.master)
-        if self.summed:
-            self.sum.add_(self.landing)
-        else:
-            self.sum.copy_(self.landing)
-        self.summed = True
-
-    @property
-    def grad(self) -> Tensor:
-        """The gradient to step with."""
-        found = self.sum if self.summed else self.landing
-        assert found is not None
-        return found
-
-    def drop(self) -> None:
-        """Have no gradient."""
-        self.held = self.stepped = self.summed = False
-        self.took = None
+        return usual if self.serial or environment.chosen_threads() else -max(-usual, share_of_processors())
 
 
 class Arrival(NamedTuple):
@@ -178,7 +95,11 @@ class Offload(torch.optim.Optimizer):
     """
 
     _step_supports_amp_scaling = True  # (GradScaler passes its scale to `step`)
-    _label = Optimizer._label
+    _label: Callable[[Tensor], str] = Optimizer._label  # type: ignore[assignment]
+
+    host: Optimizer
+    last_step: StepInfo | None
+    defaults: dict[str, Any]
 
     def __init__(
         self,
@@ -190,10 +111,9 @@ class Offload(torch.optim.Optimizer):
     ) -> None:
         if not (isinstance(optimizer, type) and issubclass(optimizer, Optimizer)):
             raise TypeError(f"optimizer: expected a class of fastopt.torch, got {optimizer!r}")
-        self.host: Optimizer | None = None  # type: ignore[assignment]
         super().__init__(params, {})
         self._given = {"optimizer": optimizer, "in_backward": in_backward, **options}
-        self.last_step: StepInfo | None = None
+        self.last_step = None
         self._hosted: list[Hosted] = []
         self._coming: list[Arrival] = []
         self._coming_bytes = 0
@@ -230,7 +150,8 @@ class Offload(torch.optim.Optimizer):
                     f"{self._label(param)}: expected a dense tensor of float32, bfloat16 or float16, "
                     f"got {param.dtype}, {param.layout}"
                 )
-        if any(isinstance(p, DTensor) for p in every) and len({placement(p) for p in every}) > 1:
+        every += [one.param for one in self._hosted]
+        if len({(param.device_mesh, param.placements) if isinstance(param, DTensor) else None for param in every}) > 1:
             raise ValueError("params: expected all of them sharded alike, over the same processes, or none")
 
     def _admitted(self, group: Group) -> Group:
@@ -240,7 +161,8 @@ class Offload(torch.optim.Optimizer):
         self._worker.submit(self._provide, used).result()
         for one in hosted:
             if one.param.requires_grad and self._in_backward:
-                one.param.register_post_accumulate_grad_hook(hook_of(self, len(self._hosted)))
+                hook = hook_of(self, len(self._hosted))
+                one.param.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
             self._hosted.append(one)
         return {**group, "params": [one.master for one in hosted]}
 
@@ -250,11 +172,10 @@ class Offload(torch.optim.Optimizer):
         memory = iter(buffers(sizes, self._link.pins))
         for one in hosted:
             one.take([next(memory) for _ in one.sizes])
-            one.read()
 
     def add_param_group(self, param_group: Group) -> None:
         """Add parameters, with options of their own where the group has them."""
-        if self.host is None:
+        if "host" not in self.__dict__:  # these are the first
             super().add_param_group(param_group)
             return
         self._drop()
@@ -271,7 +192,7 @@ class Offload(torch.optim.Optimizer):
 
     def _new_engine(self) -> Masters:
         """Return the engine of the masters' groups of now."""
-        self.host._copies = {one.master: one.copy for one in self._hosted if one.copy is not None}
+        self.host._copies = {one.master: one.copy for one in self._hosted if one.has_buffers}
         return Masters(self.host, [(group, group["params"]) for group in self.host.param_groups])
 
     # ---- the way of a gradient ----
@@ -301,8 +222,8 @@ class Offload(torch.optim.Optimizer):
             self._begin()
         if one.stepped:
             raise RuntimeError(
-                f"{self._label(one.param)}: a second gradient, but the step with the first is done; run backward passes "
-                "that belong to one step, but the last, within `with optimizer.accumulate():`"
+                f"{self._label(one.param)}: a second gradient, but the step with the first is done; run all but the "
+                "last backward pass of a step within `with optimizer.accumulate():`"
             )
         if one.held:  # by an earlier backward pass of this step
             self._flush(step=False)
@@ -310,7 +231,7 @@ class Offload(torch.optim.Optimizer):
                 one.took.result()
             if not one.summed:
                 self._worker.submit(one.add).result()
-        if one.landing is None:
+        if not one.has_buffers:
             self._provide([one])
             self.host._copies[one.master] = one.copy  # (it is bound with the first gradient)
         elif not one.is_known():
@@ -341,7 +262,7 @@ class Offload(torch.optim.Optimizer):
             arrived()
         hosted = [one for one, _ in coming]
         for one in hosted:
-            if add or one.summed:
+            if add or one.has_to_add():
                 one.add()
         if step:
             self._step_some(hosted, self._unscale)
@@ -359,8 +280,7 @@ class Offload(torch.optim.Optimizer):
                 one.master.grad = None
         with torch.no_grad():
             for one in hosted:
-                one.send(self._link, one.copy)
-                one.held = False
+                one.send(self._link)
 
     def _finish(self) -> StepInfo:
         """Step what is not stepped yet; with the norm of all, where it is needed."""
@@ -521,8 +441,8 @@ class Offload(torch.optim.Optimizer):
                     one.master.copy_(master)
                     local_part(one.param).copy_(one.master.to(one.param.dtype))
                     one.seen = one.look()
-        for hook in self._optimizer_load_state_dict_post_hooks.values():
-            hook(self)
+        for after in self._optimizer_load_state_dict_post_hooks.values():
+            after(self)
 
     def __getstate__(self) -> dict[str, Any]:
         return {
@@ -540,9 +460,10 @@ class Offload(torch.optim.Optimizer):
 
 def adopt(group: Group, twin: Group) -> None:
     """Have a group's options be those of its twin."""
-    kept = {name: group[name] for name in ("params", "param_names") if name in group}
+    kept = dict(group)
     group.clear()
-    group.update({**twin, **kept})
+    group.update(twin)
+    group.update((name, kept[name]) for name in ("params", "param_names") if name in kept)
 
 
 def in_chunks(hosted: list[Hosted]) -> Iterator[list[Hosted]]:
@@ -557,11 +478,6 @@ def in_chunks(hosted: list[Hosted]) -> Iterator[list[Hosted]]:
             some, size = [], 0
     if some:
         yield some
-
-
-def placement(param: Tensor) -> Any:
-    """Return how a parameter is shared out among processes."""
-    return (param.device_mesh, param.placements) if isinstance(param, DTensor) else None
 
 
 def hook_of(offload: Offload, number: int) -> Callable[[Tensor], None]:

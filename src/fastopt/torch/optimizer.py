@@ -19,6 +19,8 @@ from fastopt.backends.torch import Tensors, complaint
 from fastopt.engine import Face, StepInfo, WholeOption
 from fastopt.hyperparameters import as_count, at_step, is_scheduled
 from fastopt.methods.base import WHOLE_OF_TORCH, Method
+from fastopt.modes import TwoModes
+from fastopt.torch.averaging import lerp_
 
 REFUSED = ("capturable", "differentiable")
 """Options of torch that say how a step is run, in ways that this one cannot be."""
@@ -122,6 +124,7 @@ class Optimizer(Face, torch.optim.Optimizer):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a parameter group, as `torch.optim` does; its options are checked too."""
         self.defaults.update(self._over_defaults)
+        self.method.complete(self.defaults)
         whole = dict(self._whole)
         if isinstance(param_group, dict):
             group = {**self.defaults, **param_group}
@@ -195,6 +198,7 @@ class Optimizer(Face, torch.optim.Optimizer):
             hooks = self._optimizer_load_state_dict_pre_hooks
             for hook in hooks.values():
                 state_dict = hook(self, state_dict) or state_dict
+            state_dict = {**self.method.translated(state_dict)}
             step_count = self._loaded_step_count(state_dict)
             protected = {
                 key: {name: Uncast(value) for name, value in entry.items()} if isinstance(entry, dict) else entry
@@ -282,6 +286,8 @@ class Optimizer(Face, torch.optim.Optimizer):
             self.last_step = self._stepped(self._current_engine(), None if self._is_a_trial() else self)
         return loss
 
+    _lerp = staticmethod(lerp_)
+
     def _current_engine(self) -> Tensors:
         """Return the engine of the groups of now."""
         if self._engine is None or not self._engine.is_current(self.param_groups):
@@ -368,7 +374,7 @@ def signature_beside(twin: type[torch.optim.Optimizer], method: type[Method]) ->
     known = inspect.signature(twin).parameters
     beyond = [
         inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=option.default, annotation=option.annotation)
-        for name, option in (WHOLE_OF_TORCH | method.options).items()
+        for name, option in (method.whole(WHOLE_OF_TORCH) | method.options).items()
         if name not in known and not option.fixed
     ]
     return inspect.Signature([*known.values(), *beyond])
@@ -382,6 +388,7 @@ def made_from(method: type[Method]) -> type[Optimizer]:
     known = signature.parameters if twin is None else inspect.signature(twin).parameters
     names = {
         "method": method,
+        "whole": method.whole(WHOLE_OF_TORCH),
         "twin": twin,
         "signature": signature,
         "__signature__": signature,
@@ -389,4 +396,5 @@ def made_from(method: type[Method]) -> type[Optimizer]:
         "__doc__": method.documentation(WHOLE_OF_TORCH),
         "__module__": "fastopt.torch.optimizers",
     }
-    return type(method.__name__, (Optimizer,) if twin is None else (Optimizer, twin), names)
+    bases = (Optimizer,) if twin is None else (Optimizer, twin)
+    return type(method.__name__, (TwoModes, *bases) if "train_mode" in method.options else bases, names)

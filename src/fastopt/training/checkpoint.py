@@ -12,6 +12,7 @@ from safetensors import safe_open
 from safetensors.numpy import save
 
 from fastopt.files import replacing
+from fastopt.hyperparameters import plain
 from fastopt.training.errors import TrainingError
 
 HEADER_KEY = "fastopt"  # one key for all: the header keeps no order of its keys, the file would not be reproducible
@@ -123,7 +124,7 @@ def pack(parameters: Mapping[str, NDArray[Any]], optimizer: Any) -> Checkpoint:
             if np.ndim(value) > 0:
                 tensors[f"state.{name}.{key}"] = value
             else:
-                scalars.setdefault(name, {})[key] = value
+                scalars.setdefault(name, {})[key] = plain(value)
     groups = [{key: _readable(value) for key, value in group.items()} for group in saved["param_groups"]]
     return Checkpoint(tensors, {"step": saved["step_count"], "state": scalars, "param_groups": groups})
 

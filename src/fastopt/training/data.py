@@ -1,7 +1,6 @@
-"""Data to learn from: features and targets out of a table, splitting, standardising, and the order of the batches."""
+"""Data to learn from: features and targets out of a table, splitting and standardising."""
 
 import hashlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
@@ -11,6 +10,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from fastopt.training.batches import Batch
 from fastopt.training.columns import Column, Finding, encode, known_texts, read_cells, recognise
 from fastopt.training.errors import TrainingError
 from fastopt.training.randomness import Stream, generator
@@ -391,7 +391,7 @@ class Standardization:
         target_mean, target_scale = _mean_and_scale(targets, None) if is_number else (0, 1)
         return cls(mean, scale, float(target_mean), float(target_scale))
 
-    def apply(self, features: Array, targets: Array, dtype: str) -> "Batch":
+    def apply(self, features: Array, targets: Array, dtype: str) -> Batch:
         """Scale rows and give them the precision of the model; classes keep their integers."""
         scaled = features - self.mean
         scaled /= self.scale
@@ -415,18 +415,6 @@ def _mean_and_scale(values: Array, axis: int | None) -> tuple[Any, Any]:
             f"the data has numbers of up to {np.abs(values).max():.3g}: their variance is too large to be computed"
         )
     return mean, scale
-
-
-class Batch(NamedTuple):
-    """Rows of what is known, with what is to be predicted: a target for a row of a table, many for a piece of text."""
-
-    features: Array
-    targets: Array
-
-    @property
-    def samples(self) -> int:
-        """Number of targets."""
-        return self.targets.size
 
 
 @dataclass(frozen=True)
@@ -499,45 +487,3 @@ def _fingerprint(features: Array, targets: Array, classes: tuple[str, ...]) -> s
     for values in (features, targets):
         digest.update(values.data)
     return digest.hexdigest()
-
-
-class ShuffledBatches:
-    """The batches of every step: a pure function of the seed and the number of the step.
-
-    Each epoch visits all rows once in a new order. The last batch of an epoch is short when the batch size does not
-    divide the rows.
-
-    Parameters
-    ----------
-    rows : Batch
-        The training rows.
-    batch_size : int
-        Rows in a batch; a size above the number of rows takes them all.
-    seed : int
-        Decides the order.
-    """
-
-    def __init__(self, rows: Batch, batch_size: int, seed: int) -> None:
-        self.batch_size = min(batch_size, len(rows.targets))
-        self.steps_per_epoch = -(-len(rows.targets) // self.batch_size)
-        self._rows = rows
-        self._seed = seed
-        self._buffer = Batch(*(np.empty((self.batch_size, *values.shape[1:]), values.dtype) for values in rows))
-
-    def from_step(self, step: int) -> Iterator[Batch]:
-        """Yield the batch of `step`, of the step after it, and so on without end.
-
-        The arrays are overwritten by the next batch.
-        """
-        epoch, position = divmod(step, self.steps_per_epoch)
-        while True:
-            order = generator(self._seed, Stream.ORDER, epoch).permutation(len(self._rows.targets))
-            for start in range(position * self.batch_size, len(order), self.batch_size):
-                yield self._gather(order[start : start + self.batch_size])
-            epoch, position = epoch + 1, 0
-
-    def _gather(self, indices: Array) -> Batch:
-        batch = Batch(*(buffer[: len(indices)] for buffer in self._buffer))
-        for source, destination in zip(self._rows, batch, strict=True):
-            np.take(source, indices, axis=0, out=destination, mode="clip")  # "raise" would copy through a temporary
-        return batch

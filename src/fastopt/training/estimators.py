@@ -8,8 +8,9 @@ from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin  # type:
 from sklearn.utils.multiclass import check_classification_targets  # type: ignore[import-untyped]
 from sklearn.utils.validation import check_is_fitted, validate_data  # type: ignore[import-untyped]
 
+from fastopt.training.batches import Batch
 from fastopt.training.config import MLPConfig
-from fastopt.training.data import Batch, Split, Standardization, Task
+from fastopt.training.data import Split, Standardization, Task
 from fastopt.training.job import Job
 from fastopt.training.loop import train
 from fastopt.training.losses import softmax

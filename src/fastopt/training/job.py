@@ -9,9 +9,9 @@ from typing import Any
 import fastopt
 from fastopt import environment
 from fastopt.training.assessment import Assessment
+from fastopt.training.batches import Batch
 from fastopt.training.checkpoint import Checkpoint, pack, unpack
 from fastopt.training.config import Config, MLPConfig, TransformerConfig, from_json
-from fastopt.training.data import Batch
 from fastopt.training.errors import TrainingError
 from fastopt.training.loop import Run, train
 from fastopt.training.problem import Problem

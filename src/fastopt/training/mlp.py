@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastopt.training.data import Batch
+from fastopt.training.batches import Batch
 from fastopt.training.losses import Loss
 from fastopt.training.randomness import Stream, generator
 

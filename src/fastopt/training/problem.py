@@ -6,9 +6,9 @@ from typing import Any
 
 from fastopt import StepInfo
 from fastopt.training.assessment import Assessment
+from fastopt.training.batches import Batch, ShuffledBatches
 from fastopt.training.checkpoint import Checkpoint
 from fastopt.training.config import Config
-from fastopt.training.data import Batch, ShuffledBatches
 from fastopt.training.loop import Model
 
 

@@ -10,9 +10,10 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 import fastopt
 from fastopt import StepInfo, optimizers
 from fastopt.training.assessment import Assessment, assess_classes, assess_numbers
+from fastopt.training.batches import ShuffledBatches
 from fastopt.training.checkpoint import Checkpoint
 from fastopt.training.config import MLPConfig
-from fastopt.training.data import Reading, ShuffledBatches, Split, load, split
+from fastopt.training.data import Reading, Split, load, split
 from fastopt.training.errors import TrainingError
 from fastopt.training.losses import Loss, SoftmaxCrossEntropy, SquaredError
 from fastopt.training.mlp import MLP

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fastopt.training.batches import Batch
 from fastopt.training.config import PYDOC_TOPICS
-from fastopt.training.data import Batch
 from fastopt.training.errors import TrainingError
 
 Array = NDArray[Any]

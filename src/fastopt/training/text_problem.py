@@ -10,9 +10,9 @@ import torch
 import fastopt
 from fastopt import StepInfo
 from fastopt.training.assessment import Assessment, assess_text
+from fastopt.training.batches import ShuffledBatches
 from fastopt.training.checkpoint import Checkpoint
 from fastopt.training.config import TransformerConfig
-from fastopt.training.data import ShuffledBatches
 from fastopt.training.errors import TrainingError
 from fastopt.training.problem import Problem
 from fastopt.training.recipes import rival

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fastopt.training.data import Batch
+from fastopt.training.batches import Batch
 from fastopt.training.randomness import Stream, generator
 
 Array = NDArray[Any]

@@ -18,7 +18,7 @@ from fastopt.lessons.drawing import BLUE, PINK, draw_contours, line_styles
 from fastopt.lessons.lesson import Array, Lesson, at_least, at_most, between, near
 from fastopt.lessons.networks import random_batches, train
 from fastopt.surfaces import Quadratic, Surface, bowl, ravine, rosenbrock
-from fastopt.training.data import Batch
+from fastopt.training.batches import Batch
 from fastopt.training.losses import SquaredError
 from fastopt.training.mlp import MLP
 

@@ -18,7 +18,7 @@ from fastopt import Adam, AdamW, Optimizer
 from fastopt.lessons.drawing import line_styles, look
 from fastopt.lessons.lesson import Array, Lesson, at_least, near
 from fastopt.lessons.networks import random_batches, sharpness, train, weight_norm
-from fastopt.training.data import Batch
+from fastopt.training.batches import Batch
 from fastopt.training.losses import SoftmaxCrossEntropy
 from fastopt.training.mlp import MLP
 

@@ -28,7 +28,7 @@ from fastopt.surfaces import (
     saddle,
     sharp_and_flat,
 )
-from fastopt.training.data import Batch
+from fastopt.training.batches import Batch
 from fastopt.training.losses import SquaredError
 from fastopt.training.mlp import MLP
 from fastopt.trajectories import trajectory

@@ -19,7 +19,7 @@ from fastopt.lessons.drawing import BLUE, line_styles
 from fastopt.lessons.lesson import Array, Lesson, at_least, exactly, near
 from fastopt.lessons.networks import random_batches, sharpness, train
 from fastopt.surfaces import styblinski_tang
-from fastopt.training.data import Batch
+from fastopt.training.batches import Batch
 from fastopt.training.losses import SquaredError
 from fastopt.training.mlp import MLP
 

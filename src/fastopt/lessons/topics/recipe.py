@@ -22,7 +22,7 @@ from fastopt.lessons.drawing import BLUE, ORANGE
 from fastopt.lessons.lesson import Array, Lesson, Range, at_least, at_most
 from fastopt.lessons.networks import random_batches, train
 from fastopt.schedules import Schedule
-from fastopt.training.data import Batch
+from fastopt.training.batches import Batch
 from fastopt.training.losses import SquaredError
 from fastopt.training.mlp import MLP
 
@@ -128,7 +128,11 @@ def learns() -> float:
 
 
 @LESSON.claim(
-    "Without warmup it is worse", setting=SETTING, quantity="held-out loss without / with", expected=COSTS, digits=3
+    "Without warmup the recipe is worse",
+    setting=SETTING,
+    quantity="held-out loss without / with",
+    expected=COSTS,
+    digits=3,
 )
 def warmup() -> float:
     """With three of the eight seeds it is, with five it is not: at this rate, half of that in the lesson on warmup, and

@@ -68,7 +68,7 @@ def in_turned_valley() -> Array:
 
 
 @LESSON.claim(
-    "It does so, too, when steep and flat are not directions of the coordinates",
+    "RMSprop makes equal progress, too, when steep and flat are not directions of the coordinates",
     setting="the same valley turned by 30°, from (1, 1) in its own directions, 50 steps of RMSprop",
     quantity="progress in the flat direction / in the steep one",
     expected=near(1.0, 0.01),
@@ -127,7 +127,7 @@ def recurrent_network() -> list[float]:
 
 
 @LESSON.claim(
-    "RMSprop does better on it than SGD with momentum and clipping",
+    "RMSprop does better on a recurrent network than SGD with momentum and clipping",
     setting=RECURRENT + ": SGD clipped to norm 1, RMSprop not clipped",
     quantity="loss in the last 50 steps of SGD / of RMSprop",
     expected=at_least(1.1),

@@ -18,7 +18,7 @@ from fastopt.lessons.drawing import GREY, SKY, line_styles
 from fastopt.lessons.lesson import Array, Lesson, at_least, at_most
 from fastopt.lessons.networks import random_batches, train
 from fastopt.schedules import Schedule
-from fastopt.training.data import Batch
+from fastopt.training.batches import Batch
 from fastopt.training.losses import SquaredError
 from fastopt.training.mlp import MLP
 

@@ -20,7 +20,7 @@ from fastopt.lessons.drawing import line_styles
 from fastopt.lessons.lesson import Array, Lesson, at_least, at_most, exactly, near
 from fastopt.lessons.networks import random_batches, train
 from fastopt.schedules import Schedule
-from fastopt.training.data import Batch
+from fastopt.training.batches import Batch
 from fastopt.training.losses import SquaredError
 from fastopt.training.mlp import MLP
 
@@ -144,7 +144,7 @@ def rate_by_chance() -> list[float]:
 
 
 @LESSON.claim(
-    "That chance is why warmup helps: it would do to wait, at rate 0, for a good estimate",
+    "Chance in the adaptive rate is why warmup helps: it would do to wait, at rate 0, for a good estimate",
     setting="the deep network, rate 0 for 100 steps in which v is collected, then the cosine from 0.06",
     quantity="highest loss / first loss, median; networks of 10 with a loss below 0.25 in the last 50 steps",
     expected=(at_most(1.5), exactly(SEEDS)),
@@ -157,7 +157,7 @@ def waiting() -> list[float]:
 
 
 @LESSON.claim(
-    "Where the weights have got to is why it helps: there the full rate is borne with no estimate at all",
+    "Where the weights have got to is why warmup helps: there the full rate is borne with no estimate at all",
     setting="the deep network after the 100 steps of warmup, then a new Adam at once with the cosine from 0.06",
     quantity="highest loss / first loss, median; networks of 10 with a loss below 0.25 in the last 50 steps",
     expected=(at_most(1.5), exactly(SEEDS)),
