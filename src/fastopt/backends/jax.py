@@ -141,13 +141,13 @@ def call(target: str, traced: list[Any], written: list[Any], read: list[Any], **
 
 def without_derivative(function: Callable[..., Any]) -> Callable[..., Any]:
     """Return the function, but with a clear error where its derivative is asked for."""
-    function = jax.custom_jvp(function)
 
-    @function.defjvp
     def refuse(primals: Any, tangents: Any) -> Any:
         raise TypeError(
             "fastopt.jax: a step has no derivative; take the gradient of the loss alone, or stop it with "
             "jax.lax.stop_gradient before the step"
         )
 
-    return function
+    guarded: Callable[..., Any] = jax.custom_jvp(function)
+    guarded.defjvp(refuse)  # type: ignore[attr-defined]
+    return guarded

@@ -29,7 +29,7 @@ CLIP_NORM = -1
 class State(NamedTuple):
     """What an optimizer keeps from step to step: a pytree."""
 
-    count: jax.Array
+    steps: jax.Array
     """How many steps were taken: a whole number, which is what schedules go by."""
     arrays: dict[str, Any]
     """By name, the states of all parameters in the structure of these; of `ema`, their moving average."""
@@ -228,7 +228,7 @@ class Optimizer:
                         f"got {array.dtype} of {array.shape}"
                     )
             written.append(arrays)
-        moving = [(moving.places, moving.at(state.count)) for moving in self.moving]
+        moving = [(moving.places, moving.at(state.steps)) for moving in self.moving]
         traced = tuple((place, number) for places, number in moving for place in places if place != CLIP_NORM)
         clip_norm = tuple((0, number) for places, number in moving if CLIP_NORM in places)
         count, found = run(
@@ -236,7 +236,7 @@ class Optimizer:
             Numbers(self.clip_norm, clip_norm),
             self.options["nonfinite"] == "skip",
             self.owners(params, len(leaves)),
-            state.count,
+            state.steps,
             written,
             gradients,
         )
@@ -321,7 +321,7 @@ class Optimizer:
         kept = {field: state.arrays[name] for name, field in fields.items()}
 
         def new(field: str, old: Any) -> Any:
-            value = state.count if field == exchange.COUNT else kept[field]
+            value = state.steps if field == exchange.COUNT else kept[field]
             return jax.tree.map(lambda own, other: jnp.array(own, other.dtype, copy=True), value, old)
 
         return exchange.replaced(like, {*fields.values(), exchange.COUNT}, new)
