@@ -265,6 +265,9 @@ bool fo_params_overlap(const fo_plan *plan); /* whether two share memory (or the
  * allocated. */
 fo_result fo_step(const fo_kernels *kernels, fo_plan *plan, const fo_request *request);
 
+/* What clipping to a norm multiplies the gradients by. */
+double fo_clip_coefficient(double norm, double clip_norm);
+
 /* The same passes over gradients alone. */
 double fo_global_norm(const fo_kernels *kernels, fo_plan *plan, int threads);
 double fo_global_max_abs(const fo_kernels *kernels, fo_plan *plan, int threads);

@@ -455,7 +455,7 @@ void fo_clamp_gradients(const fo_kernels *kernels, fo_plan *plan, double limit, 
 }
 
 /* torch's definition; a NaN norm gives a NaN coefficient, an infinite one 0. */
-static double clip_coefficient(double norm, double clip_norm)
+double fo_clip_coefficient(double norm, double clip_norm)
 {
     double coefficient = clip_norm / (norm + 1e-6);
     return coefficient > 1 ? 1 : coefficient;
@@ -475,7 +475,7 @@ fo_result fo_step(const fo_kernels *kernels, fo_plan *plan, const fo_request *re
                 run_over_gradients(zero_block, kernels, plan, 0, request->threads);
             return result;
         }
-        if (clip) result.coefficient = clip_coefficient(result.norm, request->clip_norm);
+        if (clip) result.coefficient = fo_clip_coefficient(result.norm, request->clip_norm);
     } else {
         lay_out(plan);
     }

@@ -9,7 +9,7 @@ from arrays import DTYPES
 from hypothesis import settings
 
 import fastopt
-from fastopt import _core, environment
+from fastopt import _core
 from fastopt.benchmark import measure
 
 settings.register_profile("fastopt", deadline=None, max_examples=100)
@@ -17,12 +17,12 @@ settings.load_profile("fastopt")
 
 
 @pytest.fixture(autouse=True)
-def restored_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def restored_environment() -> Iterator[None]:
     """Leave instruction set and number of threads as a test found them."""
-    isa = fastopt.isa()
-    monkeypatch.setattr(environment, "_chosen_threads", environment.chosen_threads())
+    isa, threads = fastopt.isa(), _core.threads_asked()
     yield
     _core.use_isa(isa)
+    _core.ask_for_threads(threads)
 
 
 @pytest.fixture

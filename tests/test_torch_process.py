@@ -15,7 +15,6 @@ torch = pytest.importorskip("torch")
 from torch_cases import assert_equal, nonzero  # noqa: E402
 
 import fastopt.torch  # noqa: E402
-from fastopt import environment  # noqa: E402
 from fastopt.backends.torch import thread_count  # noqa: E402
 
 PROCESS = """
@@ -78,8 +77,8 @@ def test_one_pool_of_threads_and_workers_that_do_not_hang(imports: str) -> None:
     assert found["after workers"] == 1
 
 
-def test_the_step_takes_torchs_number_of_threads_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(environment, "_chosen_threads", None)
+def test_the_step_takes_torchs_number_of_threads_unless_told_otherwise() -> None:
+    fastopt.set_num_threads(None)
     before = torch.get_num_threads()
     try:
         for threads in (1, 3, 2):

@@ -94,6 +94,14 @@ cdef extern from "fastopt.h" nogil:
     bint fo_has_openmp()
     int fo_hardware_threads()
 
+cdef extern from "xla.h" nogil:
+    ctypedef struct xla_call:
+        pass
+    ctypedef struct xla_error:
+        pass
+    xla_error *fo_xla_measure(const fo_kernels *, int, int, const xla_call *)
+    xla_error *fo_xla_step(const fo_kernels *, int, int, const xla_call *)
+
 
 cdef class Plan:
     cdef fo_plan *plan

@@ -3,6 +3,7 @@
 
 from cpython.dict cimport PyDict_Next, PyDict_Size
 from cpython.object cimport PyObject
+from cpython.pycapsule cimport PyCapsule_New
 from libc.math cimport INFINITY
 from libc.stdint cimport int32_t, int64_t, uintptr_t
 from libc.stdlib cimport calloc, free
@@ -61,6 +62,37 @@ def compiler() -> str:
 
 ANY_THREADS = FO_ANY_THREADS
 """In the place of a number of threads: what OpenMP would take."""
+
+
+cdef int asked_threads = FO_ANY_THREADS
+
+
+def ask_for_threads(int threads) -> None:
+    """Say how many threads a step may use at most, or `ANY_THREADS`."""
+    global asked_threads
+    asked_threads = threads
+
+
+def threads_asked() -> int:
+    return asked_threads
+
+
+cdef int xla_minor = 0
+
+
+cdef xla_error *measure_of_xla(const xla_call *call) noexcept nogil:
+    return fo_xla_measure(kernels, asked_threads, xla_minor, call)
+
+
+cdef xla_error *step_of_xla(const xla_call *call) noexcept nogil:
+    return fo_xla_step(kernels, asked_threads, xla_minor, call)
+
+
+def xla_handlers(int minor) -> tuple:
+    """Return the handlers of XLA's foreign function interface 0.`minor`, in capsules: to measure, to step (csrc/xla.c)."""
+    global xla_minor
+    xla_minor = minor
+    return PyCapsule_New(<void *>measure_of_xla, NULL, NULL), PyCapsule_New(<void *>step_of_xla, NULL, NULL)
 
 
 def find_openmp() -> None:

@@ -54,9 +54,8 @@ def set_num_threads(threads: int | None) -> None:
     RuntimeWarning
         Once, if several are asked for and no OpenMP runtime was found. So does the import, of `FASTOPT_NUM_THREADS`.
     """
-    global _chosen_threads
     if threads is None:
-        _chosen_threads = None
+        _core.ask_for_threads(_core.ANY_THREADS)
         return
     if isinstance(threads, bool) or not isinstance(threads, int | np.integer):
         raise TypeError(f"threads: expected an integer, got {type(threads).__name__}")
@@ -64,7 +63,7 @@ def set_num_threads(threads: int | None) -> None:
         raise ValueError(f"threads: expected 1 to {MOST_THREADS}, got {threads}")
     if threads > 1 and not _core.has_openmp():
         _warn_of_one_thread()
-    _chosen_threads = int(threads)
+    _core.ask_for_threads(int(threads))
 
 
 @cache
@@ -78,17 +77,17 @@ def _warn_of_one_thread() -> None:
 
 def get_num_threads() -> int:
     """Return how many threads a step may use at most."""
-    return _chosen_threads or _core.hardware_threads()
+    return chosen_threads() or _core.hardware_threads()
 
 
 def chosen_threads() -> int | None:
     """Return the number of threads that was asked for, None if nobody did."""
-    return _chosen_threads
+    return _core.threads_asked() or None
 
 
 def pass_threads() -> int:
     """Return what to pass for the number of threads: the one that was asked for, or whatever OpenMP would take."""
-    return _chosen_threads or _core.ANY_THREADS
+    return _core.threads_asked()
 
 
 def isa() -> str:
@@ -168,5 +167,5 @@ def _use_isa_of_environment() -> None:
             raise ImportError(f"FASTOPT_ISA: {error}") from None
 
 
-_chosen_threads = _threads_of_environment()
+_core.ask_for_threads(_threads_of_environment() or _core.ANY_THREADS)
 _use_isa_of_environment()

@@ -340,6 +340,32 @@ WHOLE_OF_TORCH: dict[str, Option] = {
 }
 """The same for torch."""
 
+WHOLE_OF_JAX: dict[str, Option] = {
+    "clip_norm": CLIPPING["clip_norm"],
+    "clip_value": CLIPPING["clip_value"],
+    "nonfinite": Choice(
+        "propagate",
+        'What to do about a gradient that is NaN or infinite: "propagate" it, or "skip" the step, which leaves '
+        "parameters and state as they were.",
+        keyword_only=True,
+        among=("propagate", "skip"),
+    ),
+    "decay_mask": Option(
+        None,
+        "Which parameters have weight decay: a pytree of booleans in their structure, or the beginning of it, or a "
+        "function that makes one of the parameters. None: all.",
+        keyword_only=True,
+    ),
+    "state_dtype": KEEPING["state_dtype"],
+    "ema": Share(
+        None,
+        "Keep a moving average of the parameters, ``a = ema*a + (1-ema)*p``, in the step's own pass over memory; it "
+        'begins as a copy of the parameters, and is ``state.arrays["ema"]``.',
+        keyword_only=True,
+    ),
+}
+"""The same for JAX."""
+
 
 # ---- states ----
 

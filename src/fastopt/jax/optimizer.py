@@ -1,0 +1,412 @@
+"""The base of the optimizers for JAX: options and states of a pytree, and the step as a pure function."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable
+from typing import Any, ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fastopt import _core
+from fastopt.backends.jax import Numbers, Rule
+from fastopt.backends.jax import step as run
+from fastopt.engine import AVERAGE
+from fastopt.hyperparameters import at_step
+from fastopt.jax import exchange
+from fastopt.methods.base import STORED_AS, WHOLE_OF_JAX, Method, Option, StateDtype
+from fastopt.schedules import Schedule
+
+DTYPES = ("float32", "float64", "bfloat16", "float16")
+
+CLIP_NORM = -1
+"""Where `clip_norm` belongs: not among the options, as it is measured by before."""
+
+
+class State(NamedTuple):
+    """What an optimizer keeps from step to step: a pytree."""
+
+    steps: jax.Array
+    """How many steps were taken: a whole number, which is what schedules go by."""
+    arrays: dict[str, Any]
+    """By name, the states of all parameters in the structure of these; of `ema`, their moving average."""
+
+
+class Moving(NamedTuple):
+    """A number that is known at the step only: traced, or from a schedule."""
+
+    name: str
+    value: Any
+    check: Callable[[Any], None]
+    """Raises unless a number fits."""
+    places: list[int]
+    """Where it belongs among the options."""
+
+    def at(self, count: Any) -> Any:
+        """Return the number for a step, as an array of no dimension or as the two halves of one in double precision."""
+        if callable(self.value) and not is_traceable(self.value):
+            return jax.pure_callback(self.halves, jax.ShapeDtypeStruct((2,), jnp.uint32), count)
+        number = jnp.asarray(self.value(count) if callable(self.value) else self.value)
+        if number.shape != ():
+            raise ValueError(f"{self.name}: expected a number, got an array of the shape {number.shape}")
+        return number if number.dtype in (jnp.float32, jnp.float64) else number.astype(jnp.float32)
+
+    def halves(self, count: Any) -> Any:
+        """Return the bits of a schedule's value, which is computed in Python."""
+        number = at_step(self.value, int(count))
+        self.check(number)
+        return np.array([number], np.float64).view(np.uint32)
+
+
+class Optimizer:
+    """What every optimizer has in common. Its classes are made from their descriptions (`fastopt.methods`).
+
+    It has options alone: everything else goes through `init` and `step`, which are pure functions of pytrees.
+
+    Parameters
+    ----------
+    args, options
+        As in `fastopt.Optimizer`, but for the parameters. In the place of a number there may be a schedule, or an array
+        of no dimension, which may be traced: it is an operand of the compiled step, so that none is compiled anew when
+        it changes. A schedule is a function of the number of steps taken so far: one of JAX's operations, or any other,
+        which is called on the host and computes in double precision (`fastopt.schedules`).
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an option is unknown or out of bounds.
+    """
+
+    method: ClassVar[type[Method]]
+    """The optimizer's description."""
+
+    __signature__: ClassVar[inspect.Signature]
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        try:
+            bound = self.__signature__.bind(*args, **options)
+        except TypeError as error:
+            raise TypeError(f"{type(self).__name__}.__init__() {error}") from None
+        bound.apply_defaults()
+        self.options = self.completed({**self.method.defaults(), **bound.arguments})
+        if self.options.get("lazy"):
+            raise ValueError("lazy: is for sparse gradients, which there are none of here")
+        known = {**self.method.options, **WHOLE_OF_JAX}
+        with jax.ensure_compile_time_eval():  # (schedules; an optimizer may be made while a step is traced)
+            start = {name: at_start(name, option, self.options[name]) for name, option in known.items()}
+        self.method.check(start)
+        for name, option in WHOLE_OF_JAX.items():
+            option.check(name, start[name])
+        self.start = start
+        self.moving: list[Moving] = []
+        rows = np.zeros((2, len(_core.OPTIONS)))  # for what decays, and for what the mask leaves out
+        for name, option in self.method.options.items():
+            numbers = option.numbers(name, start[name])
+            for part, (key, number) in enumerate(numbers.items()):
+                if key in _core.OPTIONS:
+                    rows[:, _core.OPTIONS[key]] = number
+                    places = [row * rows.shape[1] + _core.OPTIONS[key] for row in (0, 1)]
+                    self.note(name, option, part, places[:1] if key == "weight_decay" else places)
+        rows[1, _core.OPTIONS["weight_decay"]] = 0.0
+        for name, place in {"clip_norm": CLIP_NORM, "clip_value": rows.size, AVERAGE: rows.size + 1}.items():
+            self.note(name, WHOLE_OF_JAX[name], 0, [place])
+        clip_norm, clip_value = (
+            math.inf if start[name] is None else float(start[name]) for name in ("clip_norm", "clip_value")
+        )
+        self.clip_norm = np.array([clip_norm])
+        self.numbers = np.array([*rows.ravel(), clip_value, 0.0 if start[AVERAGE] is None else 1.0 - start[AVERAGE]])
+        # A number that moves may be zero at the start alone.
+        moving = {moving.name: start[moving.name] or 1.0 for moving in self.moving}
+        self.rule, self.names = self.method.rule({**start, **moving})
+        self.arrays = self.names if start[AVERAGE] is None else (*self.names, AVERAGE)
+
+    def completed(self, options: dict[str, Any]) -> dict[str, Any]:
+        """Return options in which numbers that start as another option says have their values, if it is a number."""
+        scheduled = {name: (lambda step: math.nan) for name, value in options.items() if is_moving(value)}
+        completed = {**options, **scheduled}
+        self.method.complete(completed)
+        return {**completed, **{name: options[name] for name in scheduled}}
+
+    def note(self, name: str, option: Option, part: int, places: list[int]) -> None:
+        """Note where a part of an option belongs, if it moves."""
+        value, start = self.options[name], self.start[name]
+        if isinstance(start, tuple):
+            value = value[part]
+        if not is_moving(value):
+            return
+        if name == AVERAGE:
+            raise TypeError(f"{name}: expected a number, got {value!r}")
+
+        def check(number: Any) -> None:
+            whole = (*start[:part], number, *start[part + 1 :]) if isinstance(start, tuple) else number
+            option.check(name, whole)
+
+        self.moving.append(Moving(name, value, check, places))
+
+    # ---- the states ----
+
+    def init(self, params: Any) -> State:
+        """Return the state before the first step.
+
+        Parameters
+        ----------
+        params
+            A pytree of arrays: float32, float64, bfloat16 or float16.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If an array is of another dtype, or there is none.
+        """
+        leaves, tree, _ = flattened(params)
+        kept = {name: tree.unflatten([self.made(name, leaf) for leaf in leaves]) for name in self.kept}
+        return State(jnp.zeros((), jnp.int32), kept)
+
+    @property
+    def kept(self) -> tuple[str, ...]:
+        """The names of what is kept for each parameter: arrays of its shape, then numbers."""
+        return (*self.arrays, *self.method.numbers)
+
+    def made(self, name: str, param: Any) -> Any:
+        """Return what is kept of a parameter at the start."""
+        start = None if name == AVERAGE else self.method.start(name, self.start)
+        shape, dtype = self.form(name, param)
+        return jnp.array(param, dtype, copy=True) if start is None else jnp.full(shape, start, dtype)
+
+    def form(self, name: str, param: Any) -> tuple[tuple[int, ...], Any]:
+        """Return the shape and dtype of what is kept of a parameter."""
+        if name in self.method.numbers:
+            return (), jnp.result_type(float)
+        own, wanted = param.dtype, StateDtype.named(self.options["state_dtype"])
+        if own == jnp.float64 or (wanted is None and name != AVERAGE):
+            return param.shape, own
+        stored = "float32" if name == AVERAGE else STORED_AS[str(wanted)][self.method.states[name].kind]
+        return param.shape, jnp.dtype(stored.removesuffix("_stochastic"))
+
+    # ---- the step ----
+
+    def step(self, params: Any, grads: Any, state: State) -> tuple[Any, State]:
+        """Return parameters and state after a step; a pure function, to be compiled with `jax.jit`.
+
+        Where both are donated (``jax.jit(..., donate_argnums=...)``) it is made in place, and otherwise in a copy.
+
+        Parameters
+        ----------
+        params
+            A pytree of arrays.
+        grads
+            The gradients, in the same structure.
+        state
+            What `init` or the step before returned.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If something does not fit, while it is traced.
+        """
+        leaves, tree, labels = flattened(params)
+        gradients = matched("grads", grads, tree)
+        if not isinstance(state, State) or state.arrays.keys() != set(self.kept):
+            raise TypeError(f"state: expected what init() of {type(self).__name__} returns, got {kind_of(state)}")
+        for leaf, gradient, label in zip(leaves, gradients, labels, strict=True):
+            wide = jnp.float64 in (leaf.dtype, gradient.dtype)
+            if gradient.dtype.name not in DTYPES or (wide and gradient.dtype != leaf.dtype):
+                raise TypeError(f"grads{label}: expected {leaf.dtype}, got {gradient.dtype}")
+            if gradient.shape != leaf.shape:
+                raise ValueError(f"grads{label}: expected the shape {leaf.shape}, got {gradient.shape}")
+        written = [leaves]
+        for name in self.kept:
+            arrays = matched(f"state.arrays[{name!r}]", state.arrays[name], tree)
+            for leaf, array, label in zip(leaves, arrays, labels, strict=True):
+                expected = self.form(name, leaf)
+                if (array.shape, array.dtype) != expected:
+                    raise ValueError(
+                        f"state.arrays[{name!r}]{label}: expected {expected[1]} of the shape {expected[0]}, "
+                        f"got {array.dtype} of {array.shape}"
+                    )
+            written.append(arrays)
+        moving = [(moving.places, moving.at(state.steps)) for moving in self.moving]
+        traced = tuple((place, number) for places, number in moving for place in places if place != CLIP_NORM)
+        clip_norm = tuple((0, number) for places, number in moving if CLIP_NORM in places)
+        count, found = run(
+            Rule(self.rule, Numbers(self.numbers, traced), self.stochastic, AVERAGE in self.arrays),
+            Numbers(self.clip_norm, clip_norm),
+            self.options["nonfinite"] == "skip",
+            self.owners(params, len(leaves)),
+            state.steps,
+            written,
+            gradients,
+        )
+        trees = map(tree.unflatten, found)
+        return next(trees), State(count, dict(zip(self.kept, trees, strict=True)))
+
+    @property
+    def stochastic(self) -> int:
+        """A bit for each state that is rounded at random."""
+        stored = STORED_AS.get(StateDtype.named(self.options["state_dtype"]) or "float32", {})
+        kinds = [stored[self.method.states[name].kind] for name in self.names]
+        return sum(kind.endswith("_stochastic") << bit for bit, kind in enumerate(kinds))
+
+    def owners(self, params: Any, count: int) -> list[int]:
+        """Return the row of options of each parameter."""
+        mask = self.options["decay_mask"]
+        if mask is None:
+            return [0] * count
+        if callable(mask):
+            mask = mask(params)
+        try:
+            flags = jax.tree.map(lambda flag, part: jax.tree.map(lambda _: bool(flag), part), mask, params)
+        except ValueError as error:
+            raise ValueError(f"decay_mask: {error}") from None
+        return [int(not flag) for flag in jax.tree.leaves(flags)]
+
+    # ---- optax ----
+
+    def from_optax(self, optax_state: Any, params: Any) -> State:
+        """Return the state that goes on from where an optimizer of optax was: `adam`, `adamw`, `lion`, `sgd`.
+
+        Parameters
+        ----------
+        optax_state
+            Of that optimizer, alone or in a chain.
+        params
+            The parameters as they are.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If it is of another optimizer.
+        """
+        fields = self.optax_fields()
+        found = exchange.fields_of(optax_state, {*fields.values(), exchange.COUNT})
+        for field in fields.values():
+            if len(found[field]) != 1:
+                raise ValueError(f"optax_state: expected one field {field!r}, got {len(found[field])}")
+        state = self.init(params)
+        tree = jax.tree.structure(params)
+        arrays = dict(state.arrays)
+        for name, field in fields.items():
+            values = matched(f"optax_state: {field}", found[field][0], tree)
+            own = jax.tree.leaves(arrays[name])
+            arrays[name] = tree.unflatten(
+                [jnp.array(value, like.dtype, copy=True) for value, like in zip(values, own, strict=True)]
+            )
+        # What counts no steps there may have taken any number: the first differs from the others by dampening alone.
+        counts = [jnp.asarray(count, jnp.int32) for count in found[exchange.COUNT]]
+        count = jnp.max(jnp.stack(counts)) if counts else jnp.ones((), jnp.int32)
+        return State(count, arrays)
+
+    def to_optax(self, state: State, like: Any) -> Any:
+        """Return a state for optax.
+
+        Parameters
+        ----------
+        state
+            Of this optimizer.
+        like
+            A state of the optimizer in optax, as its `init` returns it; what has no counterpart here stays.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If that is another optimizer.
+        """
+        fields = self.optax_fields()
+        found = exchange.fields_of(like, {*fields.values()})
+        if any(len(values) != 1 for values in found.values()):
+            raise ValueError(f"like: expected each of the fields {sorted(found)} once")
+        kept = {field: state.arrays[name] for name, field in fields.items()}
+
+        def new(field: str, old: Any) -> Any:
+            value = state.steps if field == exchange.COUNT else kept[field]
+            return jax.tree.map(lambda own, other: jnp.array(own, other.dtype, copy=True), value, old)
+
+        return exchange.replaced(like, {*fields.values(), exchange.COUNT}, new)
+
+    def optax_fields(self) -> dict[str, str]:
+        """Return what optax calls the states."""
+        names = exchange.NAMES.get(self.method.__name__, {})
+        if not names or not names.keys() >= set(self.names):
+            raise TypeError(f"{type(self).__name__}: with {self.rule!r} its state is not optax's")
+        return {name: names[name] for name in self.names}
+
+    def __repr__(self) -> str:
+        given = {name: value for name, value in self.options.items() if name in self.__signature__.parameters}
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in given.items())})"
+
+
+# ---- options ----
+
+
+def is_moving(value: Any) -> bool:
+    """Whether a number is known at the step only."""
+    return callable(value) or isinstance(value, jax.Array)
+
+
+def is_traceable(schedule: Callable[[Any], Any]) -> bool:
+    """Whether JAX can trace a schedule."""
+    if isinstance(schedule, Schedule):
+        return False
+    try:
+        jax.eval_shape(schedule, jax.ShapeDtypeStruct((), jnp.int32))
+    except (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError):
+        return False
+    return True
+
+
+def at_start(name: str, option: Option, value: Any) -> Any:
+    """Return an option's value at the first step, for what has to be known before; of what is traced, its default."""
+    if isinstance(option.default, tuple) and isinstance(value, (tuple, list)) and len(value) == len(option.default):
+        return tuple(
+            default if isinstance(entry, jax.core.Tracer) else at_step(entry, 0)
+            for entry, default in zip(value, option.default, strict=True)
+        )
+    if isinstance(value, jax.core.Tracer):
+        if type(option.default) is not float and option.default is not None:
+            raise TypeError(f"{name}: is no number, and cannot be traced")
+        return option.default
+    return value if name == "decay_mask" else at_step(value, 0)
+
+
+# ---- pytrees ----
+
+
+def flattened(params: Any) -> tuple[list[Any], Any, list[str]]:
+    """Return the leaves of the parameters, their structure and a label of each."""
+    paths, tree = jax.tree_util.tree_flatten_with_path(params)
+    labels = [jax.tree_util.keystr(path) for path, _ in paths]
+    leaves = [jnp.asarray(leaf) for _, leaf in paths]
+    if not leaves:
+        raise ValueError("params: has no arrays")
+    for leaf, label in zip(leaves, labels, strict=True):
+        if leaf.dtype.name not in DTYPES:
+            raise TypeError(f"params{label}: expected one of {', '.join(DTYPES)}, got {leaf.dtype}")
+    return leaves, tree, labels
+
+
+def matched(name: str, values: Any, tree: Any) -> list[Any]:
+    """Return the leaves of what must have the structure of the parameters."""
+    leaves, structure = jax.tree.flatten(values)
+    if structure != tree:
+        raise ValueError(f"{name}: expected the structure of the parameters, {tree}, got {structure}")
+    return [jnp.asarray(leaf) for leaf in leaves]
+
+
+def kind_of(state: Any) -> str:
+    """Return what a state is that does not fit."""
+    return f"one with {sorted(state.arrays)}" if isinstance(state, State) else type(state).__name__
+
+
+def made_from(method: type[Method]) -> type[Optimizer]:
+    """Return the class that a description is for JAX."""
+    signature = method.signature(WHOLE_OF_JAX)
+    names = {
+        "method": method,
+        "__signature__": signature.replace(parameters=[*signature.parameters.values()][1:]),
+        "__doc__": method.documentation(WHOLE_OF_JAX).replace("params\n    What to optimize, in place.\n", ""),
+        "__module__": "fastopt.jax.optimizers",
+    }
+    return type(method.__name__, (Optimizer,), names)

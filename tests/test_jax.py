@@ -1,0 +1,427 @@
+"""fastopt.jax: the step as a pure function, compiled; its numbers are those of the NumPy face, to the last bit."""
+
+import importlib
+import pickle
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from arrays import BLOCK
+from cases import CASES as ALL_CASES
+from cases import Case
+
+jax = pytest.importorskip("jax")
+
+import jax.numpy as jnp  # noqa: E402
+
+import fastopt.jax  # noqa: E402
+from fastopt import schedules  # noqa: E402
+from fastopt.backends.jax import MOST_IN_A_CALL  # noqa: E402
+
+CASES = [case for case in ALL_CASES if hasattr(fastopt.jax, case.optimizer)]
+
+SHAPES: dict[str, tuple[int, ...]] = {"a": (3, 5), "b": (), "c": (0, 3), "d": (BLOCK + 3,)}
+
+
+@pytest.fixture
+def x64() -> Iterator[None]:
+    """JAX with float64."""
+    before = jax.config.jax_enable_x64
+    jax.config.update("jax_enable_x64", True)
+    yield
+    jax.config.update("jax_enable_x64", before)
+
+
+def arrays(rng: np.random.Generator, dtype: str = "float32") -> dict[str, Any]:
+    return {name: np.array(rng.standard_normal(shape), dtype) for name, shape in SHAPES.items()}
+
+
+def in_jax(tree: Any) -> Any:
+    return jax.tree.map(jnp.array, tree)
+
+
+def on_the_host(value: Any) -> Any:
+    """A schedule, so that JAX cannot trace it."""
+    if isinstance(value, tuple):
+        return tuple(map(on_the_host, value))
+    return (lambda step: value(int(step))) if callable(value) else value
+
+
+def made(optimizer: str, **options: Any) -> Any:
+    return getattr(fastopt.jax, optimizer)(**{name: on_the_host(value) for name, value in options.items()})
+
+
+def compiled(opt: Any) -> Callable[..., Any]:
+    step: Callable[..., Any] = jax.jit(opt.step, donate_argnums=(0, 2))
+    return step
+
+
+def assert_same(found: Any, expected: Any) -> None:
+    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        one, other = np.asarray(one), np.asarray(other)
+        assert (one.dtype, one.shape, one.tobytes()) == (other.dtype, other.shape, other.tobytes())
+
+
+def assert_close(found: Any, expected: Any) -> None:
+    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
+
+
+def assert_like_numpy(case: Case, rng: np.random.Generator, dtype: str, **more: Any) -> None:
+    expected = arrays(rng, dtype)
+    opt, twin = made(case.optimizer, **case.options, **more), case.make(expected, **more)
+    params = in_jax(expected)
+    state, step = opt.init(params), compiled(opt)
+    for _ in range(3):
+        grads = arrays(rng, dtype)
+        params, state = step(params, in_jax(grads), state)
+        twin.step(grads)
+    assert int(state.steps) == 3
+    exact = jax.config.jax_enable_x64 or not opt.method.numbers  # which are in float32 where there is no float64
+    same = assert_same if exact else assert_close
+    same(params, expected)
+    for name in opt.names:
+        same(state.arrays[name], [kept[name] for kept in twin.state])
+
+
+# ---- numbers ----
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_steps_have_the_bits_of_the_numpy_face(case: Case, rng: np.random.Generator) -> None:
+    assert_like_numpy(case, rng, "float32")
+
+
+@pytest.mark.parametrize("case", CASES[::7])
+def test_float64_has_the_bits_of_the_numpy_face(case: Case, rng: np.random.Generator, x64: None) -> None:
+    assert_like_numpy(case, rng, "float64")
+
+
+@pytest.mark.parametrize("case", CASES[::9])
+def test_float32_is_the_same_where_there_is_float64(case: Case, rng: np.random.Generator, x64: None) -> None:
+    assert_like_numpy(case, rng, "float32")
+
+
+@pytest.mark.parametrize("optimizer", ["AdamW", "Lion", "Adagrad"])
+def test_states_in_bfloat16_have_the_bits_of_the_numpy_face(optimizer: str, rng: np.random.Generator) -> None:
+    case = next(case for case in CASES if case.optimizer == optimizer)
+    assert_like_numpy(case, rng, "float32", state_dtype="bfloat16")
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_is_computed_in_float32_and_rounded(dtype: str, rng: np.random.Generator) -> None:
+    params, grads = in_jax(arrays(rng)), in_jax(arrays(rng))
+    narrow = jax.tree.map(lambda leaf: leaf.astype(dtype), (params, grads))
+    wide = jax.tree.map(lambda leaf: leaf.astype("float32"), narrow)
+    opt = fastopt.jax.AdamW(lr=0.1)
+    found = compiled(opt)(narrow[0], narrow[1], opt.init(narrow[0]))
+    expected = compiled(opt)(wide[0], wide[1], opt.init(wide[0]))
+    assert_same(found, jax.tree.map(lambda leaf, like: leaf.astype(like.dtype), expected, found))
+
+
+@pytest.mark.parametrize(
+    "options", [{"clip_norm": 3.0}, {"clip_norm": lambda step: 3.0 + int(step)}, {"state_dtype": "bfloat16"}]
+)
+def test_many_arrays_are_stepped_as_in_one_call(options: dict[str, Any], rng: np.random.Generator) -> None:
+    expected = [np.array(rng.standard_normal(size), "float32") for size in range(2 * MOST_IN_A_CALL + 2)]
+    opt, twin = fastopt.jax.AdamW(lr=0.1, **options), fastopt.AdamW(expected, lr=0.1, **options)
+    params = in_jax(expected)
+    state, step = opt.init(params), compiled(opt)
+    for _ in range(3):
+        grads = [np.array(rng.standard_normal(array.shape), "float32") for array in expected]
+        params, state = step(params, in_jax(grads), state)
+        twin.step(grads)
+    assert_same(params, expected)
+    for name in opt.names:
+        assert_same(state.arrays[name], [kept[name] for kept in twin.state])
+    assert int(state.steps) == 3
+
+
+def test_the_moving_average_is_the_numpy_faces(rng: np.random.Generator) -> None:
+    expected = arrays(rng)
+    opt, twin = fastopt.jax.AdamW(lr=0.1, ema=0.9), fastopt.AdamW(expected, lr=0.1, ema=0.9)
+    params = in_jax(expected)
+    state, step = opt.init(params), compiled(opt)
+    for _ in range(3):
+        grads = arrays(rng)
+        params, state = step(params, in_jax(grads), state)
+        twin.step(grads)
+    assert_same(state.arrays["ema"], [kept["ema"] for kept in twin.state])
+
+
+@pytest.mark.parametrize(
+    "mask", [{"a": True, "b": False, "c": False, "d": True}, lambda p: {k: p[k].ndim > 0 for k in p}]
+)
+@pytest.mark.parametrize("weight_decay", [0.1, lambda step: 0.1 / (1 + int(step))])
+def test_a_mask_says_what_decays(mask: Any, weight_decay: Any, rng: np.random.Generator) -> None:
+    expected = arrays(rng)
+    flags = mask(expected) if callable(mask) else mask
+    groups = [
+        {"params": [expected[name]], "weight_decay": weight_decay if flag else 0.0} for name, flag in flags.items()
+    ]
+    opt, twin = fastopt.jax.AdamW(weight_decay=weight_decay, decay_mask=mask), fastopt.AdamW(groups)
+    params = in_jax(expected)
+    state, step = opt.init(params), compiled(opt)
+    for _ in range(2):
+        grads = arrays(rng)
+        params, state = step(params, in_jax(grads), state)
+        twin.step([grads[name] for name in flags])
+    assert_same(params, expected)
+
+
+def test_a_step_that_is_not_finite_is_skipped(rng: np.random.Generator) -> None:
+    params, grads = in_jax(arrays(rng)), in_jax(arrays(rng))
+    opt = fastopt.jax.AdamW(nonfinite="skip")
+    before = opt.init(params)
+    after = jax.jit(opt.step)(params, {**grads, "b": jnp.array(np.nan)}, before)
+    assert_same(after, (params, before))
+    assert int(jax.jit(opt.step)(params, grads, before)[1].steps) == 1
+
+
+# ---- schedules and traced numbers ----
+
+
+@pytest.mark.parametrize(
+    "lr", [schedules.cosine(0.1, 10), lambda step: 0.1 / (1 + step), lambda step: jnp.where(step < 2, 0.1, 0.2)]
+)
+def test_a_schedule_is_compiled_once(lr: Any, rng: np.random.Generator) -> None:
+    traced = []
+    opt = fastopt.jax.SGD(lr=lr)
+
+    def once(*given: Any) -> Any:
+        traced.append(1)
+        return opt.step(*given)
+
+    step = jax.jit(once)
+    params = in_jax(arrays(rng))
+    state = opt.init(params)
+    for k in range(4):
+        before, grads = params, in_jax(arrays(rng))
+        params, state = step(params, grads, state)
+        expected = before["a"] - float(lr(k)) * grads["a"]
+        np.testing.assert_allclose(params["a"], expected, rtol=2e-6, atol=1e-6)
+    assert len(traced) == 1
+
+
+def test_a_rate_may_be_traced(rng: np.random.Generator) -> None:
+    params, grads = in_jax(arrays(rng)), in_jax(arrays(rng))
+
+    def once(rate: Any) -> Any:
+        opt = fastopt.jax.AdamW(rate, betas=(rate, 0.999))
+        return opt.step(params, grads, opt.init(params))
+
+    step = jax.jit(once)
+
+    for rate in (0.5, 0.25):
+        opt = fastopt.jax.AdamW(rate, betas=(rate, 0.999))
+        assert_same(step(rate), jax.jit(opt.step)(params, grads, opt.init(params)))
+
+
+def test_a_rate_that_is_no_number_is_an_error_of_the_step() -> None:
+    params = {"w": jnp.ones(3)}
+    traced = jax.jit(lambda rate: (opt := fastopt.jax.SGD(lr=rate)).step(params, params, opt.init(params)))
+    with pytest.raises(jax.errors.JaxRuntimeError, match=r"scalar 'a', .* is out of the range"):
+        jax.block_until_ready(traced(jnp.inf))
+    opt = fastopt.jax.SGD(lr=schedules.linear(0.1, -1.0, 1))
+    _, state = opt.step(params, params, opt.init(params))
+    with pytest.raises((ValueError, jax.errors.JaxRuntimeError), match=r"Invalid learning rate: -1\.0"):
+        jax.block_until_ready(jax.jit(opt.step)(params, params, state))
+
+
+# ---- how it is run ----
+
+
+def test_donated_memory_is_written_in_place(rng: np.random.Generator) -> None:
+    params, opt = in_jax(arrays(rng)), fastopt.jax.AdamW()
+    state, step = opt.init(params), compiled(opt)
+    before = [leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves((params, state.arrays)) if leaf.size]
+    for _ in range(2):
+        params, state = step(params, in_jax(arrays(rng)), state)
+    assert before == [leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves((params, state.arrays)) if leaf.size]
+
+
+def test_without_donation_nothing_is_overwritten(rng: np.random.Generator) -> None:
+    original = arrays(rng)
+    params, opt = in_jax(original), fastopt.jax.AdamW(lr=0.1)
+    state = opt.init(params)
+    kept = jax.tree.map(np.array, state)
+    grads = in_jax(arrays(rng))
+    eager, jitted = opt.step(params, grads, state), jax.jit(opt.step)(params, grads, state)
+    assert_same(eager, jitted)
+    assert_same((params, state), (original, kept))
+    assert not np.array_equal(eager[0]["a"], params["a"])
+
+
+def test_a_scan_over_steps_takes_no_more_memory(rng: np.random.Generator) -> None:
+    size = 100_000
+    params, opt = jnp.array(rng.standard_normal(size), "float32"), fastopt.jax.AdamW(lr=0.1)
+    grads = jnp.array(rng.standard_normal((5, 1)), "float32")
+
+    def many(params: Any, state: Any) -> Any:
+        def one(carry: Any, grad: Any) -> Any:
+            return opt.step(carry[0], jnp.broadcast_to(grad, params.shape), carry[1]), None
+
+        return jax.lax.scan(one, (params, state), grads)[0]
+
+    scanned = jax.jit(many, donate_argnums=(0, 1)).lower(params, opt.init(params)).compile()
+    assert scanned.memory_analysis().temp_size_in_bytes < 4 * size * 1.5  # one gradient
+    expected = params, opt.init(params)
+    for grad in grads:
+        expected = jax.jit(opt.step)(expected[0], jnp.broadcast_to(grad, params.shape), expected[1])
+    assert_same(scanned(params, opt.init(params)), expected)
+
+
+def test_vmap_is_a_step_of_each(rng: np.random.Generator) -> None:
+    opt = fastopt.jax.AdamW(lr=0.1)
+    params, grads = (jnp.array(rng.standard_normal((3, 7)), "float32") for _ in range(2))
+    found = jax.jit(jax.vmap(opt.step))(params, grads, jax.vmap(opt.init)(params))
+    for k in range(3):
+        assert_same(jax.tree.map(lambda leaf, k=k: leaf[k], found), opt.step(params[k], grads[k], opt.init(params[k])))
+
+
+def test_the_step_has_no_derivative() -> None:
+    opt, params = fastopt.jax.SGD(), jnp.ones(3)
+    with pytest.raises(TypeError, match="a step has no derivative"):
+        jax.grad(lambda grads: opt.step(params, grads, opt.init(params))[0].sum())(params)
+
+
+def test_a_pickled_state_goes_on_with_the_same_bits(rng: np.random.Generator) -> None:
+    params, opt = in_jax(arrays(rng)), fastopt.jax.AdamW(lr=schedules.cosine(0.1, 10))
+    step, grads = jax.jit(opt.step), in_jax(arrays(rng))
+    params, state = step(params, grads, opt.init(params))
+    loaded = pickle.loads(pickle.dumps((params, state)))
+    assert_same(step(loaded[0], grads, loaded[1]), step(params, grads, state))
+
+
+def test_two_threads_step_at_once(rng: np.random.Generator) -> None:
+    opt = fastopt.jax.AdamW(lr=0.1)
+    step = compiled(opt)
+    start, grads = rng.standard_normal((2, 300_000)).astype("float32"), rng.standard_normal(300_000).astype("float32")
+    found: list[Any] = [None, None]
+
+    def run(k: int) -> None:
+        params = jnp.array(start[k])
+        state = opt.init(params)
+        for _ in range(5):
+            params, state = step(params, jnp.array(grads), state)
+        found[k] = np.asarray(params)
+
+    threads = [threading.Thread(target=run, args=(k,)) for k in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for k in range(2):
+        expected = start[k].copy()
+        twin = fastopt.AdamW(expected, lr=0.1)
+        for _ in range(5):
+            twin.step(grads)
+        assert_same(found[k], expected)
+
+
+def test_the_package_imports_no_jax() -> None:
+    code = "import fastopt, sys; sys.exit('jax' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+# ---- errors ----
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"lr": -1.0}, "Invalid learning rate: -1.0"),
+        ({"betas": (0.9,)}, "expected two numbers"),
+        ({"nonfinite": "raise"}, "Invalid nonfinite"),
+        ({"momentum": 0.9}, "unexpected keyword argument 'momentum'"),
+        ({"ema": lambda step: 0.9}, "ema: expected a number"),
+        ({"clip_norm": -1.0}, "Invalid clip_norm"),
+        ({"lr": schedules.linear(-1.0, 0.0, 5)}, "Invalid learning rate: -1.0"),
+    ],
+)
+def test_options_out_of_bounds_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=message):
+        fastopt.jax.AdamW(**options)
+
+
+def test_what_does_not_fit_is_named() -> None:
+    opt, params = fastopt.jax.AdamW(), {"w": jnp.ones((2, 3))}
+    state = opt.init(params)
+    with pytest.raises(TypeError, match=r"params\['w'\]: expected one of float32, .*, got int32"):
+        opt.init({"w": jnp.ones(3, int)})
+    with pytest.raises(ValueError, match="params: has no arrays"):
+        opt.init({})
+    with pytest.raises(ValueError, match="grads: expected the structure"):
+        opt.step(params, {"v": params["w"]}, state)
+    with pytest.raises(ValueError, match=r"grads\['w'\]: expected the shape \(2, 3\), got \(3, 2\)"):
+        opt.step(params, {"w": jnp.ones((3, 2))}, state)
+    with pytest.raises(TypeError, match=r"grads\['w'\]: expected float32, got int32"):
+        opt.step(params, {"w": jnp.ones((2, 3), int)}, state)
+    with pytest.raises(TypeError, match="state: expected what init"):
+        opt.step(params, params, fastopt.jax.Lion().init(params))
+    with pytest.raises(ValueError, match=r"state.arrays\['exp_avg'\]\['w'\]: expected float32 of the shape \(2, 3\)"):
+        opt.step(params, params, opt.init({"w": jnp.ones(3)}))
+    with pytest.raises(ValueError, match="decay_mask: "):
+        fastopt.jax.AdamW(decay_mask={"v": True}).step(params, params, state)
+
+
+def test_an_older_jax_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    backend = importlib.import_module("fastopt.backends.jax")
+    monkeypatch.setattr(jax, "__version_info__", (0, 4, 38))
+    with pytest.raises(ImportError, match=r"needs jax 0\.5\.0 or newer"):
+        importlib.reload(backend)
+
+
+# ---- optax ----
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "in_optax"),
+    [
+        ("Adam", {}, {}),
+        ("AdamW", {"weight_decay": 0.1}, {"weight_decay": 0.1}),
+        ("SGD", {}, {}),
+        ("SGD", {"momentum": 0.9, "nesterov": True}, {"momentum": 0.9, "nesterov": True}),
+        ("Lion", {"weight_decay": 0.1}, {"weight_decay": 0.1}),
+    ],
+)
+def test_states_go_from_optax_and_back(
+    name: str, options: dict[str, Any], in_optax: dict[str, Any], rng: np.random.Generator
+) -> None:
+    optax = pytest.importorskip("optax")
+    theirs = optax.chain(optax.clip_by_global_norm(1e9), getattr(optax, name.lower())(0.1, **in_optax))
+    ours = getattr(fastopt.jax, name)(lr=0.1, **options)
+    params = in_jax(arrays(rng))
+    theirs_state = theirs.init(params)
+
+    def step_there(params: Any, grads: Any, state: Any) -> Any:
+        updates, state = theirs.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
+
+    for _ in range(3):
+        params, theirs_state = step_there(params, in_jax(arrays(rng)), theirs_state)
+    state = ours.from_optax(theirs_state, params)
+    assert_same(ours.to_optax(state, theirs.init(params)), theirs_state)
+    expected = params
+    for _ in range(3):
+        grads = in_jax(arrays(rng))
+        params, state = ours.step(params, grads, state)
+        expected, theirs_state = step_there(expected, grads, theirs_state)
+    for one, other in zip(jax.tree.leaves(params), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
+    back = ours.to_optax(state, theirs.init(params))
+    for one, other in zip(jax.tree.leaves(back), jax.tree.leaves(theirs_state), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
+
+
+def test_another_optimizers_state_is_refused() -> None:
+    optax = pytest.importorskip("optax")
+    params = jnp.ones(3)
+    with pytest.raises(ValueError, match="expected one field 'nu'"):
+        fastopt.jax.AdamW().from_optax(optax.lion(0.1).init(params), params)
+    with pytest.raises(TypeError, match="not optax's"):
+        fastopt.jax.RMSprop().from_optax(optax.rmsprop(0.1).init(params), params)
