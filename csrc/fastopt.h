@@ -43,8 +43,8 @@ static const fo_rule_needs fo_needs[FO_RULES] = {
 #define NUMBERS(name, of_numbers) [FO_RULE_##name].numbers = of_numbers,
 #define ADVANCE(name) [FO_RULE_##name].advances = true,
 #define MEASURE(name, of_sums, scope, of_states)                                                                     \
-    [FO_RULE_##name].sums = of_sums, [FO_RULE_##name].over_plan = FO_##scope##_SCOPE == FO_PLAN_SCOPE,               \
-    [FO_RULE_##name].writes_states = FO_##of_states##_STATES == FO_WRITTEN_STATES,
+    [FO_RULE_##name].sums = of_sums, [FO_RULE_##name].over_plan = FO_##scope##_SCOPE,               \
+    [FO_RULE_##name].writes_states = FO_##of_states##_STATES,
 #include "rules.def"
 };
 

@@ -18,7 +18,7 @@ static float target(size_t i) { return (float)(i % 10) / 8; }
 
 int main(void)
 {
-    const fo_options adamw = {
+    fo_options adamw = {
         .lr = 0.1, .beta1 = 0.9, .beta2 = 0.999, .eps = 1e-8, .weight_decay = 0.01, .decoupled_weight_decay = 1,
     };
     fo_plan *plan = fo_plan_new(TENSORS);
