@@ -38,17 +38,17 @@ def test_a_step_is_the_float32_step_of_what_the_codes_stand_for(case: Case, rng:
         after = coded.state_dict()["state"]
         for slot, (ours, theirs) in enumerate(zip(params, plain.param_groups[0]["params"], strict=True)):
             assert ours.tobytes() == theirs.tobytes()
-            for name, state in plain.state[slot].items():
-                if name not in coded.method.states or not state.size:
+            for name, whole in plain.state[slot].items():
+                if name not in coded.method.states or not whole.size:
                     continue
                 found, kind = after[slot][name], coded.method.states[name].kind
-                unit = np.abs(state).max()
+                unit = np.abs(whole).max()
                 if kind == "exact":
-                    assert found.tobytes() == state.tobytes()
+                    assert found.tobytes() == whole.tobytes()
                 elif kind == "moment":
-                    assert np.abs(found - state).max() <= unit / 126
+                    assert np.abs(found - whole).max() <= unit / 126
                 else:
-                    assert np.abs(np.sqrt(found) - np.sqrt(state)).max() <= np.sqrt(unit) / 254
+                    assert np.abs(np.sqrt(found) - np.sqrt(whole)).max() <= np.sqrt(unit) / 254
 
 
 @pytest.mark.parametrize("compressed", [True, False])
@@ -222,7 +222,7 @@ def test_torch_resumes_codes_from_a_file(rng: np.random.Generator) -> None:
 
     grads = [torch.tensor(rng.normal(size=(7, 33)).astype(np.float32)) for _ in range(4)]
     whole, parted = (torch.nn.Parameter(torch.ones(7, 33, dtype=torch.bfloat16)) for _ in range(2))
-    options = {"lr": 0.01, "state_dtype": "8bit", "master": "split8"}
+    options: dict[str, Any] = {"lr": 0.01, "state_dtype": "8bit", "master": "split8"}
     opt = fastopt.torch.Lion([whole], **options)
     stepped(opt, whole, grads)
     first = fastopt.torch.Lion([parted], **options)
@@ -318,7 +318,7 @@ def test_rows_that_cut_groups_are_refused_where_only_they_may_change() -> None:
         opt.step()
     p = np.ones((6, 33), np.float32)
     with pytest.raises(ValueError, match="has rows of 33 elements, expected a multiple of 32"):
-        fastopt.Adam(p, state_dtype="8bit", lazy=True).step(fastopt.Rows([1], np.ones((1, 33), np.float32)))
+        fastopt.Adam(p, state_dtype="8bit", lazy=True).step(fastopt.Rows(np.array([1]), np.ones((1, 33), np.float32)))
 
 
 def test_torch_refuses_codes_without_scales_and_wrong_scales() -> None:
@@ -405,7 +405,7 @@ def test_master_and_rounding_exclude_each_other_and_float32_has_no_use_for_them(
     import fastopt.torch
 
     with pytest.raises(ValueError, match=r"Invalid master: expected one of \(None, 'split', 'split8'\), got 'half'"):
-        fastopt.torch.SGD([torch.nn.Parameter(torch.ones(3))], master="half")
+        fastopt.torch.SGD([torch.nn.Parameter(torch.ones(3))], master="half")  # type: ignore[arg-type]
     param = torch.nn.Parameter(torch.ones(3, dtype=torch.bfloat16))
     opt = fastopt.torch.SGD([param], master="split", rounding="stochastic")
     param.grad = torch.ones_like(param)
