@@ -36,6 +36,11 @@ def test_the_poles_stay_up_for_longer() -> None:
     assert max(sum(lengths[start : start + 30]) / 30 for start in range(0, len(lengths), 10)) > 2.5 * first
 
 
+def test_a_model_learns_with_its_optimizer_on_the_host() -> None:
+    train: Any = runpy.run_path(str(EXAMPLES / "torch_offload.py"))["main"]
+    assert train(100) < 0.05
+
+
 def test_the_documentation_says_which_of_torchs_classes_are_not_there() -> None:
     import fastopt.torch
 
