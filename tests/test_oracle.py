@@ -117,7 +117,7 @@ def test_large_array_matches_the_oracle(case: Case, dtype: str, rng: np.random.G
 
 
 @pytest.mark.slow
-@every_case
+@first_case_of_each_rule
 def test_large_arrays_match_the_oracle(case: Case, dtype: str, isa: str, rng: np.random.Generator) -> None:
     check_steps(case, [LARGE], dtype, rng, steps=2)
 
