@@ -255,10 +255,9 @@ def asgd(p: Array, g: Array, state: State, t: int, options: Options) -> tuple[Ar
 @rule
 def rprop(p: Array, g: Array, state: State, t: int, options: Options) -> tuple[Array, State]:
     size = state["step_size"] if t > 1 else np.full_like(p, options["lr"])
-    agreement = np.sign(g * state.get("prev", np.zeros_like(p)))
-    size = np.clip(
-        size * np.choose(agreement.astype(int) + 1, (options["etas"][0], 1, options["etas"][1])), *options["step_sizes"]
-    )
+    agreement = g * state.get("prev", np.zeros_like(p))
+    factor = np.where(agreement < 0, options["etas"][0], np.where(agreement > 0, options["etas"][1], 1 + 0 * agreement))
+    size = np.clip(size * factor, *options["step_sizes"])
     g = np.where(agreement < 0, 0, g)
     return p - np.sign(g) * size, {"prev": g, "step_size": size}
 

@@ -151,7 +151,7 @@ def test_rivals_for_whom_memory_does_not_suffice_at_once_get_runs_of_their_own(m
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--optimizer", "adamax"], "--optimizer: expected names out of sgd,"),
+        (["--optimizer", "adamix"], "--optimizer: expected names out of sgd,"),
         (["--work", "huge"], "--work: expected one of policy,"),
         (["--rivals", "jax"], "--rivals: expected names out of NumPy,"),
         (["--dtype", "float16"], "--dtype: expected names out of float32, float64, bfloat16, got 'float16'"),

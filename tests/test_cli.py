@@ -192,7 +192,7 @@ def test_errors_take_one_line(prices: str) -> None:
     assert error("train", "--resume") == "error: --resume needs --out DIR, the directory of the run"
     assert "nothing to resume" in error("train", "--resume", "--out", "nowhere")
     assert "the columns are size, rooms, price" in error("train", "--data", prices, "--target", "cost")
-    assert "--optimizer: expected one of adagrad" in error("train", "--optimizer", "best")
+    assert "--optimizer: expected one of adabelief" in error("train", "--optimizer", "best")
     assert "--schedule: expected one of constant" in error("train", "--schedule", "best")
     assert "--batch-size: expected a whole number" in error("train", "--batch-size", "0")
     assert not Path("runs").exists()

@@ -546,8 +546,8 @@ def test_a_skipped_step_still_zeroes_the_gradients_it_was_asked_to() -> None:
 @pytest.mark.parametrize("bad", NONFINITE)
 def test_propagated_gradients_spoil_their_own_entries_only(bad: float, dtype: str, isa: str) -> None:
     for case in CASES:
-        if case.clips_by_norm or case.measures:
-            continue
+        if case.clips_by_norm or case.measures or case.rule.startswith(("adopt", "adabelief")):
+            continue  # (the last two may leave parameters alone in their first steps)
         p, clean = np.ones(67, dtype), np.ones(67, dtype)
         opt, other = case.make(p), case.make(clean)
         g = np.linspace(1, 2, 67).astype(dtype)

@@ -72,7 +72,11 @@ def test_float32_is_rounded_to_the_nearest_and_ties_to_even(dtype: Any, isa: str
     assert same_numbers(param.detach() + 0.0, values.to(dtype) + 0.0)
 
 
-@pytest.mark.parametrize("case", CASES)
+WRITTEN_BEFORE = {"lamb", "stable_adamw", "prodigy"}
+"""Rules that step by states as they were stored when they were measured: MEASURE(..., WRITTEN) of csrc/rules.def."""
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.rule not in WRITTEN_BEFORE])
 @pytest.mark.parametrize("state_dtype", [None, torch.float32], ids=["states in half", "states in float32"])
 @half
 def test_a_step_is_the_float32_step_rounded(case: Case, dtype: Any, state_dtype: Any) -> None:

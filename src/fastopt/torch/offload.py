@@ -87,7 +87,8 @@ class Offload(torch.optim.Optimizer):
     TypeError
         If `optimizer` is no class of `fastopt.torch`.
     ValueError
-        If parameters are on several devices or of another dtype, or an option makes no sense.
+        If parameters are on several devices or of another dtype, if the optimizer keeps numbers of all parameters
+        together (Schedule-Free, Prodigy), or an option makes no sense.
 
     Notes
     -----
@@ -111,6 +112,10 @@ class Offload(torch.optim.Optimizer):
     ) -> None:
         if not (isinstance(optimizer, type) and issubclass(optimizer, Optimizer)):
             raise TypeError(f"optimizer: expected a class of fastopt.torch, got {optimizer!r}")
+        if optimizer.method.advances:
+            raise ValueError(
+                f"optimizer: {optimizer.__name__} keeps numbers of all parameters, which are stepped in parts here"
+            )
         super().__init__(params, {})
         self._given = {"optimizer": optimizer, "in_backward": in_backward, **options}
         self.last_step = None

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 from safetensors.numpy import save
 
+from fastopt import methods
 from fastopt.files import replacing
 from fastopt.hyperparameters import plain
 from fastopt.training.errors import TrainingError
@@ -141,6 +142,9 @@ def unpack(checkpoint: Checkpoint, parameters: Mapping[str, NDArray[Any]], optim
         }
         state[index] = {**arrays, **checkpoint.metadata["state"].get(name, {})}
     groups = optimizer.state_dict()["param_groups"]
+    written = {key for method in methods.registry().values() for key in method.advances}  # by steps, in the groups
+    for group, saved in zip(groups, checkpoint.metadata["param_groups"], strict=True):
+        group.update((key, saved[key]) for key in written & group.keys() & saved.keys())
     optimizer.load_state_dict({"state": state, "param_groups": groups, "step_count": checkpoint.metadata["step"]})
 
 
