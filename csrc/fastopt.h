@@ -33,6 +33,7 @@ typedef struct {
     unsigned char states, numbers, sums;
     bool advances;      /* keeps numbers in its options from step to step */
     bool over_plan;     /* the sums are over all tensors of the rule, not over each */
+    bool careful;       /* can be cautious */
     bool writes_states; /* measuring updates the states: the step only reads them, and no gradient */
 } fo_rule_needs;
 
@@ -42,8 +43,9 @@ static const fo_rule_needs fo_needs[FO_RULES] = {
 #define RULE(name, of_states) [FO_RULE_##name].states = of_states,
 #define NUMBERS(name, of_numbers) [FO_RULE_##name].numbers = of_numbers,
 #define ADVANCE(name) [FO_RULE_##name].advances = true,
+#define CAREFUL(name, how) [FO_RULE_##name].careful = true,
 #define MEASURE(name, of_sums, scope, of_states)                                                                     \
-    [FO_RULE_##name].sums = of_sums, [FO_RULE_##name].over_plan = FO_##scope##_SCOPE,               \
+    [FO_RULE_##name].sums = of_sums, [FO_RULE_##name].over_plan = FO_##scope##_SCOPE,                                \
     [FO_RULE_##name].writes_states = FO_##of_states##_STATES,
 #include "rules.def"
 };

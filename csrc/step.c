@@ -175,13 +175,16 @@ static void set(fo_number x, double value)
 
 /* ---- the work on one block ---- */
 
-static bool is_careful(const fo_tensor *t) { return t->options->cautious != 0 || t->options->cautious_decay != 0; }
+static bool is_careful(const fo_tensor *t)
+{
+    return fo_needs[t->rule].careful && (t->options->cautious != 0 || t->options->cautious_decay != 0);
+}
 
 /* How many sums have to be known before the step. */
 static int sums_of(const fo_tensor *t)
 {
     const int sums = fo_needs[t->rule].sums;
-    return sums == 0 && t->options->cautious != 0 ? 1 : sums;
+    return sums == 0 && fo_needs[t->rule].careful && t->options->cautious != 0 ? 1 : sums;
 }
 
 static fo_stream from(const fo_tensor *t, fo_stream s, size_t offset)

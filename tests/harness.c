@@ -260,14 +260,22 @@ static void check_rule(const fo_kernels *kernels, fo_tensor t)
         for (int k = 0; k < streams_of(&t); k++) values[i][k] = value_at(stream_of(&t, k), i);
         plain_step(t.rule, values[i], &h.f64);
     }
+    int jumps = 0;
     step_block(kernels, &t, &h, 0, N);
     for (size_t i = 0; i < N; i++)
         for (int k = 0; k < streams_of(&t); k++) {
             const fo_stream *s = stream_of(&t, k);
             const double x = values[i][k], error = fabs(value_at(s, i) - x);
             const double arithmetic = (t.param.storage == FO_F64 ? 1e-13 : 1e-5) * (1 + fabs(x));
-            if (!(error <= last_place(s->storage, x) + arithmetic)) fail("wrong", &t, k);
+            const double allowed = last_place(s->storage, x) + arithmetic;
+            if (error <= allowed) continue;
+            /* (A sign of what is nearly zero may be the other one.) */
+            if (k == 0 && fabs(error - 2 * fabs(h.f64.a)) <= allowed)
+                jumps++;
+            else
+                fail("wrong", &t, k);
         }
+    if (jumps > 3) fail("wrong", &t, 0);
     release(&t, 0);
 }
 
@@ -491,7 +499,7 @@ static row_problem draw_rows(fo_rule rule)
     return p;
 }
 
-static double step_of(const fo_kernels *kernels, const row_problem *p, bool rows, const fo_options *options, int threads)
+static double step_of(const fo_kernels *kernels, const row_problem *p, bool rows, fo_options *options, int threads)
 {
     const fo_request request = {.unscale = 0.5, .clip_norm = INFINITY, .clip_value = 1.5, .want_norm = true,
                                 .zero_grad = true, .threads = threads};
@@ -521,7 +529,7 @@ static double step_of(const fo_kernels *kernels, const row_problem *p, bool rows
  * stay as they are. */
 static void check_rows(const fo_kernels *kernels, fo_rule rule)
 {
-    const fo_options options = {.lr = 1e-2, .weight_decay = 0.01, .momentum = 0.9, .nesterov = 1, .alpha = 0.99,
+    fo_options options = {.lr = 1e-2, .weight_decay = 0.01, .momentum = 0.9, .nesterov = 1, .alpha = 0.99,
                                 .beta1 = 0.9, .beta2 = 0.999, .eps = 1e-8, .trust_coeff = 1e-3};
     row_problem p = draw_rows(rule);
     fo_tensor before = p.table;
@@ -653,6 +661,8 @@ static void draw_problem(problem *p)
         p->options[k].decoupled_weight_decay = (double)below(2);
         p->options[k].weight_decay *= (double)below(2);
         p->options[k].eps *= below(2) ? 1e-8 : 1;
+        p->options[k].cautious = (double)below(2);
+        p->options[k].cautious_decay = (double)below(2);
     }
     p->request = (fo_request){.unscale = below(2) ? 1 : 0x1p-3,
                               .clip_norm = below(2) ? 100 * uniform() : INFINITY,
@@ -666,6 +676,7 @@ static void draw_problem(problem *p)
 typedef struct {
     fo_tensor tensors[MOST_TENSORS];
     size_t shifts[MOST_TENSORS];
+    fo_options options[MOST_OPTIONS]; /* which steps may write */
     double counts[2 * MOST_TENSORS]; /* steps, of each tensor of the plan, */
     double kept[2 * MOST_TENSORS][FO_MAX_NUMBERS]; /* and the numbers of its rule */
     fo_result result;
@@ -703,12 +714,13 @@ static fo_plan *plan_of(const problem *p, outcome *o, bool split)
         if (split) lengths[count++] = n - first;
     }
     fo_plan *plan = fo_plan_new(count);
+    memcpy(o->options, p->options, sizeof o->options);
     for (size_t i = 0; i < count; i++) {
         const size_t tensor = split ? i / 2 : i, from = split && i % 2 ? lengths[i - 1] : 0;
         fo_tensor *t = &plan->tensors[i];
         *t = o->tensors[tensor];
         t->n = lengths[i];
-        t->options = &p->options[p->owners[tensor]];
+        t->options = &o->options[p->owners[tensor]];
         o->counts[i] = p->counts[tensor];
         t->count.at = &o->counts[i];
         for (int k = 0; k < FO_MAX_NUMBERS; k++) {
@@ -859,7 +871,7 @@ static uint64_t hash_of(const fo_kernels *kernels, fo_rule rule, size_t combinat
     fo_tensor t = tensor_of(rule, combination, n);
     allocate(&t, ORDINARY);
     double count = 0, kept[FO_MAX_NUMBERS] = {1, 1, 1, 1};
-    const fo_options options = {.lr = 1e-2, .weight_decay = 0.01, .momentum = 0.9, .nesterov = 1, .alpha = 0.99,
+    fo_options options = {.lr = 1e-2, .weight_decay = 0.01, .momentum = 0.9, .nesterov = 1, .alpha = 0.99,
                                 .beta1 = 0.9, .beta2 = 0.999, .eps = 1e-8, .eps_root = 1e-12};
     fo_plan *plan = fo_plan_new(1);
     plan->tensors[0] = t;

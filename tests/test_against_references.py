@@ -97,7 +97,7 @@ CALLED: list[tuple[str, dict[str, Any]]] = [
     if name in REFERENCES
     and not any(map(callable, options.values()))
     and not any(callable(value) for value in options.get("betas", ()))
-    and not {"clip_norm", "clip_value"} & options.keys()
+    and not {"clip_norm", "clip_value", "cautious", "cautious_decay"} & options.keys()  # (test_reference_packages.py)
     and options.get("t_alpha") == options.get("t_beta3")
 ]
 

@@ -166,7 +166,7 @@ def test_states_below_the_normal_range_become_zero_where_no_parameter_shows_it(
 
 def does_it_show(case: Case, t: int, state: reference.State, name: str) -> bool:
     """Whether it makes a difference to a parameter that a state is tiny, not zero: as the sign of a moment does."""
-    options = {**case.options_at(t - 1), "weight_decay": 0}
+    options = {**case.options_at(t - 1), "weight_decay": 0, "cautious": False, "cautious_decay": False}
     moved = [
         [reference.step(case.rule, np.ones(1), np.full(1, g), {**state, name: size}, t, options)[0] for g in (-1, 0, 1)]
         for size in (np.zeros(1), np.full(1, 1e-60))

@@ -94,7 +94,7 @@ def start(out: Path, *arguments: str) -> subprocess.Popen[str]:
 
 def finish(process: subprocess.Popen[str]) -> str:
     output, errors = process.communicate(timeout=60)
-    assert process.returncode == 0, errors
+    assert process.returncode in (0, 3), errors  # (so short a training may have learned nothing)
     return output
 
 
