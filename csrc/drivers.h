@@ -219,9 +219,9 @@ static void drive(const fo_block *b, int states, bool reads_grad, bool writes_st
     for (size_t from = 0, n; from < b->n; from += n) {
         n = direct ? b->n : chunk_of(&b->param, b->first, from, b->n - from);
         void *param = opened(&b->param, arithmetic, from, n, &param_buffer);
-        const void *grad =
-            reads_grad ? opened(&b->grad, arithmetic, from, n, &grad_buffer) : &grad_buffer;
+        const void *grad = reads_grad ? opened(&b->grad, arithmetic, from, n, &grad_buffer) : NULL;
         for (int k = 0; k < states; k++) state[k] = opened(&b->state[k], arithmetic, from, n, &state_buffer[k]);
+        if (!reads_grad) grad = state[0]; /* (for loops that have it all the same, and do nothing with it) */
         if (b->row_decay) catch_up(b, arithmetic, from, n, param);
         loop(param, grad, state[0], state[1], state[2], state[3], state[4], state[5], n, b->hyper,
              b->from_memory);
