@@ -383,7 +383,7 @@ static void check_codes(const fo_kernels *kernels, fo_storage storage)
         double largest = 0;
         const size_t group = i / FO_GROUP;
         for (size_t k = group * FO_GROUP; k < (group + 1) * FO_GROUP && k < N; k++) largest = fmax(largest, fabs(x[k]));
-        const double found = value_at(&t.state[0], i), step = (1 + 1e-5) / (storage == FO_SIGNED8 ? 254 : 510);
+        const double found = value_at(&t.state[0], i), step = (1 + 1e-4) / (storage == FO_SIGNED8 ? 254 : 510);
         y[i] = (float)found;
         if (group == NAN_IN || group == INFINITY_IN) {
             if (!isnan(found)) fail("a group with a NaN has numbers", &t, 2);
@@ -499,7 +499,7 @@ static row_problem draw_rows(fo_rule rule)
     return p;
 }
 
-static double step_of(const fo_kernels *kernels, const row_problem *p, bool rows, fo_options *options, int threads)
+static double step_of(const fo_kernels *kernels, const row_problem *p, bool rows, fo_options options, int threads)
 {
     const fo_request request = {.unscale = 0.5, .clip_norm = INFINITY, .clip_value = 1.5, .want_norm = true,
                                 .zero_grad = true, .threads = threads};
@@ -509,7 +509,7 @@ static double step_of(const fo_kernels *kernels, const row_problem *p, bool rows
     fo_plan *plan = fo_plan_new(1);
     fo_tensor *t = plan->tensors;
     *t = rows ? p->table : p->picked;
-    t->options = options, t->count.at = &count;
+    t->options = &options, t->count.at = &count; /* (which steps may write) */
     if (rows) {
         const bool wide = below(2);
         const void *values = p->table.grad.at, *given = wide ? (void *)p->numbers : (void *)narrow_ones;
@@ -539,8 +539,8 @@ static void check_rows(const fo_kernels *kernels, fo_rule rule)
         s->at = elements(n, s->storage);
         if (n) memcpy(s->at, stream_of(&p.table, k)->at, n * fo_storage_size(s->storage));
     }
-    const double norm = step_of(kernels, &p, true, &options, 1 + (int)below(5));
-    const double expected = step_of(kernels, &p, false, &options, 1);
+    const double norm = step_of(kernels, &p, true, options, 1 + (int)below(5));
+    const double expected = step_of(kernels, &p, false, options, 1);
     const bool narrowed = p.table.grad.storage == FO_F64 && p.table.param.storage != FO_F64;
     if (fabs(norm - expected) > (narrowed ? 1e-6 : 1e-13) * expected) fail("another norm", &p.table, 1);
     /* (Of what a rule sums over a tensor, the order is another one.) */
@@ -661,7 +661,7 @@ static void draw_problem(problem *p)
         p->options[k].decoupled_weight_decay = (double)below(2);
         p->options[k].weight_decay *= (double)below(2);
         p->options[k].eps *= below(2) ? 1e-8 : 1;
-        p->options[k].cautious = (double)below(2);
+        p->options[k].cautious = 0; /* (which would not survive splitting a tensor) */
         p->options[k].cautious_decay = (double)below(2);
     }
     p->request = (fo_request){.unscale = below(2) ? 1 : 0x1p-3,
