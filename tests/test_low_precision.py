@@ -51,34 +51,6 @@ def test_a_step_is_the_float32_step_of_what_the_codes_stand_for(case: Case, rng:
                     assert np.abs(np.sqrt(found) - np.sqrt(whole)).max() <= np.sqrt(unit) / 254
 
 
-@pytest.mark.parametrize("compressed", [True, False])
-@pytest.mark.parametrize("threads", [1, 3])
-def test_the_bits_are_the_same_on_any_threads_and_after_resuming(
-    threads: int, compressed: bool, rng: np.random.Generator
-) -> None:
-    first = rng.normal(size=300_001).astype(np.float32)
-    grads = [rng.normal(size=first.shape).astype(np.float32) for _ in range(3)]
-    expected = first.copy()
-    opt = fastopt.AdamW(expected, lr=0.1, state_dtype="8bit")
-    for grad in grads:
-        opt.step(grad)
-    before = fastopt.get_num_threads()
-    p, state = first.copy(), None
-    fastopt.set_num_threads(threads)
-    try:
-        for grad in grads:  # a new optimizer each step
-            other = fastopt.AdamW(p, lr=0.1, state_dtype="8bit")
-            if state is not None:
-                other.load_state_dict(state)
-            other.step(grad)
-            state = copy.deepcopy(other.state_dict(compressed=compressed))
-    finally:
-        fastopt.set_num_threads(before)
-    assert p.tobytes() == expected.tobytes()
-    for name in opt.state[0]:
-        assert other.state[0][name].tobytes() == opt.state[0][name].tobytes()
-
-
 def test_a_snapshot_has_float32_or_the_codes() -> None:
     p = np.ones((40, 3), np.float32, order="F")
     opt = fastopt.Adam(p, state_dtype="8bit")

@@ -74,12 +74,18 @@ def test_an_average_of_squares_decays_as_it_should() -> None:
     assert mean == pytest.approx(0.001 * 0.999**1000, rel=0.01)
 
 
-@pytest.mark.parametrize("threads", [1, 2, 5])
-def test_the_bits_are_the_same_on_any_threads_and_after_resuming(threads: int, rng: np.random.Generator) -> None:
-    first = rng.normal(size=300_000).astype(np.float32)
+@pytest.mark.parametrize("threads", [1, 2, 3, 5])
+@pytest.mark.parametrize(
+    ("state_dtype", "snapshot"),
+    [("bfloat16", {}), ("8bit", {"compressed": True}), ("8bit", {"compressed": False})],
+)
+def test_the_bits_are_the_same_on_any_threads_and_after_resuming(
+    state_dtype: str, snapshot: dict[str, Any], threads: int, rng: np.random.Generator
+) -> None:
+    first = rng.normal(size=300_001).astype(np.float32)
     grads = [rng.normal(size=first.shape).astype(np.float32) for _ in range(3)]
     expected = first.copy()
-    opt = fastopt.AdamW(expected, lr=0.1, state_dtype="bfloat16")
+    opt = fastopt.AdamW(expected, lr=0.1, state_dtype=state_dtype)
     for grad in grads:
         opt.step(grad)
     before = fastopt.get_num_threads()
@@ -87,15 +93,16 @@ def test_the_bits_are_the_same_on_any_threads_and_after_resuming(threads: int, r
     fastopt.set_num_threads(threads)
     try:
         for grad in grads:  # a new optimizer each step
-            other = fastopt.AdamW(p, lr=0.1, state_dtype="bfloat16")
+            other = fastopt.AdamW(p, lr=0.1, state_dtype=state_dtype)
             if state is not None:
                 other.load_state_dict(state)
             other.step(grad)
-            state = copy.deepcopy(other.state_dict())
+            state = copy.deepcopy(other.state_dict(**snapshot))
     finally:
         fastopt.set_num_threads(before)
     assert p.tobytes() == expected.tobytes()
-    for name in ("exp_avg", "exp_avg_sq"):
+    assert {"exp_avg", "exp_avg_sq"} <= opt.state[0].keys()
+    for name in opt.state[0]:
         assert other.state[0][name].tobytes() == opt.state[0][name].tobytes()
 
 

@@ -9,6 +9,7 @@ nothing to the others.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NoReturn
 
@@ -591,6 +592,11 @@ def outside_inference() -> AbstractContextManager[Any]:
 def place(tensor: Tensor) -> tuple[int, int]:
     """Return a plain tensor's (address, storage)."""
     return tensor.data_ptr(), _core.STORAGES[STORAGE_NAMES[tensor.dtype]]
+
+
+def as_list(tensors: Tensor | Iterable[Tensor]) -> list[Tensor]:
+    """Return one tensor, or several, as a list."""
+    return [tensors] if isinstance(tensors, Tensor) else list(tensors)
 
 
 def thread_count() -> int:

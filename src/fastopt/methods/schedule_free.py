@@ -8,12 +8,23 @@ from typing import Any
 from fastopt.methods.base import MAXIMIZE, SQUARE, Decays, Flag, Method, Quantity, State, learning_rate
 
 
+def kept(default: float) -> Quantity:
+    """Return a number that the step writes."""
+    return Quantity(default, fixed=True, low=float("-inf"))
+
+
 class ScheduleFree(Method):
     """What both have in common."""
 
     described = False
     counts_steps = False
     advances = ("k", "weight_sum", "lr_max", "scheduled_lr")
+
+    k = kept(0)
+    train_mode = Flag(True, fixed=True)
+    weight_sum = kept(0.0)
+    lr_max = kept(-1.0)
+    scheduled_lr = kept(0.0)
 
     @classmethod
     def check_groups(cls, groups: Sequence[Mapping[str, Any]]) -> None:
@@ -24,11 +35,6 @@ class ScheduleFree(Method):
 WARMUP_STEPS = Quantity(0, "Over how many steps the rate rises to `lr`.")
 POWER = Quantity(0.0, "How fast the weights of the average grow with the number of the step: ``weight = k**r * ...``.")
 WEIGHT_LR_POWER = Quantity(2.0, "... and with the rate: ``... * (largest rate so far)**weight_lr_power``.")
-
-
-def kept(default: float) -> Quantity:
-    """Return a number that the step writes."""
-    return Quantity(default, fixed=True, low=float("-inf"))
 
 
 class ScheduleFreeSGD(ScheduleFree):
@@ -52,11 +58,6 @@ class ScheduleFreeSGD(ScheduleFree):
     r = POWER
     weight_lr_power = WEIGHT_LR_POWER
     maximize = MAXIMIZE
-    k = kept(0)
-    train_mode = Flag(True, fixed=True)
-    weight_sum = kept(0.0)
-    lr_max = kept(-1.0)
-    scheduled_lr = kept(0.0)
 
     @staticmethod
     def rule(options: Mapping[str, Any]) -> tuple[str, tuple[str, ...]]:
@@ -95,11 +96,6 @@ class ScheduleFreeAdamW(ScheduleFree):
     r = POWER
     weight_lr_power = WEIGHT_LR_POWER
     maximize = MAXIMIZE
-    k = kept(0)
-    train_mode = Flag(True, fixed=True)
-    weight_sum = kept(0.0)
-    lr_max = kept(-1.0)
-    scheduled_lr = kept(0.0)
 
     @staticmethod
     def rule(options: Mapping[str, Any]) -> tuple[str, tuple[str, ...]]:

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 
 from fastopt import _core
-from fastopt.backends.torch import brought, complaint, has_plain_view, is_plain, place, plain, thread_count
+from fastopt.backends.torch import as_list, brought, complaint, has_plain_view, is_plain, place, plain, thread_count
 from fastopt.hyperparameters import Bound
 from fastopt.hyperparameters import plain as plain_number
 
@@ -37,7 +37,7 @@ def lerp_(targets: Tensor | Iterable[Tensor], sources: Tensor | Iterable[Tensor]
     """
     weight = float(plain_number(weight))
     Bound("weight").anywhere().check(weight)
-    first, second = listed(targets), listed(sources)
+    first, second = as_list(targets), as_list(sources)
     if len(first) != len(second):
         raise ValueError(f"sources: expected as many tensors as targets, {len(first)}, got {len(second)}")
     for number, (target, source) in enumerate(zip(first, second, strict=True)):
@@ -63,8 +63,3 @@ def lerp_(targets: Tensor | Iterable[Tensor], sources: Tensor | Iterable[Tensor]
         increment_version(first)
         for target, source in odd:
             target.lerp_(source.to(target.dtype), weight)
-
-
-def listed(tensors: Tensor | Iterable[Tensor]) -> list[Tensor]:
-    """Return one tensor, or several, as a list."""
-    return [tensors] if isinstance(tensors, Tensor) else list(tensors)

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 
 from fastopt import _core
-from fastopt.backends.torch import is_plain, place, thread_count
+from fastopt.backends.torch import as_list, is_plain, place, thread_count
 from fastopt.clipping import clip_coefficient
 
 
@@ -41,7 +41,7 @@ def get_total_norm(
     RuntimeError
         If the norm is not finite and `error_if_nonfinite`.
     """
-    several = [tensors] if isinstance(tensors, Tensor) else list(tensors)
+    several = as_list(tensors)
     return norm_over(gradient_plan(several), several, float(norm_type), error_if_nonfinite, foreach)
 
 
@@ -90,7 +90,7 @@ def clip_grad_norm_(
 
 def clip_grad_value_(parameters: Tensor | Iterable[Tensor], clip_value: float, foreach: bool | None = None) -> None:
     """Clip every entry of the gradients to ``[-clip_value, clip_value]``, as `torch.nn.utils.clip_grad_value_`."""
-    several = [parameters] if isinstance(parameters, Tensor) else list(parameters)
+    several = as_list(parameters)
     grads = [parameter.grad for parameter in several if parameter.grad is not None]
     plan = gradient_plan(grads)
     if plan is None and grads:
@@ -102,7 +102,7 @@ def clip_grad_value_(parameters: Tensor | Iterable[Tensor], clip_value: float, f
 
 def listed(parameters: Tensor | Iterable[Tensor]) -> list[Tensor]:
     """Return the parameters, with torch's warning if a generator has none (any more)."""
-    several = [parameters] if isinstance(parameters, Tensor) else list(parameters)
+    several = as_list(parameters)
     if isinstance(parameters, GeneratorType) and not several:
         warnings.warn("`parameters` is an empty generator, no gradient clipping will occur.", UserWarning, stacklevel=3)
     return several
