@@ -7,6 +7,7 @@ from cpython.pycapsule cimport PyCapsule_New
 from libc.math cimport INFINITY
 from libc.stdint cimport int32_t, int64_t, uintptr_t
 from libc.stdlib cimport calloc, free
+from libc.string cimport memset
 
 
 cdef list names(const char *(*name)(size_t) noexcept nogil):
@@ -140,6 +141,7 @@ def members_are(list groups, list params, list owners) -> bool:
 cdef fo_stream stream(tuple place):
     """An (address, storage), or (address, storage, address of what lies beside)."""
     cdef fo_stream found
+    memset(&found, 0, sizeof(fo_stream))
     found.at, found.storage = <void *><uintptr_t>place[0], <fo_storage><int>place[1]
     found.beside = <void *><uintptr_t>(place[2] if len(place) > 2 else 0)
     return found
@@ -242,8 +244,7 @@ cdef class Plan:
     def bind_tails(self, size_t tensor, average, copy) -> None:
         """Say where the moving average of a parameter is, and its copy, each (address, storage) or None."""
         cdef fo_tensor *t = &self.plan.tensors[tensor]
-        cdef fo_stream none
-        none.at, none.beside, none.storage = NULL, NULL, t.param.storage
+        cdef fo_stream none = stream((0, t.param.storage))
         t.average = stream(average) if average is not None else none
         t.copy = stream(copy) if copy is not None else none
 
