@@ -35,6 +35,7 @@ typedef struct {
     bool over_plan;     /* the sums are over all tensors of the rule, not over each */
     bool careful;       /* can be cautious */
     bool writes_states; /* measuring updates the states: the step only reads them, and no gradient */
+    bool hands_over;    /* the last state is what becomes the update, and the caller's between measuring and stepping */
 } fo_rule_needs;
 
 enum { FO_TENSOR_SCOPE, FO_PLAN_SCOPE, FO_KEPT_STATES = 0, FO_WRITTEN_STATES };
@@ -43,6 +44,7 @@ static const fo_rule_needs fo_needs[FO_RULES] = {
 #define RULE(name, of_states) [FO_RULE_##name].states = of_states,
 #define NUMBERS(name, of_numbers) [FO_RULE_##name].numbers = of_numbers,
 #define ADVANCE(name) [FO_RULE_##name].advances = true,
+#define HAND_OVER(name) [FO_RULE_##name].hands_over = true,
 #define CAREFUL(name, how) [FO_RULE_##name].careful = true,
 #define MEASURE(name, of_sums, scope, of_states)                                                                     \
     [FO_RULE_##name].sums = of_sums, [FO_RULE_##name].over_plan = FO_##scope##_SCOPE,                                \
@@ -248,12 +250,15 @@ typedef struct {
     bool zero_skipped; /* zero_grad also where the step is skipped */
     double average_weight; /* the parameters' in their moving average */
     int threads;
+    bool (*between)(void *hands); /* called once what rules hand over is there; false: do not step. Or NULL */
+    void *hands;
 } fo_request;
 
 typedef struct {
     double norm;        /* before clipping; NaN when not computed */
     double coefficient; /* what clipping multiplied the gradients by */
     bool skipped;       /* a gradient was not finite and the request was to skip such steps */
+    bool failed;        /* `between` said so: states have changed and steps were counted, but no parameter has changed */
     int unfit;          /* 1 + the scalar that is not finite in the arithmetic's precision (nothing was done); or 0 */
     size_t tensor;      /* whose */
 } fo_result;

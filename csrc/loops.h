@@ -38,7 +38,8 @@ FO_INLINE T NAMED(prepare)(T p, T g, bool l2, bool clip, const HYPER *h)
             end = i + PIECE;                                                                                         \
             fo_fetch(p + i, PIECE * sizeof(T));                                                                      \
             if (careful || !fo_needs[FO_RULE_##name].writes_states) fo_fetch(g + i, PIECE * sizeof(T));              \
-            UNROLL for (int k = 0; k < states; k++) fo_fetch(all[k] + i, PIECE * sizeof(T));                         \
+            UNROLL for (int k = fo_needs[FO_RULE_##name].hands_over ? states - 1 : 0; k < states; k++)               \
+                fo_fetch(all[k] + i, PIECE * sizeof(T));                                                             \
         }                                                                                                            \
         VECTORISE for (; i < end; i++) ELEMENT(name, states, l2, clip, careful)                                      \
     }

@@ -796,6 +796,32 @@ SETTLE_OF(prodigy)
     if (sum[1] == 0) h->a = 0, h->decay = 1;
 }
 
+/* Muon (Jordan et al. 2024): momentum whose matrix is made orthogonal by whoever calls,
+ *   m = mu*m + (1-mu)*g,   u = orthogonal(w/|w|),   w = m or, Nesterov's, mu*m + (1-mu)*g
+ * Without a caller that does, u = w/|w|. */
+RULE_OF(muon) { return s[1]; }
+
+SCALARS_OF(muon)
+{
+    h->a = -o->lr;
+    h->mu = o->momentum;
+    h->c = 1 - o->momentum;
+    h->k1 = o->nesterov != 0 ? o->momentum : 1;
+    h->k2 = o->nesterov != 0 ? h->c : 0;
+}
+
+MEASURE_OF(muon)
+{
+    s[1] = NAMED(momentum)(p, g, s, h);
+    sum[0] = (double)s[1] * (double)s[1];
+}
+
+SETTLE_OF(muon)
+{
+    const double norm = sqrt(sum[0]), divisor = norm < o->eps ? o->eps : norm;
+    h->trust = divisor == 0 ? 0 : 1 / divisor;
+}
+
 #pragma GCC diagnostic pop
 
 #undef RULE_OF

@@ -225,6 +225,14 @@ static void measure_block(const fo_pass *pass, const fo_tensor *t, size_t block,
     pass->kernels->measure[t->rule](&b, &pass->plan->partial[FO_MAX_SUMS * block]);
 }
 
+static void hand_over_block(const fo_pass *pass, const fo_tensor *t, size_t block, size_t offset, size_t n)
+{
+    (void)block;
+    if (!fo_needs[t->rule].hands_over) return;
+    fo_stream update = from(t, t->state[fo_needs[t->rule].states - 1], offset);
+    pass->kernels->scale(&update, n, pass->plan->hypers[t->hyper].f64.trust);
+}
+
 static void step_block(const fo_pass *pass, const fo_tensor *t, size_t block, size_t offset, size_t n)
 {
     (void)block;
@@ -422,6 +430,18 @@ static void measure_and_settle(const fo_kernels *kernels, fo_plan *plan, int thr
     settle(plan, of_all);
 }
 
+/* Bring what is no single element's work to where the caller can do it, and let it. Returns whether it was done. */
+static bool hand_over(const fo_kernels *kernels, fo_plan *plan, const fo_request *request)
+{
+    bool any = false;
+    for (size_t i = 0; i < plan->count; i++)
+        any = any || (plan->tensors[i].grad.at && fo_needs[plan->tensors[i].rule].hands_over);
+    if (!any) return true;
+    fo_pass pass = {.work = hand_over_block, .kernels = kernels, .plan = plan};
+    run(&pass, request->threads);
+    return !request->between || request->between(request->hands);
+}
+
 /* The step was taken: bring the numbers among the options after it. (Tensors with the same options are neighbours.) */
 static void advance(const fo_plan *plan, double (*of_all)[FO_MAX_SUMS])
 {
@@ -486,6 +506,8 @@ fo_result fo_step(const fo_kernels *kernels, fo_plan *plan, const fo_request *re
     if (result.unfit) return result;
     double sums_of_all[FO_RULES][FO_MAX_SUMS] = {0};
     measure_and_settle(kernels, plan, request->threads, sums_of_all);
+    result.failed = !hand_over(kernels, plan, request);
+    if (result.failed) return result;
     fo_pass pass = {.work = step_block, .kernels = kernels, .plan = plan, .zero_grad = request->zero_grad,
                     .factor = request->average_weight};
     run(&pass, request->threads);

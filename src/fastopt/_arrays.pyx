@@ -7,7 +7,7 @@ from libc.stdlib cimport free, malloc
 import numpy as np
 cimport numpy as cnp
 
-from fastopt._core cimport FO_BF16, FO_F16, FO_F32, FO_F64, Plan, fo_needs, fo_tensor
+from fastopt._core cimport FO_BF16, FO_F16, FO_F32, FO_F64, Plan, fo_tensor, kept_states
 
 cnp.import_array()
 
@@ -228,7 +228,7 @@ cdef class Watch:
             if k == 0:
                 at = tensor.param.at
             else:
-                at = tensor.state[k - 1].at if k <= fo_needs[<size_t>tensor.rule].states else tensor.average.at
+                at = tensor.state[k - 1].at if k <= kept_states(tensor) else tensor.average.at
             if cnp.PyArray_DATA(array) != at or <size_t>cnp.PyArray_SIZE(array) != tensor.n or not is_plain(array, True):
                 return False
         return True

@@ -29,6 +29,7 @@ cdef extern from "fastopt.h" nogil:
         int sums
         bint advances
         bint over_plan
+        bint hands_over
     const fo_rule_needs *fo_needs
     ctypedef struct fo_tensor:
         fo_stream param
@@ -58,10 +59,13 @@ cdef extern from "fastopt.h" nogil:
         bint zero_skipped
         double average_weight
         int threads
+        bint (*between)(void *) noexcept nogil
+        void *hands
     ctypedef struct fo_result:
         double norm
         double coefficient
         bint skipped
+        bint failed
         int unfit
         size_t tensor
 
@@ -101,6 +105,11 @@ cdef extern from "xla.h" nogil:
         pass
     xla_error *fo_xla_measure(const fo_kernels *, int, int, const xla_call *)
     xla_error *fo_xla_step(const fo_kernels *, int, int, const xla_call *)
+
+
+cdef inline int kept_states(const fo_tensor *tensor) noexcept nogil:
+    """How many states a tensor keeps from step to step: what a rule hands over is none of them."""
+    return fo_needs[<size_t>tensor.rule].states - fo_needs[<size_t>tensor.rule].hands_over
 
 
 cdef class Plan:

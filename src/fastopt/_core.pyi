@@ -3,6 +3,7 @@ from typing import Any
 
 RULES: dict[str, tuple[int, int]]
 SCOPES: dict[str, str]
+HANDED_OVER: frozenset[str]
 OPTIONS: dict[str, int]
 SCALARS: tuple[str, ...]
 STORAGES: dict[str, int]
@@ -71,6 +72,7 @@ class Plan:
         after: list[Any],
         always: list[Any],
         counter: Any,
+        between: list[Any] = ...,
     ) -> tuple[float, float, bool]: ...
     def keep(self, columns: dict[str, int], groups: list[Any], seen: list[Any], values: list[Any]) -> None: ...
     def norm(self, threads: int) -> float: ...

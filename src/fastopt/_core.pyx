@@ -26,6 +26,9 @@ RULES = {name: (i, fo_needs[i].states) for i, name in enumerate(names(fo_rule_na
 SCOPES = {name: "plan" if fo_needs[i].over_plan else "tensor" for name, (i, _) in RULES.items() if fo_needs[i].sums}
 """Rule that measures before it steps -> what its sums are over."""
 
+HANDED_OVER = frozenset(name for name, (i, _) in RULES.items() if fo_needs[i].hands_over)
+"""Rules whose last state is no state but their update, which calls between measuring and stepping change."""
+
 OPTIONS = {name: i for i, name in enumerate(names(fo_option_name))}
 """Name of an option that the kernels' scalars are formed from -> index."""
 
@@ -151,6 +154,18 @@ def convert(tuple target, tuple source, size_t length) -> None:
     """Store numbers otherwise, from one (address, storage) to another."""
     cdef fo_stream to = stream(target), origin = stream(source)
     kernels.convert(&to, &origin, length)
+
+
+cdef bint make_calls(void *hands) noexcept with gil:
+    """Make the calls in a list; an error takes the place beside it."""
+    cdef list both = <list>hands
+    try:
+        for call in both[0]:
+            call[0](*call[1:])
+    except BaseException as error:
+        both[1] = error
+        return False
+    return True
 
 
 cdef class Plan:
@@ -336,8 +351,11 @@ cdef class Plan:
         return 0
 
     def step(self, int threads, list made, double unscale, double clip_norm, double clip_value, bint want_norm,
-             str nonfinite, bint zero_grad, double average_weight, list after, list always, counter) -> tuple:
+             str nonfinite, bint zero_grad, double average_weight, list after, list always, counter,
+             list between=[]) -> tuple:
         """Run the step; return (norm before clipping or NaN, clip coefficient, skipped).
+
+        The calls `between` are made when rules have handed over their updates.
 
         What belongs to a step that was taken is done here, so that no interrupt can come between: the calls in `after`,
         (builtin function, argument, ...), then `made` is emptied and `counter.step_count` goes up. The calls in
@@ -350,8 +368,12 @@ cdef class Plan:
         request.want_norm, request.skip_nonfinite = want_norm, nonfinite != "propagate"
         request.zero_grad, request.zero_skipped, request.threads = zero_grad, nonfinite == "skip", threads
         request.average_weight = average_weight
+        cdef list hands = [between, None]
+        request.between, request.hands = make_calls, <void *>hands
         with nogil:
             result = fo_step(kernels, self.plan, &request)
+        if result.failed:
+            raise hands[1]
         if result.unfit:
             raise ValueError(f"param_groups[{self.owners[result.tensor]}]: the scalar "
                              f"{SCALARS[result.unfit - 1]!r}, formed from its options, is out of the range of its dtype")

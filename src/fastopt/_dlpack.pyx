@@ -10,7 +10,7 @@ from libc.stdlib cimport calloc, free, malloc
 
 from fastopt._core import same_objects
 from fastopt._core cimport (
-    FO_BF16, FO_F16, FO_F32, FO_F64, FO_MAX_STATES, Plan, fo_needs, fo_number, fo_storage, fo_stream, fo_tensor,
+    FO_BF16, FO_F16, FO_F32, FO_F64, FO_MAX_STATES, Plan, fo_number, fo_storage, fo_stream, fo_tensor, kept_states,
 )
 
 cdef extern from "dlpack.h" nogil:
@@ -166,7 +166,7 @@ cdef int storage_of(DLDataType dtype) noexcept:
 
 cdef inline const fo_stream *place_of(const fo_tensor *tensor, int k) noexcept:
     """Where the plan has a state; the moving average comes after them."""
-    return &tensor.state[k] if k < fo_needs[<size_t>tensor.rule].states else &tensor.average
+    return &tensor.state[k] if k < kept_states(tensor) else &tensor.average
 
 
 cdef class Watch:
@@ -350,9 +350,9 @@ cdef class Watch:
         cdef const void *at
         cdef int k = 0
         for value in beside.values():
-            while k < fo_needs[<size_t>tensor.rule].states and tensor.state[k].beside == NULL:
+            while k < kept_states(tensor) and tensor.state[k].beside == NULL:
                 k += 1
-            at = tensor.state[k].beside if k < fo_needs[<size_t>tensor.rule].states else tensor.param.beside
+            at = tensor.state[k].beside if k < kept_states(tensor) else tensor.param.beside
             if not self.look_at(value, &now) or now.data != at:
                 return False
             k += 1

@@ -11,12 +11,14 @@ import math
 import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, ClassVar, NamedTuple, cast
 
 from fastopt import _core
 from fastopt._turn import Turn
 from fastopt.hyperparameters import at_step, is_fixed
 from fastopt.methods.base import STORED_AS, WHOLE, Method, Option, StateDtype
+from fastopt.products import Call, Calls, Products
 
 Group = dict[str, Any]
 
@@ -40,10 +42,6 @@ WHOLE_GROUPS = "expected a multiple of 32 in row order (lazy=True with states in
 def scales_of(name: str) -> str:
     """Return the name of the entry that has the scales of a state in 8 bits."""
     return f"{name}::scales"
-
-
-Call = tuple[Any, ...]
-"""A function, which runs no code of Python's, and its arguments."""
 
 
 class StepInfo(NamedTuple):
@@ -229,6 +227,8 @@ class Request(NamedTuple):
     """What is called after a skipped step too."""
     counter: Any
     """Of this object the attribute `step_count` counts the steps taken."""
+    between: list[Call]
+    """What is done to the updates that rules hand over."""
 
 
 class Engine(ABC):
@@ -245,6 +245,9 @@ class Engine(ABC):
     plan: _core.Plan
     watch: Any
     """What the plan is bound to: notices what has changed."""
+
+    calls_of_framework: ClassVar[type[Calls]]
+    """How the framework computes with its arrays."""
 
     strict: ClassVar[bool] = True
     """Whether options that were edited in a group, or come from a schedule, must be within their bounds."""
@@ -268,6 +271,7 @@ class Engine(ABC):
         self.whole: Group = {}
         self.take_whole()
         self.made: list[tuple[int, str, Any]] = []
+        self.products = Products(self.calls_of_framework)
 
     # ---- what the backends say ----
 
@@ -320,7 +324,7 @@ class Engine(ABC):
         """Return this number in double for each row of a parameter; None: one of zero for the parameter."""
 
     @abstractmethod
-    def decay_place(self, slot: int, decays: Any) -> int:
+    def decay_place(self, slot: int, name: str, numbers: Any) -> int:
         """Return the address of a number for each row of a parameter; raise if they are none."""
 
     @abstractmethod
@@ -346,6 +350,15 @@ class Engine(ABC):
     @abstractmethod
     def threads(self) -> int:
         """Return how many threads a step may use at most."""
+
+    @abstractmethod
+    def is_transposed(self, slot: int) -> bool:
+        """Whether a matrix lies in memory column by column."""
+
+    def rule_of(self, slot: int) -> tuple[str, tuple[str, ...]]:
+        """Return the rule by which a parameter is stepped, and the names of its states."""
+        options = self.values[self.owners[slot]]
+        return self.method.rule_for(options, self.params[slot].shape, partial(self.label, slot))
 
     def start_options(self, slot: int) -> Mapping[str, Any]:
         """Return the options that say what states start as."""
@@ -398,8 +411,8 @@ class Engine(ABC):
         values = self.method.at(group, self.face.step_count)
         self.method.check(values, edited=not self.strict)
         if values != self.values[owner]:
-            rule = self.method.rule(values)
-            if rule != self.rules[owner]:
+            rule, before = self.method.rule(values), self.values[owner]
+            if rule != self.rules[owner] or any(values[name] != before.get(name) for name in self.method.between):
                 self.release(owner)
             numbers = {
                 key: number
@@ -468,6 +481,7 @@ class Engine(ABC):
                 after if skips else [*after, *after_zeroing],
                 after_zeroing if skips else [],
                 counter,
+                self.products.calls(self, grads),
             )
             norm, coefficient, skipped = self.run(grads, request)
         except BaseException:
@@ -488,10 +502,11 @@ class Engine(ABC):
         """Check a parameter, its gradient and its states, made where there are none; point the plan at them."""
         self.watch.release(slot)
         self.check(slot)
-        rule, names = self.rules[self.owners[slot]]
-        kept = self.method.numbers
+        options = self.values[self.owners[slot]]
+        rule, names = self.rule_of(slot)
+        kept, in_rows = self.method.numbers, self.method.row_numbers(rule, options)
         arrays = names if self.whole["ema"] is None else (*names, AVERAGE)
-        catches_up = self.method.catches_up(self.values[self.owners[slot]])
+        catches_up = self.method.catches_up(options)
         entry = self.entry(slot) if self.has_entry(slot, bool(arrays or kept or catches_up)) else {}
         swapped = entry.get(ASIDE) is not None
         if swapped and grad is not None:
@@ -514,6 +529,10 @@ class Engine(ABC):
                 if stored[name] not in _core.BESIDE:
                     entry.pop(scales_of(name), None)
         numbers += [self.number_place(slot, entry, name) for name in kept]
+        for name in in_rows:
+            if entry.get(name) is None:
+                self.enter(slot, entry, {name: self.start_decay(slot, 0.0)})
+            self.decay_place(slot, name, entry[name])
         states, copy = [entry[name] for name in arrays], self.copy_of(slot)
         buffers = self.buffers(slot, grad, states if copy is None else [*states, copy], zero)
         places: list[tuple[int, ...]] = [
@@ -527,7 +546,10 @@ class Engine(ABC):
         if entry.get(REMAINDER) is not None:
             beside[REMAINDER] = entry[REMAINDER]
         table = self.table(slot, entry, buffers.length) if catches_up else None
-        self.plan.bind(slot, rule, buffers.length, param, places[: len(names)], numbers, table)
+        states_of_rule = places[: len(names)]
+        if rule in _core.HANDED_OVER:
+            states_of_rule.append(self.products.place(self, slot))
+        self.plan.bind(slot, rule, buffers.length, param, states_of_rule, numbers, table)
         self.plan.bind_tails(
             slot, places[-1] if AVERAGE in arrays else None, None if copy is None else buffers.states[-1]
         )
@@ -565,7 +587,7 @@ class Engine(ABC):
                 made = self.start_decay(slot, None if name == "log_decay" else entry["log_decay"])
                 self.enter(slot, entry, {name: made})
         width = length // max([1, *self.params[slot].shape[:1]])
-        return width, self.decay_place(slot, entry["row_log_decay"]), self.number_place(slot, entry, "log_decay")
+        return width, self.decay_place(slot, "row_log_decay", entry["row_log_decay"]), self.number_place(slot, entry, "log_decay")
 
     def set_rows(self, slot: int, rows: RowPlaces) -> None:
         """Say which rows of a parameter have a gradient."""

@@ -397,19 +397,20 @@ class Optimizer(Face):
                 continue
             label = self._labels[tensor]
             expect(f"state_dict: state of {label}", given, Mapping, "a dict")
-            _, names = self.method.rule(self.method.at(group, self.step_count))
+            options, shape = self.method.at(group, self.step_count), self._params[tensor].shape
+            rule, names = self.method.rule_for(options, shape, lambda label=label: label)  # type: ignore[misc]
             numbers = self.method.numbers.keys()
             expected = {*names, *numbers, "step"} if self.method.counts_steps else {*names, *numbers}
             if not expected <= given.keys():
                 raise ValueError(f"state_dict: state of {label}: expected {sorted(expected)}, got {sorted(given)}")
             # Also the arrays that no option asks for at present: it may be switched on again. (torch has None there.)
             idle = {name for name in given if given[name] is None and name not in names}
-            decays = given.keys() & {"log_decay", "row_log_decay"}
-            arrays = given.keys() - {"step", *numbers} - idle - decays
+            in_double = given.keys() & {"log_decay", "row_log_decay", *self.method.row_numbers(rule, options)}
+            arrays = given.keys() - {"step", *numbers} - idle - in_double
             scales = {scales_of(name) for name in arrays} & arrays
             for name in sorted(arrays - scales):
                 states[-1].update(self._loaded_array(tensor, name, given[name], given.get(scales_of(name))))
-            for name in decays:
+            for name in in_double:
                 shape = () if name == "log_decay" else self._params[tensor].shape[:1]
                 array = np.array(given[name], dtype=float)
                 if array.shape != shape:
@@ -477,7 +478,7 @@ def snapshot_of(entry: Mapping[str, Any], compressed: bool) -> dict[str, Any]:
     return snapshot
 
 
-NOT_HERE = {"beta2_decay", "ns_steps"}
+NOT_HERE = {"beta2_decay"}
 """One option of each optimizer that torch has and this library has not."""
 
 

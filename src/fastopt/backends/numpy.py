@@ -11,13 +11,51 @@ from numpy.typing import NDArray
 
 from fastopt import _arrays, _core, environment
 from fastopt.engine import WHOLE_GROUPS, Buffers, Engine, Group, RowPlaces, scales_of
+from fastopt.products import Call, Calls
 from fastopt.rows import Rows, as_rows
+
+
+class CallsOfNumpy(Calls):
+    """NumPy's."""
+
+    @staticmethod
+    def empty(shape: tuple[int, ...], dtype: str) -> Any:
+        """Return a new array."""
+        return np.zeros(shape, dtype)
+
+    @staticmethod
+    def address(array: Any) -> int:
+        """Return where it lies."""
+        return int(array.ctypes.data)
+
+    @staticmethod
+    def call(name: str, *arguments: Any, out: Any) -> Call:
+        """Return the call of a universal function."""
+        return getattr(np, name), *arguments, out
+
+    @staticmethod
+    def total(array: Any, axis: int, out: Any) -> Call:
+        """Return the call that sums along an axis."""
+        return np.add.reduce, array, axis, None, out
+
+    @staticmethod
+    def polynomial(gram: Any, a: float, b: float, c: float, out: Any) -> list[Call]:
+        """Return calls for ``out = a*I + b*gram + c*gram@gram``: a matrix times itself transposed is half the work."""
+        diagonal = np.einsum("...ii->...i", out)
+        return [
+            (np.matmul, gram, gram.swapaxes(1, 2), out),
+            (np.multiply, out, c, out),
+            (np.multiply, gram, b, gram),
+            (np.add, out, gram, out),
+            (np.add, diagonal, a, diagonal),
+        ]
 
 
 class Arrays(Engine):
     """The step of parameters that are arrays."""
 
     watch: _arrays.Watch
+    calls_of_framework = CallsOfNumpy
 
     def __init__(self, face: Any, parts: list[tuple[Group, list[Any]]]) -> None:
         super().__init__(face, parts)
@@ -89,9 +127,9 @@ class Arrays(Engine):
         """Return an array of one number a row, or of none."""
         return np.zeros(()) if value is None else np.full(self.params[slot].shape[:1], float(value))
 
-    def decay_place(self, slot: int, decays: Any) -> int:
+    def decay_place(self, slot: int, name: str, numbers: Any) -> int:
         """Return the address of an array that nobody else has."""
-        address: int = decays.ctypes.data
+        address: int = numbers.ctypes.data
         return address
 
     def buffers(self, slot: int, grad: Any, states: list[Any], zero: bool) -> Buffers:
@@ -166,6 +204,10 @@ class Arrays(Engine):
                     "cannot both be zeroed"
                 )
         return zero, [], [(values.fill, 0) for values in rows if zero]
+
+    def is_transposed(self, slot: int) -> bool:
+        """Whether a matrix lies in memory column by column."""
+        return not self.params[slot].flags.c_contiguous
 
     def has_stepped(self, slot: int, name: str) -> bool:
         """Whether its steps are more than none: the states are there before."""

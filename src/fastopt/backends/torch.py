@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any, NoReturn
 
 import numpy as np
@@ -20,7 +21,8 @@ from torch import Tensor
 from fastopt import _core, _dlpack, environment
 from fastopt.backends.torch_compat import DTensor, exchange
 from fastopt.clipping import clip_coefficient
-from fastopt.engine import REMAINDER, WHOLE_GROUPS, Buffers, Call, Engine, Group, Request, RowPlaces, scales_of
+from fastopt.engine import REMAINDER, WHOLE_GROUPS, Buffers, Engine, Group, Request, RowPlaces, scales_of
+from fastopt.products import Call, Calls
 
 DTYPE_NAMES = {
     torch.float32: "float32",
@@ -46,10 +48,44 @@ EXACT = 2**24
 _core.find_openmp()  # torch has come: its threads are the ones to share now
 
 
+class CallsOfTorch(Calls):
+    """torch's."""
+
+    @staticmethod
+    def empty(shape: tuple[int, ...], dtype: str) -> Any:
+        """Return a new tensor."""
+        with outside_inference():
+            return torch.zeros(shape, dtype=DTYPES[dtype], device="cpu")
+
+    @staticmethod
+    def address(array: Any) -> int:
+        """Return where it lies."""
+        return int(array.data_ptr())
+
+    @staticmethod
+    def call(name: str, *arguments: Any, out: Any) -> Call:
+        """Return the call of a function of torch's."""
+        return partial(getattr(torch, name), out=out), *arguments
+
+    @staticmethod
+    def total(array: Any, axis: int, out: Any) -> Call:
+        """Return the call that sums along an axis."""
+        return partial(torch.sum, out=out), array, axis
+
+    @staticmethod
+    def polynomial(gram: Any, a: float, b: float, c: float, out: Any) -> list[Call]:
+        """Return calls for ``out = a*I + b*gram + c*gram@gram``."""
+        return [
+            (partial(torch.baddbmm, beta=b, alpha=c, out=out), gram, gram, gram),
+            (out.diagonal(dim1=1, dim2=2).add_, a),
+        ]
+
+
 class Tensors(Engine):
     """The step of parameters that are tensors. `look` finds the gradients by itself."""
 
     watch: _dlpack.Watch
+    calls_of_framework = CallsOfTorch
     strict = False  # as in torch
 
     def __init__(self, face: Any, parts: list[tuple[Group, list[Any]]]) -> None:
@@ -105,7 +141,9 @@ class Tensors(Engine):
         if any(stride == 0 and size > 1 for stride, size in zip(param.stride(), param.shape, strict=True)):
             self.refuse(slot, "has elements that share memory, which no step can update; make it a clone()")
         owner = self.owners[slot]
-        rule, names = self.rules[owner]
+        rule, names = self.rule_of(slot)
+        if rule in _core.HANDED_OVER and param.is_complex():
+            self.refuse(slot, "is complex, which Muon does not support")
         if (rule in _core.SCOPES or self.values[owner].get("cautious")) and is_sharded(param):
             what = f"but what {self.method.__name__} does depends on sums over whole tensors"
             self.refuse(slot, f"is sharded among processes, {what}; use an optimizer that knows elements alone")
@@ -153,7 +191,7 @@ class Tensors(Engine):
             return "float32"
         if storage == "float32" or self.whole["state_dtype"] is not None or param.dtype.itemsize > 2:
             return storage
-        _, names = self.rules[self.owners[slot]]
+        _, names = self.rule_of(slot)
         made = {made for of, made, _ in self.made if of == slot}
         entry = self.face.state.get(param, {})
         present = [entry[name] for name in names if entry.get(name) is not None and name not in made]
@@ -271,14 +309,14 @@ class Tensors(Engine):
                 return torch.zeros((), dtype=torch.float64, device="cpu")
             return torch.full(self.params[slot].shape[:1], float(value), dtype=torch.float64, device="cpu")
 
-    def decay_place(self, slot: int, decays: Any) -> int:
+    def decay_place(self, slot: int, name: str, numbers: Any) -> int:
         """Return the address of a tensor of one number a row."""
         shape = self.params[slot].shape[:1]
-        if not (isinstance(decays, Tensor) and decays.dtype == torch.float64 and decays.is_contiguous()):
-            self.refuse(slot, "is no contiguous tensor of float64", "row_log_decay of ")
-        if decays.shape != shape:
-            self.refuse(slot, f"has shape {tuple(decays.shape)}, expected {tuple(shape)}", "row_log_decay of ")
-        return decays.data_ptr()
+        if not (isinstance(numbers, Tensor) and numbers.dtype == torch.float64 and numbers.is_contiguous()):
+            self.refuse(slot, "is no contiguous tensor of float64", f"{name} of ")
+        if numbers.shape != shape:
+            self.refuse(slot, f"has shape {tuple(numbers.shape)}, expected {tuple(shape)}", f"{name} of ")
+        return numbers.data_ptr()
 
     # ---- buffers ----
 
@@ -389,6 +427,11 @@ class Tensors(Engine):
         records = (len(request.after) > 1 or request.always) and torch.is_grad_enabled()
         with torch.no_grad() if records else nullcontext():
             return super().run(grads, request)
+
+    def is_transposed(self, slot: int) -> bool:
+        """Whether a matrix lies in memory column by column."""
+        local = local_part(self.params[slot])
+        return not local.is_contiguous() and is_dense(local)
 
     def has_stepped(self, slot: int, name: str) -> bool:
         """Whether the state is there."""

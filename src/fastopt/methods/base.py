@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from copy import copy
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
-from fastopt.hyperparameters import Bound, Number, at_step, is_scheduled, plain
+from fastopt.hyperparameters import Bound, Number, as_count, at_step, is_scheduled, plain
 
 # ---- options ----
 
@@ -64,6 +64,18 @@ class Quantity(Option):
         Bound(
             self.words or f"{name} value", -math.inf if edited else self.low, math.inf if edited else self.high
         ).check(value)
+
+
+@dataclass(frozen=True)
+class Count(Quantity):
+    """A whole number."""
+
+    kind: ClassVar[Any] = int
+
+    def check(self, name: str, value: Any, edited: bool = False) -> None:
+        """Raise `ValueError` unless the number is whole and within bounds, also where it was edited."""
+        super().check(name, value)
+        as_count(value, name)
 
 
 @dataclass(frozen=True)
@@ -155,6 +167,13 @@ class Flag(Option):
     def numbers(self, name: str, value: Any) -> dict[str, float]:
         """Return 1 or 0."""
         return {name: float(bool(value))}
+
+
+@dataclass(frozen=True)
+class Switch(Flag):
+    """Whether or not, or None: as something else decides."""
+
+    kind: ClassVar[Any] = bool | None
 
 
 @dataclass(frozen=True)
@@ -429,6 +448,13 @@ class Method:
     counts_steps: ClassVar[bool] = True
     """Whether the update depends on the number of steps, so that it is part of a parameter's state."""
 
+    matrices: ClassVar[bool] = False
+    """Whether it steps parameters of two dimensions alone."""
+
+    between: ClassVar[tuple[str, ...]] = ()
+    """Options of what is done to updates that a rule hands over (csrc/rules.def), or that say which parameters have such
+    a rule: see `rule_for`. The kernels know nothing of them."""
+
     twin: ClassVar[str | None] = None
     """The class of `torch.optim` that this is, with more options; None if torch has no such."""
 
@@ -444,6 +470,18 @@ class Method:
     def rule(options: Mapping[str, Any]) -> tuple[str, tuple[str, ...]]:
         """Return the kernel for these options, a row of csrc/rules.def, and the names of its states."""
         raise NotImplementedError
+
+    @classmethod
+    def rule_for(
+        cls, options: Mapping[str, Any], shape: Sequence[int], label: Callable[[], str]
+    ) -> tuple[str, tuple[str, ...]]:
+        """Return the same for a parameter of this shape and name; raise `ValueError` if it cannot be stepped."""
+        return cls.rule(options)
+
+    @classmethod
+    def row_numbers(cls, rule: str, options: Mapping[str, Any]) -> tuple[str, ...]:
+        """Return the names of what a rule keeps for each row of a parameter, in double: it starts as zero."""
+        return ()
 
     @classmethod
     def check(cls, options: Mapping[str, Any], edited: bool = False) -> None:
