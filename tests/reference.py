@@ -168,7 +168,7 @@ def adam_update(m: Array, v: Array, t: int, options: Options) -> Array:
     beta1, beta2 = options["betas"]
     m_hat = m / (1 - beta1**t)
     v_hat = v / (1 - beta2**t)
-    update: Array = options["lr"] * m_hat / (np.sqrt(v_hat + options["eps_root"]) + options["eps"])
+    update: Array = options["lr"] * m_hat / (np.sqrt(v_hat + options.get("eps_root", 0)) + options["eps"])
     return update
 
 
@@ -488,3 +488,34 @@ def prodigy(p: Array, g: Array, state: State, t: int, options: Options) -> tuple
     if options["decoupled_weight_decay"]:
         p = p * (1 - rate * options["weight_decay"])
     return p - rate * (d * g if beta1 == 0 else m) / (np.sqrt(v) + d * options["eps"]), new
+
+
+POLAR_EXPRESS = [
+    *[(8.15655, -22.48329, 15.87877), (4.04293, -2.80892, 0.50002), (3.89167, -2.77248, 0.50606)],
+    *[(3.28575, -2.36813, 0.46449), (2.34654, -1.70978, 0.42324)],
+]
+
+
+@rule
+def muon(p: Array, g: Array, state: State, t: int, options: Options) -> tuple[Array, State]:
+    """What the iterations do to a matrix they do to each of its singular values."""
+    mu = options["momentum"]
+    m = mu * state.get("momentum_buffer", np.zeros_like(p)) + (1 - mu) * g
+    w = mu * m + (1 - mu) * g if options["nesterov"] else m
+    left, values, right = np.linalg.svd(w / max(float(np.linalg.norm(w)), options["eps"]), full_matrices=False)
+    express = options["coefficients"] == "polar_express"
+    values = values / 1.01 if express and options["ns_steps"] else values
+    for step in range(options["ns_steps"]):
+        a, b, c = POLAR_EXPRESS[min(step, 4)] if express else options["ns_coefficients"]
+        values = a * values + b * values**3 + c * values**5
+    orthogonal: Array = left @ np.diag(values) @ right
+    new = {"momentum_buffer": m}
+    if options["normuon"]:
+        beta = options["normuon_beta"]
+        v = beta * state.get("second_momentum_buffer", np.zeros(len(p))) + (1 - beta) * (orthogonal**2).mean(axis=1)
+        even = orthogonal / (np.sqrt(v) + options["eps"])[:, None]
+        orthogonal = even * np.linalg.norm(orthogonal) / np.linalg.norm(even)
+        new["second_momentum_buffer"] = v
+    rows, columns = p.shape
+    ratio = 0.2 * max(rows, columns) ** 0.5 if options["adjust_lr_fn"] == "match_rms_adamw" else max(1, rows / columns) ** 0.5
+    return p - options["lr"] * ratio * orthogonal, new

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from cases import MAKERS
 
 pytest.importorskip("matplotlib")
 pytest.importorskip("plotly")
@@ -46,7 +47,7 @@ def test_every_combination_is_run_in_order(runs: list[landscape.Run]) -> None:
 
 def test_all_optimizers_of_the_library_are_known_and_the_momenta_are_sgd() -> None:
     assert set(landscape.optimizer_names()) == {"gd", "momentum", "nesterov"} | {
-        name.lower() for name in optimizers.registry()
+        name.lower() for name in MAKERS
     }
     bowl = surfaces.bowl()
     run = landscape.run([bowl], ["nesterov"], [0.05], 10)[0]

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from cases import MAKERS
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
@@ -16,7 +17,7 @@ from fastopt.training.errors import TrainingError
 OPTIMIZERS: dict[str, dict[str, Any]] = {
     "SGD": {},
     "momentum": {"momentum": 0.9, "nesterov": True},
-    **{name: {} for name in fastopt.optimizers.registry() if name != "SGD"},
+    **{name: {} for name in MAKERS if name != "SGD"},
 }
 
 

@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from cases import MAKERS
 from numpy.typing import NDArray
 
 from fastopt import SGD, Adam, AdamW, optimizers, schedules, surfaces
@@ -20,7 +21,7 @@ def test_gradient_descent_on_the_parabola_is_the_geometric_sequence() -> None:
     assert not path.diverged
 
 
-@pytest.mark.parametrize("name", optimizers.registry())
+@pytest.mark.parametrize("name", MAKERS)
 def test_every_optimizer_steps_as_it_does_by_hand_and_descends(name: str) -> None:
     surface = surfaces.bowl()
     optimizer: Any = optimizers.registry()[name]

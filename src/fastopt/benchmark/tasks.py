@@ -66,12 +66,15 @@ class Method:
 
 
 def methods() -> dict[str, Method]:
-    """Return every optimizer with every option that leads to another kernel, by a name for the command line."""
+    """Return every optimizer with every option that leads to another kernel, by a name for the command line.
+
+    Not those whose time goes into products of matrices.
+    """
     return {
         "-".join([name.lower(), *switched]): Method(
             name, {"lr": LEARNING_RATE, **{switch: on[switch] for switch in switched}}
         )
-        for name, on in ((name, switches(cls)) for name, cls in optimizers.registry().items())
+        for name, on in ((name, switches(cls)) for name, cls in optimizers.registry().items() if not cls.method.between)
         for switched in subsets(list(on))
     }
 

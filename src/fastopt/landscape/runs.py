@@ -152,6 +152,7 @@ def _recipes(
     registered: dict[str, Callable[..., Optimizer]] = {
         name.lower(): optimizer if betas is None or not _has_betas(optimizer) else partial(optimizer, betas=betas)
         for name, optimizer in optimizers.registry().items()
+        if not optimizer.method.matrices
     }
     return {
         "gd": optimizers.SGD,

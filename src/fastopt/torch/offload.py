@@ -112,10 +112,9 @@ class Offload(torch.optim.Optimizer):
     ) -> None:
         if not (isinstance(optimizer, type) and issubclass(optimizer, Optimizer)):
             raise TypeError(f"optimizer: expected a class of fastopt.torch, got {optimizer!r}")
-        if optimizer.method.advances:
-            raise ValueError(
-                f"optimizer: {optimizer.__name__} keeps numbers of all parameters, which are stepped in parts here"
-            )
+        if optimizer.method.advances or optimizer.method.between:
+            what = "keeps numbers of all parameters" if optimizer.method.advances else "needs products of whole matrices"
+            raise ValueError(f"optimizer: {optimizer.__name__} {what}, and parameters are stepped in parts here")
         super().__init__(params, {})
         self._given = {"optimizer": optimizer, "in_backward": in_backward, **options}
         self.last_step = None

@@ -170,7 +170,7 @@ def build_optimizer(
 
 
 def _classes() -> dict[str, str]:
-    return {name.lower(): name for name in optimizers.registry()}
+    return {name.lower(): name for name, cls in optimizers.registry().items() if not cls.method.matrices}
 
 
 def _rule(model: ModelName, optimizer: str) -> Rule:
