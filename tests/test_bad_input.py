@@ -308,8 +308,8 @@ NO_NUMBERS: list[Any] = [
     ("make", "name", "value"),
     [
         pytest.param(MAKERS[optimizer], name, value, id=f"{optimizer}-{name}-{repr(value)[:20]}")
-        for optimizer, cls in optimizers.registry().items()
-        for name, option in cls.method.options.items()
+        for optimizer in MAKERS
+        for name, option in optimizers.registry()[optimizer].method.options.items()
         if type(option) in (Quantity, Maybe) and option.low == 0 and not option.fixed  # type: ignore[attr-defined]
         for value in NO_NUMBERS
         if not (value is None and isinstance(option, Maybe))

@@ -56,6 +56,7 @@ def test_layout_of_the_snapshot(case: Case) -> None:
     if names:
         assert list(found["state"]) == [0, 1]
     for index, state in found["state"].items():
+        _, names = case.cls.method.rule_for(opt.param_groups[0], params_of(opt)[index].shape, str)
         assert set(state) == {*names, *case.cls.method.numbers, *(["step"] if case.cls.method.counts_steps else [])}
         assert state.get("step", 2) == 2
         for name in names:

@@ -136,13 +136,13 @@ def test_arguments_reach_the_optimizer() -> None:
 def test_traffic_counts_every_read_and_write(name: str) -> None:
     job = Job(configure("mlp", {"hidden": (64,), "epochs": 4, "threads": 1, "optimizer": name, "dtype": "float64"}))
     job.run.update()
-    state = job.problem.optimizer.state_dict()["state"].get(0, {})
-    states = sum(np.ndim(value) > 0 for value in state.values())
-    assert states == {"sgd": 0, "momentum": 1, "adamw": 2}.get(name, states)
+    entries = job.problem.optimizer.state_dict()["state"].values()
+    state = sum(value.size for entry in entries for value in entry.values() if np.ndim(value) > 0)
     elements = 64 * 64 + 64 + 64 * 10 + 10
-    reads = 1 + 1 + 1 + states  # the gradient for its norm; gradient, parameter and states for the step
-    writes = 1 + states
-    assert job.optimizer_bytes() == (reads + writes) * elements * 8
+    assert state == elements * {"sgd": 0, "momentum": 1, "adamw": 2}.get(name, state / elements)
+    reads = (1 + 1 + 1) * elements + state  # the gradient for its norm; gradient, parameter and states for the step
+    writes = elements + state
+    assert job.optimizer_bytes() == (reads + writes) * 8
 
 
 @pytest.mark.parametrize(

@@ -413,6 +413,15 @@ cdef class Plan:
         with nogil:
             fo_lerp(kernels, self.plan, weight, threads)
 
+    def add_to(self, Plan sums, double weight, int threads, list after) -> None:
+        """Move another plan's parameters towards this one's gradients, and make the calls `after` that."""
+        cdef size_t i
+        for i in range(self.plan.count):
+            sums.plan.tensors[i].grad = self.plan.tensors[i].grad
+        sums.lerp(weight, threads)
+        for call in after:
+            call[0](*call[1:])
+
     def clamp(self, double limit, int threads) -> None:
         self.cut_blocks()
         with nogil:

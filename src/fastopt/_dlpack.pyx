@@ -378,8 +378,10 @@ cdef class Watch:
             fo_watch_dict(state)
         self.state, self.all_entries, self.state_version = state, all_entries, fo_dict_version(state)
 
-    def look(self, list grads, state) -> list:
+    def look(self, list grads, state, bint given=False) -> list:
         """Find the gradients, into the list, and point the plan at them; return the tensors of which something is new.
+
+        `given`: they are in the list, not where torch has them.
 
         They have no gradient in the plan then, as those have none whose gradient is None.
         """
@@ -391,7 +393,7 @@ cdef class Watch:
             self.plan.plan.tensors[i].grad.at, self.plan.plan.tensors[i].rows = NULL, NULL
             if i + AHEAD < count:
                 self.fetch(i + AHEAD)
-            grad = self.params[i].grad
+            grad = grads[i] if given else self.params[i].grad
             grads[i] = grad
             if grad is None:
                 self.missing += 1

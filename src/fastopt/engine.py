@@ -16,7 +16,7 @@ from typing import Any, ClassVar, NamedTuple, cast
 
 from fastopt import _core
 from fastopt._turn import Turn
-from fastopt.hyperparameters import at_step, is_fixed
+from fastopt.hyperparameters import as_count, at_step, is_fixed
 from fastopt.methods.base import STORED_AS, WHOLE, Method, Option, StateDtype
 from fastopt.products import Call, Calls, Products
 
@@ -30,6 +30,12 @@ AVERAGE = "ema"
 
 ASIDE = "before_ema"
 """The state that is the parameter itself while its average is in its place."""
+
+MEAN = "mean_gradient"
+"""The state that is the mean of the gradients since the last step (the option `accumulate`)."""
+
+ADDED = "gradients_added"
+"""The entry of groups that says of how many: absent where there are none."""
 
 REMAINDER = "remainder"
 """The entry that has what is left of a parameter in two pieces (the option `master`)."""
@@ -92,6 +98,7 @@ class Face:
     nonfinite = WholeOption("nonfinite")
     state_dtype = WholeOption("state_dtype")
     ema = WholeOption("ema")
+    accumulate = WholeOption("accumulate")
 
     param_groups: list[Group]
     step_count: int
@@ -124,6 +131,12 @@ class Face:
         return sum(
             int(array.nbytes) for entry in self._entries() for array in entry.values() if hasattr(array, "nbytes")
         )
+
+    def _lasting(self, entry: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return what is kept for a parameter without what the next step does not need: a mean already stepped by."""
+        if MEAN not in entry or any(group.get(ADDED) for group in self.param_groups):
+            return entry
+        return {name: value for name, value in entry.items() if name != MEAN}
 
     def _entries(self) -> Iterable[Mapping[str, Any]]:
         """Return what is kept beside the parameters, for each that has something."""
@@ -276,8 +289,19 @@ class Engine(ABC):
     # ---- what the backends say ----
 
     @abstractmethod
-    def look(self, grads: list[Any], zero: bool) -> list[int]:
-        """Point the plan at the gradients, all in the list then; return the parameters that have to be bound anew."""
+    def look(self, grads: list[Any], zero: bool, given: bool) -> list[int]:
+        """Point the plan at the gradients, all in the list then; return the parameters that have to be bound anew.
+
+        `given`: they are in the list already, wherever those of the framework are.
+        """
+
+    @abstractmethod
+    def gradients(self, grads: list[Any]) -> list[Any]:
+        """Return the gradients of a step, one a parameter, or None."""
+
+    @abstractmethod
+    def zeroing(self, grads: list[Any]) -> list[Call]:
+        """Return the calls that zero gradients."""
 
     @abstractmethod
     def label(self, slot: int) -> str:
@@ -290,6 +314,10 @@ class Engine(ABC):
     @abstractmethod
     def entry(self, slot: int) -> dict[str, Any]:
         """Return the dict that has a parameter's states."""
+
+    @abstractmethod
+    def found(self, slot: int, name: str) -> Any:
+        """Return what is kept for a parameter under a name, or None."""
 
     @abstractmethod
     def dtype_name(self, slot: int) -> str:
@@ -377,7 +405,7 @@ class Engine(ABC):
         own, wanted = self.dtype_name(slot), StateDtype.named(self.whole["state_dtype"])
         if own == "float64":
             return own
-        if name == AVERAGE:
+        if name in (AVERAGE, MEAN):
             return "float32"
         return own if wanted is None else STORED_AS[wanted][self.method.states[name].kind]
 
@@ -458,16 +486,95 @@ class Engine(ABC):
         """Step with the gradients in the list, one a parameter; None leaves a parameter out.
 
         `unscale` multiplies the gradients, `zero` says whether to zero them in the same pass (None: the option
-        `zero_grad_in_step` does); of the object `counter` the attribute `step_count` counts the steps taken.
+        `zero_grad_in_step` does); of the object `counter` the attribute `step_count` counts the steps taken. Unless the
+        gradients are enough for a step (`accumulate`), they are only added to those before.
         """
         whole = self.options()
         if self.method.advances:
             self.method.check_groups(self.values)
-        clip_norm, nonfinite = whole["clip_norm"], whole["nonfinite"]
         zero = bool(whole["zero_grad_in_step"]) if zero is None else zero
-        lr = self.values[0]["lr"] if self.values else math.nan
+        if whole["accumulate"] == 1:
+            return self.take(grads, whole, zero, unscale, counter)
+        added = self.add(grads, whole["accumulate"], zero, unscale)
+        if added < whole["accumulate"]:
+            return StepInfo(self.rate(), None, False, False)
+        means = [self.found(slot, MEAN) for slot in range(len(self.params))]
+        info = None
         try:
-            bound = {slot: self.bind(slot, grads[slot], zero) for slot in self.look(grads, zero)}
+            info = self.take(means, whole, False, 1.0, counter, given=True)
+        finally:
+            for group in self.groups:
+                group.pop(ADDED, None)
+            if info is None or info.skipped:
+                self.forget_means(range(len(self.params)))
+        return info
+
+    def rate(self) -> float:
+        """Return the learning rate of the first group."""
+        return self.values[0]["lr"] if self.values else math.nan
+
+    def forget_means(self, slots: Iterable[int]) -> None:
+        """Let go of what gradients were added up in."""
+        for slot in slots:
+            mean = self.found(slot, MEAN)
+            if mean is not None:
+                self.forget(slot, MEAN, mean)
+
+    def add(self, grads: list[Any], most: int, zero: bool, unscale: float) -> int:
+        """Add the gradients to those since the last step, in one pass: the mean of them moves towards these.
+
+        Return of how many it is the mean then. A parameter without a gradient counts as one with a gradient of zero,
+        unless it has had none at all.
+        """
+        added = max((as_count(group.get(ADDED, 0), ADDED) for group in self.groups), default=0)
+        added = 1 if added >= most else added + 1
+        own = self.gradients(grads)
+        grads = own if unscale == 1 else [None if grad is None else grad * unscale for grad in own]
+        sums = _core.Plan([0] * len(self.params), 1)
+        try:
+            bound = {slot: self.bind(slot, grads[slot], zero) for slot in self.look(grads, zero, True)}
+            for slot, buffers in bound.items():
+                if isinstance(buffers.grad, RowPlaces):
+                    raise TypeError(f"gradient of {self.label(slot)}: is of some rows, which accumulate={most} does not add")
+            means = {slot: self.mean_of(slot) for slot, grad in enumerate(grads) if grad is not None}
+            kept = [self.buffers(slot, None, [mean], False) for slot, mean in means.items()]
+            for slot, buffers in zip(means, kept, strict=True):
+                sums.bind(slot, "sgd", buffers.length, buffers.states[0], [])
+        finally:
+            self.undo()
+        missing = [slot for slot, grad in enumerate(grads) if grad is None]
+        if added == 1:
+            self.forget_means(missing)
+        fewer = [mean for mean in (self.found(slot, MEAN) for slot in missing) if mean is not None]
+        call = self.calls_of_framework.call
+        after = [call("multiply", mean, (added - 1) / added, out=mean) for mean in fewer]
+        after += [(group.__setitem__, ADDED, added) for group in self.groups]
+        after += self.zeroing(own) if zero else []
+        self.plan.add_to(sums, 1 / added, self.threads(), after)
+        return added
+
+    def mean_of(self, slot: int) -> Any:
+        """Return the mean of a parameter's gradients so far, made now if need be."""
+        entry, storage = self.entry(slot), self.storage(slot, MEAN)
+        if entry.get(MEAN) is None:
+            entry.update(self.start_state(slot, MEAN, storage, 0.0))
+        else:
+            entry.update(self.fit_state(slot, MEAN, storage, entry))
+        return entry[MEAN]
+
+    def take(
+        self,
+        grads: list[Any],
+        whole: Group,
+        zero: bool,
+        unscale: float,
+        counter: Any,
+        given: bool = False,
+    ) -> StepInfo:
+        """Take a step."""
+        clip_norm, nonfinite = whole["clip_norm"], whole["nonfinite"]
+        try:
+            bound = {slot: self.bind(slot, grads[slot], zero) for slot in self.look(grads, zero, given)}
             zero_in_pass, after, after_zeroing = self.calls(grads, bound, zero)
             skips = nonfinite == "skip"
             request = Request(
@@ -492,7 +599,7 @@ class Engine(ABC):
             if nonfinite == "raise":
                 raise FloatingPointError(f"not finite: {self.nonfinite(grads)}")
         known = clip_norm is not None or nonfinite != "propagate"
-        return StepInfo(lr, norm if known else None, coefficient != 1.0, skipped)
+        return StepInfo(self.rate(), norm if known else None, coefficient != 1.0, skipped)
 
     def run(self, grads: list[Any], request: Request) -> tuple[float, float, bool]:
         """Call the kernels; return the norm before clipping, the clip coefficient and whether the step was skipped."""

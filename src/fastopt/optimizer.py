@@ -15,7 +15,7 @@ from fastopt._turn import Turn
 from fastopt.averaging import lerp_
 from fastopt.backends import numpy as backend
 from fastopt.backends.numpy import Arrays
-from fastopt.engine import Face, Group, StepInfo, scales_of
+from fastopt.engine import ADDED, MEAN, Face, Group, StepInfo, scales_of
 from fastopt.hyperparameters import as_count, is_number, plain
 from fastopt.methods.base import WHOLE, Method
 from fastopt.modes import TwoModes
@@ -288,11 +288,13 @@ class Optimizer(Face):
         """
         with self._turn:
             counts = self.method.counts_steps
-            state = {
-                tensor: {**({"step": int(step)} if counts else {}), **snapshot_of(self._state[tensor], compressed)}
-                for tensor, step in enumerate(self._steps)
-                if step > 0 and (self._state[tensor] or counts)
-            }
+            state = {}
+            for tensor, (step, entry) in enumerate(zip(self._steps, map(self._lasting, self._state), strict=True)):
+                if step == 0:  # (of a parameter that was not stepped yet, its states are not worth a word)
+                    entry = {name: entry[name] for name in entry if name == MEAN}
+                if entry or (step > 0 and counts):
+                    count = {"step": int(step)} if step > 0 and counts else {}
+                    state[tensor] = {**count, **snapshot_of(entry, compressed)}
             indices = iter(range(len(self._params)))
             groups = [{**group, "params": [next(indices) for _ in group["params"]]} for group in self.param_groups]
             return {
@@ -366,6 +368,9 @@ class Optimizer(Face):
                 raise ValueError(f"state_dict: group {number} is not of {type(self).__name__}: {sorted(given)}")
             known = {**self.method.options, **self.whole}
             loaded = {**group, **{name: given[name] for name in known if name in given}}
+            loaded.pop(ADDED, None)
+            if ADDED in given:
+                loaded[ADDED] = as_count(given[ADDED], f"state_dict: {ADDED}")
             groups.append(loaded)
             indices += given["params"]
         return groups, indices
@@ -401,7 +406,8 @@ class Optimizer(Face):
             rule, names = self.method.rule_for(options, shape, lambda label=label: label)  # type: ignore[misc]
             numbers = self.method.numbers.keys()
             expected = {*names, *numbers, "step"} if self.method.counts_steps else {*names, *numbers}
-            if not expected <= given.keys():
+            unstepped = given.keys() == {MEAN}
+            if not unstepped and not expected <= given.keys():
                 raise ValueError(f"state_dict: state of {label}: expected {sorted(expected)}, got {sorted(given)}")
             # Also the arrays that no option asks for at present: it may be switched on again. (torch has None there.)
             idle = {name for name in given if given[name] is None and name not in names}
@@ -410,6 +416,8 @@ class Optimizer(Face):
             scales = {scales_of(name) for name in arrays} & arrays
             for name in sorted(arrays - scales):
                 states[-1].update(self._loaded_array(tensor, name, given[name], given.get(scales_of(name))))
+            if unstepped:
+                continue
             for name in in_double:
                 shape = () if name == "log_decay" else self._params[tensor].shape[:1]
                 array = np.array(given[name], dtype=float)

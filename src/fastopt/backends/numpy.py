@@ -62,7 +62,15 @@ class Arrays(Engine):
         self.watch = _arrays.Watch(self.plan, self.params)
         self.memory = _arrays.Memory(self.params)
 
-    def look(self, grads: list[Any], zero: bool) -> list[int]:
+    def gradients(self, grads: list[Any]) -> list[Any]:
+        """Return the gradients as they were given."""
+        return grads
+
+    def zeroing(self, grads: list[Any]) -> list[Call]:
+        """Return the calls that zero gradients."""
+        return [(grad.fill, 0) for grad in grads if grad is not None]
+
+    def look(self, grads: list[Any], zero: bool, given: bool) -> list[int]:
         """Point the plan at the gradients; return the parameters that have to be bound anew."""
         return self.watch.look(grads, zero)
 
@@ -81,6 +89,10 @@ class Arrays(Engine):
         """Return the states of a parameter."""
         state: dict[str, Any] = self.face._state[slot]
         return state
+
+    def found(self, slot: int, name: str) -> Any:
+        """Return what is kept for a parameter under a name, or None."""
+        return self.face._state[slot].get(name)
 
     def dtype_name(self, slot: int) -> str:
         """Return the name of a parameter's dtype."""

@@ -115,14 +115,22 @@ class Tensors(Engine):
         """Whether these are still the groups and parameters."""
         return _core.same_objects(groups, self.groups) and _core.members_are(groups, self.params, self.owners)
 
-    def look(self, grads: list[Any], zero: bool) -> list[int]:
+    def gradients(self, grads: list[Any]) -> list[Any]:
+        """Return the parameters' gradients."""
+        return [param.grad for param in self.params]
+
+    def zeroing(self, grads: list[Any]) -> list[Call]:
+        """Return the calls that zero gradients."""
+        return [(grad.detach().zero_,) for grad in grads if grad is not None]
+
+    def look(self, grads: list[Any], zero: bool, given: bool) -> list[int]:
         """Put the gradients into the list, and point the plan at those that lie beside their parameters."""
         self.left -= 1
         if self.left <= 0:
             for slot in range(len(self.params)):
                 self.watch.release(slot)
             self.left = math.inf
-        return self.watch.look(grads, self.face.state)
+        return self.watch.look(grads, self.face.state, given)
 
     def label(self, slot: int) -> str:
         """Return a parameter's name, if it has one, or its place in the groups."""
@@ -168,6 +176,10 @@ class Tensors(Engine):
         """Return the optimizer's entry for a parameter, made now if need be."""
         entry: dict[str, Any] = self.face.state[self.params[slot]]
         return entry
+
+    def found(self, slot: int, name: str) -> Any:
+        """Return what is kept for a parameter under a name, or None."""
+        return self.face.state.get(self.params[slot], {}).get(name)
 
     def forget(self, slot: int, name: str, made: Any) -> None:
         """Take back an entry that was made for a step that was not taken, and the dict if nothing else is in it."""

@@ -327,6 +327,13 @@ KEEPING: dict[str, Option] = {
         keyword_only=True,
         high=1.0,
     ),
+    "accumulate": Count(
+        1,
+        "After how many calls of `step` there is a step, by the mean of their gradients, which are added up beside the "
+        "parameters, in float32 (float64 for such parameters). The other calls change no parameter and do not count.",
+        keyword_only=True,
+        low=1,
+    ),
 }
 """What every optimizer may keep beside its parameters."""
 

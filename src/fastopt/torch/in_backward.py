@@ -168,7 +168,9 @@ def check_is_of_one(engine: TensorOfOne) -> None:
 
 
 def check_needs_no_norm(whole: Group) -> None:
-    """Raise `ValueError` if a step needs all gradients."""
+    """Raise `ValueError` if a step needs all gradients, or those of several backward passes."""
+    if whole["accumulate"] != 1:
+        raise ValueError("step_in_backward: with accumulate a step needs the gradients of several backward passes")
     if whole["clip_norm"] is not None or whole["nonfinite"] != "propagate":
         raise ValueError(
             "step_in_backward: clip_norm and nonfinite need all gradients at once, but each is freed in the backward "

@@ -208,6 +208,8 @@ class Offload(torch.optim.Optimizer):
         if not self._engine.is_current(self.host.param_groups):
             self._engine = self._new_engine()
         whole = self._engine.options()
+        if whole["accumulate"] != 1:
+            raise ValueError("accumulate: is not for Offload, which adds the gradients of backward passes by itself")
         if whole["zero_grad_in_step"]:
             raise ValueError("zero_grad_in_step: Offload keeps no gradient that could be zeroed")
         self._together = any(_core.SCOPES.get(rule) == "plan" for rule, _ in self._engine.rules)
