@@ -517,5 +517,9 @@ def muon(p: Array, g: Array, state: State, t: int, options: Options) -> tuple[Ar
         orthogonal = even * np.linalg.norm(orthogonal) / np.linalg.norm(even)
         new["second_momentum_buffer"] = v
     rows, columns = p.shape
-    ratio = 0.2 * max(rows, columns) ** 0.5 if options["adjust_lr_fn"] == "match_rms_adamw" else max(1, rows / columns) ** 0.5
+    ratio = (
+        0.2 * max(rows, columns) ** 0.5
+        if options["adjust_lr_fn"] == "match_rms_adamw"
+        else max(1, rows / columns) ** 0.5
+    )
     return p - options["lr"] * ratio * orthogonal, new

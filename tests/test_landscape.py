@@ -46,9 +46,7 @@ def test_every_combination_is_run_in_order(runs: list[landscape.Run]) -> None:
 
 
 def test_all_optimizers_of_the_library_are_known_and_the_momenta_are_sgd() -> None:
-    assert set(landscape.optimizer_names()) == {"gd", "momentum", "nesterov"} | {
-        name.lower() for name in MAKERS
-    }
+    assert set(landscape.optimizer_names()) == {"gd", "momentum", "nesterov"} | {name.lower() for name in MAKERS}
     bowl = surfaces.bowl()
     run = landscape.run([bowl], ["nesterov"], [0.05], 10)[0]
     expected = trajectory(bowl, optimizers.SGD, bowl.starts[0], 10, lr=0.05, momentum=0.9, nesterov=True)

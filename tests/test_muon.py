@@ -70,7 +70,7 @@ def test_steps_match_the_oracle(case: Case, dtype: str, rng: np.random.Generator
 
 
 @pytest.mark.parametrize("name", [None, "polar_express"])
-def test_updates_are_nearly_orthogonal(name: str | None, rng: np.random.Generator) -> None:
+def test_updates_are_nearly_orthogonal(name: Any, rng: np.random.Generator) -> None:
     """Of any matrix with singular values of at least a hundredth of its norm."""
     left, right = (np.linalg.qr(rng.normal(size=(n, 12)))[0] for n in (20, 31))
     grad = left @ np.diag(np.geomspace(0.02, 1, 12)) @ right.T

@@ -535,7 +535,9 @@ class Engine(ABC):
             bound = {slot: self.bind(slot, grads[slot], zero) for slot in self.look(grads, zero, True)}
             for slot, buffers in bound.items():
                 if isinstance(buffers.grad, RowPlaces):
-                    raise TypeError(f"gradient of {self.label(slot)}: is of some rows, which accumulate={most} does not add")
+                    raise TypeError(
+                        f"gradient of {self.label(slot)}: is of some rows, which accumulate={most} does not add"
+                    )
             means = {slot: self.mean_of(slot) for slot, grad in enumerate(grads) if grad is not None}
             kept = [self.buffers(slot, None, [mean], False) for slot, mean in means.items()]
             for slot, buffers in zip(means, kept, strict=True):
@@ -694,7 +696,11 @@ class Engine(ABC):
                 made = self.start_decay(slot, None if name == "log_decay" else entry["log_decay"])
                 self.enter(slot, entry, {name: made})
         width = length // max([1, *self.params[slot].shape[:1]])
-        return width, self.decay_place(slot, "row_log_decay", entry["row_log_decay"]), self.number_place(slot, entry, "log_decay")
+        return (
+            width,
+            self.decay_place(slot, "row_log_decay", entry["row_log_decay"]),
+            self.number_place(slot, entry, "log_decay"),
+        )
 
     def set_rows(self, slot: int, rows: RowPlaces) -> None:
         """Say which rows of a parameter have a gradient."""

@@ -1,8 +1,8 @@
 """Products of matrices within a step: what is between measuring a parameter's update and adding it.
 
-Some rules (Muon's) hand their updates over: the core leaves them, divided by their norms, in arrays that lie here, and
-goes on from what the calls made of them. All that is done there is a list of calls that is made before the step begins: of
-functions that run no code of Python's, so that no interrupt comes in between, into arrays that are there already.
+Some rules (Muon's) hand their updates over: the core leaves them, divided by their norms, in arrays of this module, and
+goes on with what has been made of them. What makes it is a list of calls, prepared before the step begins: of functions
+that run no code of Python's, so that no interrupt comes in between, into arrays that are there already.
 """
 
 from __future__ import annotations
@@ -165,7 +165,7 @@ class Products:
             yield self.of.call("multiply", updates, ratio, out=updates)
 
     def iterate(self, x: Any, polynomials: list[tuple[float, ...]], dtype: str) -> Iterator[Call]:
-        """Yield the calls for ``x = (a + b*g + c*g@g) @ x``, g being ``x @ x.T`` or, if that is smaller, ``x.T @ x``."""
+        """Yield the calls for ``x = (a + b*g + c*g@g) @ x``, g being ``x @ x.T`` or, where that is smaller, the other."""
         count, rows, columns = x.shape
         wide, side = rows <= columns, min(rows, columns)
         y, gram, polynomial = self.views(dtype, x.shape, (count, side, side), (count, side, side))
@@ -179,9 +179,7 @@ class Products:
         if source is not x:
             yield self.of.call("multiply", source, 1.0, out=x)
 
-    def even_out(
-        self, x: Any, kept: list[Any], batch: Batch, options: dict[str, Any], ratio: float
-    ) -> Iterator[Call]:
+    def even_out(self, x: Any, kept: list[Any], batch: Batch, options: dict[str, Any], ratio: float) -> Iterator[Call]:
         """Yield the calls that divide rows by the root of a moving average of their mean squares, at the same norm."""
         of, count, (rows, columns) = self.of, len(kept), batch.shape
         squares, mean, root, part, norm, before = self.views(

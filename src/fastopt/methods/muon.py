@@ -6,18 +6,18 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 from fastopt.methods.base import (
     MAXIMIZE,
     MOMENT,
+    SQUARE,
     Choice,
     Count,
     Decays,
     Flag,
     Method,
     Numbers,
-    SQUARE,
     Quantity,
     Switch,
     learning_rate,
@@ -60,7 +60,15 @@ class Orthogonal(Method):
     """What both have in common: how a matrix becomes orthogonal."""
 
     described = False
-    between = ("ns_coefficients", "ns_steps", "adjust_lr_fn", "coefficients", "normuon", "normuon_beta", "eps")
+    between: ClassVar[tuple[str, ...]] = (
+        "ns_coefficients",
+        "ns_steps",
+        "adjust_lr_fn",
+        "coefficients",
+        "normuon",
+        "normuon_beta",
+        "eps",
+    )
 
     @classmethod
     def row_numbers(cls, rule: str, options: Mapping[str, Any]) -> tuple[str, ...]:
@@ -97,10 +105,10 @@ class Muon(Orthogonal):
     ``O = a*O + (b*A + c*A@A) @ O`` with ``A = O @ O.T`` (Newton and Schulz), ``p -= lr * ratio * O``.
 
     It is made for the matrices within a network: for biases, embeddings and what makes its output, use another
-    (`MuonAdamW` has both). The products are NumPy's or torch's, of all parameters of one shape together, in float32, and
-    in float64 for such parameters, where torch's own class rounds to bfloat16: its steps differ by about a percent.
-    What they are to the last bit depends on that library and on its number of threads. They need memory for as many
-    numbers as there are parameters, and for as many as are worked on together.
+    (`MuonAdamW` has both). The products are NumPy's or torch's, of parameters of one shape together, in float32, or in
+    float64 for such parameters, where torch's own class rounds to bfloat16: its updates differ by about a percent.
+    The last bits of products depend on that library and its number of threads. An array as large as all parameters
+    together is needed for them, and another for those that are worked on at a time.
 
     References
     ----------
@@ -153,8 +161,8 @@ class MuonAdamW(Orthogonal):
 
     Unless `use_muon` says it, the matrices within are the parameters of two dimensions whose names have no word such as
     embedding, embed, wte or head between their dots, brackets and underscores. Names are places in the structure of
-    arrays, ``{"head": {"weight": ...}}``, or in torch those given, ``MuonAdamW(model.named_parameters())``. Without names
-    all matrices count as within.
+    arrays, ``{"head": {"weight": ...}}``, or in torch those given, ``MuonAdamW(model.named_parameters())``. Without
+    names all matrices count as within.
 
     Both have one `lr` and `weight_decay`, as Muon's updates are made as large as AdamW's. Groups may have others:
     ``[{"params": hidden, "use_muon": True, "lr": 0.02}, {"params": others, "use_muon": False}]``.

@@ -113,7 +113,9 @@ class Offload(torch.optim.Optimizer):
         if not (isinstance(optimizer, type) and issubclass(optimizer, Optimizer)):
             raise TypeError(f"optimizer: expected a class of fastopt.torch, got {optimizer!r}")
         if optimizer.method.advances or optimizer.method.between:
-            what = "keeps numbers of all parameters" if optimizer.method.advances else "needs products of whole matrices"
+            what = (
+                "keeps numbers of all parameters" if optimizer.method.advances else "needs products of whole matrices"
+            )
             raise ValueError(f"optimizer: {optimizer.__name__} {what}, and parameters are stepped in parts here")
         super().__init__(params, {})
         self._given = {"optimizer": optimizer, "in_backward": in_backward, **options}

@@ -189,7 +189,10 @@ class Optimizer(Face, torch.optim.Optimizer):
         """
         with self._turn:
             state_dict: dict[str, Any] = super().state_dict()
-            state = {key: self._lasting(entry) for key, entry in state_dict["state"].items()}
+            state = {
+                key: self._lasting(entry) if isinstance(entry, dict) else entry
+                for key, entry in state_dict["state"].items()
+            }
             state_dict["state"] = state if compressed else {key: plain_entry(entry) for key, entry in state.items()}
             ours = {*self.method.options, *self.whole}
             if any(is_scheduled(value) for group in self.param_groups for name, value in group.items() if name in ours):
