@@ -12,6 +12,7 @@ from arrays import nonzero, unchanged
 from cases import MATRIX_CASES, Case
 
 import fastopt
+from fastopt import products
 
 SHAPES = ((7, 5), (5, 7), (7, 5), (4, 4), (1, 6), (6, 1), (7, 5))
 
@@ -119,6 +120,16 @@ def test_rates_and_iterations_may_be_edited_between_steps(rng: np.random.Generat
     opt.step(rng.normal(size=(4, 3)))
     assert (param != before).all()
     assert opt.state_dict()["state"][0]["second_momentum_buffer"].shape == (4,)
+
+
+def test_an_error_in_the_products_leaves_the_parameters(monkeypatch: pytest.MonkeyPatch) -> None:
+    param = np.ones((3, 2))
+    opt = fastopt.Muon(param)
+    monkeypatch.setattr(products.Products, "calls", lambda *_: [(int, "no number")])
+    with pytest.raises(ValueError, match="no number"):
+        opt.step(np.ones((3, 2)))
+    assert (param == 1).all()
+    assert opt.step_count == 0
 
 
 # ---- around them ----

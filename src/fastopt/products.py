@@ -165,7 +165,7 @@ class Products:
             yield self.of.call("multiply", updates, ratio, out=updates)
 
     def iterate(self, x: Any, polynomials: list[tuple[float, ...]], dtype: str) -> Iterator[Call]:
-        """Yield the calls for ``x = (a + b*g + c*g@g) @ x``, g being ``x @ x.T`` or, where that is smaller, the other."""
+        """Yield the calls for ``x = (a + b*g + c*g@g) @ x``, g being ``x @ x.T``, or ``x.T @ x`` if smaller."""
         count, rows, columns = x.shape
         wide, side = rows <= columns, min(rows, columns)
         y, gram, polynomial = self.views(dtype, x.shape, (count, side, side), (count, side, side))

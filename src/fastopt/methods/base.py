@@ -459,8 +459,8 @@ class Method:
     """Whether it steps parameters of two dimensions alone."""
 
     between: ClassVar[tuple[str, ...]] = ()
-    """Options of what is done to updates that a rule hands over (csrc/rules.def), or that say which parameters have such
-    a rule: see `rule_for`. The kernels know nothing of them."""
+    """Options of what is done to updates that a rule hands over (csrc/rules.def), or that say which parameters have
+    such a rule: see `rule_for`. The kernels know nothing of most."""
 
     twin: ClassVar[str | None] = None
     """The class of `torch.optim` that this is, with more options; None if torch has no such."""
