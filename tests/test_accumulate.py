@@ -94,6 +94,17 @@ def test_a_parameter_without_any_gradient_is_not_stepped(rng: np.random.Generato
     assert (params[1] != before[1]).all()
 
 
+def test_another_number_begins_anew() -> None:
+    param = np.zeros(2)
+    opt = fastopt.SGD(param, lr=1.0, accumulate=2)
+    opt.step(np.full(2, 100.0))
+    for times in (1, 2):
+        opt.accumulate = times
+        for _ in range(times):
+            opt.step(np.ones(2))
+        np.testing.assert_array_equal(param, -times)
+
+
 def test_clipping_and_its_norm_are_of_the_mean() -> None:
     opt = fastopt.SGD([np.zeros(2)], lr=1.0, accumulate=2, clip_norm=1.0)
     opt.step([np.array([6.0, 0.0])])

@@ -459,7 +459,11 @@ class Engine(ABC):
     def take_whole(self) -> None:
         """Look at the options of the whole optimizer."""
         before = self.kept_whole() if self.whole else None
+        times = self.whole.get("accumulate")
         self.whole = self.face._whole_options(self.groups)
+        if times not in (None, self.whole["accumulate"]):  # what was added up for another number of times is dropped
+            for group in self.groups:
+                group.pop(ADDED, None)
         if before is not None and before != self.kept_whole():
             for owner in range(len(self.groups)):
                 self.release(owner)
