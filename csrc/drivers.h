@@ -265,8 +265,9 @@ static void measure(const fo_block *b, const fo_rule_needs *needs, int count, fo
     fo_buffer param_buffer, grad_buffer, state_buffer[FO_MAX_STATES];
     void *state[FO_MAX_STATES] = {0};
     fo_lanes lane[FO_MAX_SUMS] = {{0}};
+    const bool direct = is_direct(b, needs->states, arithmetic);
     for (size_t from = 0, n; from < b->n; from += n) {
-        n = chunk_of(&b->param, b->first, from, b->n - from);
+        n = direct ? b->n : chunk_of(&b->param, b->first, from, b->n - from);
         const void *param = opened(&b->param, arithmetic, from, n, &param_buffer);
         const void *grad = opened(&b->grad, arithmetic, from, n, &grad_buffer);
         for (int k = 0; k < needs->states; k++) state[k] = opened(&b->state[k], arithmetic, from, n, &state_buffer[k]);
