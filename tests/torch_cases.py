@@ -13,8 +13,12 @@ from torch import Tensor
 import fastopt.torch
 from fastopt import optimizers
 
-NAMES = [name for name, cls in optimizers.registry().items() if vars(cls.method).get("twin")]
-"""Those that torch has too."""
+NAMES = [
+    name
+    for name, cls in optimizers.registry().items()
+    if vars(cls.method).get("twin") and not cls.method.refusal_of_dense
+]
+"""Those that torch has too, for dense gradients."""
 
 every_optimizer = pytest.mark.parametrize("name", NAMES)
 

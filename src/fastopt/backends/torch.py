@@ -86,7 +86,10 @@ class Tensors(Engine):
             for slot in range(len(self.params)):
                 self.watch.release(slot)
             self.left = math.inf
-        return self.watch.look(grads, self.face.state)
+        new = self.watch.look(grads, self.face.state)
+        if self.method.refusal_of_dense and any(grad is not None and not grad.is_sparse for grad in grads):
+            raise RuntimeError(self.method.refusal_of_dense)
+        return new
 
     def label(self, slot: int) -> str:
         """Return a parameter's name, if it has one, or its place in the groups."""

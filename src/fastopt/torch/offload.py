@@ -116,6 +116,8 @@ class Offload(torch.optim.Optimizer):
             raise ValueError(
                 f"optimizer: {optimizer.__name__} keeps numbers of all parameters, which are stepped in parts here"
             )
+        if optimizer.method.refusal_of_dense:
+            raise ValueError(f"optimizer: {optimizer.__name__} is for sparse gradients, the gradients here are dense")
         super().__init__(params, {})
         self._given = {"optimizer": optimizer, "in_backward": in_backward, **options}
         self.last_step = None

@@ -157,6 +157,10 @@ def build_optimizer(
     rule = _rule(config.model, config.optimizer)
     if rule.class_name not in classes:
         raise TrainingError(f"--optimizer {config.optimizer}: there is no {rule.class_name} for --model {config.model}")
+    if config.model == "transformer" and optimizers.registry()[rule.class_name].method.refusal_of_dense:
+        raise TrainingError(
+            f"--optimizer {config.optimizer}: is for sparse gradients, those of a transformer are dense"
+        )
     kind = classes[rule.class_name]
     settings = {**rule.arguments, "lr": build_schedule(config, total_steps)}
     if "weight_decay" in _defaults(rule):
