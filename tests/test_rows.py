@@ -172,6 +172,21 @@ def test_sparse_matrices_of_scipy() -> None:
         table = np.ones((6, 3))
         fastopt.SGD([table], lr=0.5).step([kind(matrix)])
         np.testing.assert_array_equal(table, 1 - 0.5 * matrix)
+    with pytest.raises(ValueError, match=r"^gradient of params: is a sparse matrix, which is not zeroed"):
+        fastopt.SGD(table, lr=0.5).step(sparse.csr_array(matrix), zero_grad=True)
+
+
+@pytest.mark.parametrize("shape", [(9, 3), (4, 3), (6, 4), (6,)])
+def test_sparse_matrices_of_another_shape(shape: tuple[int, ...]) -> None:
+    sparse = pytest.importorskip("scipy.sparse")
+    table = np.ones((6, 3))
+    with pytest.raises(ValueError, match=r"^gradient of params: expected the parameter's shape \(6, 3\), got a sparse"):
+        fastopt.SGD(table, lr=0.5).step(sparse.coo_array(np.ones(shape)))
+    vector = np.ones(6)
+    with pytest.raises(ValueError, match=r"^gradient of params: expected the parameter's shape \(6,\), got a sparse"):
+        fastopt.SGD(vector, lr=0.5).step(sparse.coo_array(np.ones(shape)))
+    np.testing.assert_array_equal(table, 1)
+    np.testing.assert_array_equal(vector, 1)
 
 
 @pytest.mark.parametrize(

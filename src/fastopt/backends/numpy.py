@@ -99,8 +99,10 @@ class Arrays(Engine):
         param, label = self.params[slot], f"gradient of {self.label(slot)}"
         place = _arrays.place(param)
         array = None
-        rows = as_rows(grad, label)
+        rows = as_rows(grad, label, param.shape)
         if rows is not None:
+            if zero and not isinstance(grad, Rows):
+                raise ValueError(f"{label}: is a sparse matrix, which is not zeroed in a step (zero_grad=True)")
             return self.buffers_of_rows(slot, rows, states, zero)
         if grad is not None:
             array = _arrays.beside(grad, param, label, zero)
@@ -185,7 +187,7 @@ class Arrays(Engine):
 
     def is_finite(self, grad: Any) -> bool:
         """Whether all entries are finite."""
-        rows = as_rows(grad, "gradient")
+        rows = as_rows(grad, "gradient", np.shape(grad))
         return bool(np.isfinite(grad if rows is None else rows.values).all())
 
     def threads(self) -> int:
