@@ -7,6 +7,8 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from torch_cases import aligned_to_elements  # noqa: E402
+
 import fastopt.torch  # noqa: E402
 from fastopt import schedules  # noqa: E402
 
@@ -177,6 +179,43 @@ def test_copies_and_averages_of_the_rows_that_are_stepped(dtype: Any, copied: An
     assert (table.detach() != start).any(dim=1).nonzero().flatten().tolist() == [0, 3, 89]
     average = opt.ema_state()[0]
     torch.testing.assert_close(average, start.to(average.dtype).lerp(table.detach().to(average.dtype), 0.25))
+
+
+@pytest.mark.parametrize("numbers", [[6], [0, -1], [2**40]])
+@pytest.mark.parametrize("name", ["SGD", "Adagrad", "SparseAdam", "AdamW"])
+def test_rows_that_are_not_there(name: str, numbers: list[int]) -> None:
+    table = drawn(6, 3).requires_grad_()
+    before = table.detach().clone()
+    opt = getattr(fastopt.torch, name)([table], lr=0.1, **({"lazy": True} if name == "AdamW" else {}))
+    places = torch.tensor([numbers])
+    table.grad = torch.sparse_coo_tensor(places, drawn(len(numbers), 3), (6, 3), check_invariants=False)
+    with pytest.raises(
+        IndexError, match=rf"gradient of .*: expected row numbers of at least 0 and below 6, got {numbers[-1]}"
+    ):
+        opt.step()
+    assert opt.step_count == 0
+    torch.testing.assert_close(table.detach(), before, rtol=0, atol=0)
+
+
+@pytest.mark.filterwarnings("ignore:Sparse invariant checks")  # in torch's own step
+@pytest.mark.parametrize("shape", [(6, 3), (6, 2, 3), (6, 2, 1, 3)])
+@pytest.mark.parametrize("name", ["SGD", "Adagrad"])
+def test_the_numbers_of_torch(name: str, shape: tuple[int, ...]) -> None:
+    """Whatever has as many dimensions, in any of those, at an odd address."""
+    torch.manual_seed(0)
+    start = drawn(*shape)
+    table, twin = (place(start).requires_grad_() for place in (aligned_to_elements, torch.clone))
+    opts = getattr(fastopt.torch, name)([table], lr=0.1), getattr(torch.optim, name)([twin], lr=0.1)
+    for dims in range(1, len(shape) + 1):
+        for rows in BATCHES:
+            further = [[row % size for row in rows] for size in shape[1:dims]]
+            places = torch.tensor([rows, *further], dtype=torch.int64)
+            values = aligned_to_elements(drawn(len(rows), *shape[dims:]))
+            grad = torch.sparse_coo_tensor(places, values, shape, check_invariants=True)
+            table.grad, twin.grad = grad, grad.clone()
+            for opt in opts:
+                opt.step()
+            torch.testing.assert_close(table, twin, rtol=1e-14, atol=1e-14)
 
 
 def test_what_cannot_be_stepped_by_rows() -> None:
