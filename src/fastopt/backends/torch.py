@@ -324,24 +324,41 @@ class Tensors(Engine):
             rows = False
         return grad if rows else grad.to_dense()
 
+    def bind(self, slot: int, grad: Any, zero: bool = False) -> Buffers:
+        """As ever; but of a table of which the plan knows all but the rows of this gradient, only those are found."""
+        param = self.params[slot]
+        if grad is None or not (grad.is_sparse and self.watch.holds(slot) and param.is_contiguous()):
+            return super().bind(slot, grad, zero)
+        admitted = self.admitted(slot, grad)
+        if not admitted.is_sparse or self.method.catches_up(self.values[self.owners[slot]]):
+            return super().bind(slot, grad, zero)
+        rows, kept = self.row_places(admitted, param)
+        self.set_rows(slot, rows)
+        return Buffers(0, (0, 0), rows, [], kept, True)
+
+    def row_places(self, grad: Tensor, param: Tensor) -> tuple[RowPlaces, tuple[Tensor, Tensor]]:
+        """Return where the rows of a gradient and their values are, and what keeps them there."""
+        dims, grad = grad.sparse_dim(), grad.detach()
+        indices = grad._indices()
+        numbers = indices[0]
+        for dim in range(1, dims):
+            numbers = numbers * grad.shape[dim] + indices[dim]
+        values = plain_gradient(grad._values(), param).contiguous()
+        if (values.dtype == torch.float64) != (param.dtype == torch.float64):
+            values = values.to(param.dtype)
+        numbers = numbers.contiguous()
+        width = math.prod(param.shape[dims:])
+        rows = RowPlaces((numbers.data_ptr(), True, len(numbers)), place(values), width, thread_count())
+        return rows, (numbers, values)
+
     def buffers_of_rows(self, param: Tensor, grad: Tensor, states: list[Tensor]) -> Buffers:
         """Return where everything lies for a gradient of some rows; only a table with gaps is copied."""
         write_back: list[Call] = []
         p = ordered(param, in_rows(param), write_back)
         several = [ordered(state, p, write_back) for state in states]
-        dims = grad.sparse_dim()
-        with torch.no_grad():
-            numbers = grad._indices()[0]
-            for dim in range(1, dims):
-                numbers = numbers * grad.shape[dim] + grad._indices()[dim]
-            values = plain_gradient(grad._values(), param).contiguous()
-            if (values.dtype == torch.float64) != (p.dtype == torch.float64):
-                values = values.to(p.dtype)
-        numbers = numbers.contiguous()
-        width = math.prod(p.shape[dims:])
-        rows = RowPlaces((numbers.data_ptr(), True, len(numbers)), place(values), width, thread_count())
+        rows, found = self.row_places(grad, p)
         stay = not (write_back or param.is_complex())
-        kept = (p, numbers, values, several, write_back)
+        kept = (p, *found, several, write_back)
         return Buffers(p.numel(), place(p), rows, list(map(place, several)), kept, stay, write_back)
 
     def placed(
