@@ -116,6 +116,53 @@ def test_a_dense_gradient_catches_up_too() -> None:
     torch.testing.assert_close(tables[0].detach(), start * 0.95**6, rtol=1e-13, atol=0)
 
 
+def test_what_has_dense_gradients_alone_keeps_nothing_of_its_rows() -> None:
+    params = [drawn(6, 3).requires_grad_() for _ in range(2)]
+    lazy = fastopt.torch.AdamW(params, lr=0.1, weight_decay=0.3, lazy=True)
+    twins = [param.detach().clone().requires_grad_() for param in params]
+    plain = fastopt.torch.AdamW(twins, lr=0.1, weight_decay=0.3)
+    for step in range(6):
+        for param, twin in zip(params, twins, strict=True):
+            param.grad = drawn(6, 3)
+            twin.grad = param.grad.clone()
+        if step == 4:  # all rows
+            params[1].grad = sparse(list(range(6)), params[1].grad, (6, 3))
+        lazy.step()
+        plain.step()
+        assert ["row_log_decay" in lazy.state[param] for param in params] == [False, step >= 4]
+    for param, twin in zip(params, twins, strict=True):
+        torch.testing.assert_close(param, twin, rtol=1e-14, atol=1e-14)
+
+
+def test_only_the_gradient_is_new() -> None:
+    """What is remembered from step to step is not used where something was replaced, or is dense for a change."""
+    torch.manual_seed(0)
+    table, twin = (drawn(6, 3).requires_grad_() for _ in range(2))
+    with torch.no_grad():
+        twin.copy_(table)
+    opts = [fastopt.torch.SGD([param], lr=0.1, momentum=0.5, lazy=True) for param in (table, twin)]
+    saved = opts[1].state_dict()
+    for step in range(12):
+        rows = BATCHES[step % 5]
+        grad = sparse(rows, drawn(len(rows), 3), (6, 3))
+        table.grad, twin.grad = grad, grad.clone()
+        if step % 4 == 3:
+            table.grad, twin.grad = grad.to_dense(), grad.to_dense()
+        if step == 5:
+            table.data = table.detach().clone()
+        if step == 7:
+            opts[0].state[table]["momentum_buffer"] = opts[0].state[table]["momentum_buffer"].clone()
+        if step == 9:
+            table.data = table.detach().t().clone().t()
+        opts[1] = type(opts[1])([twin], lr=0.1, momentum=0.5, lazy=True) if step else opts[1]
+        if step:
+            opts[1].load_state_dict(copy.deepcopy(saved))
+        for opt in opts:
+            opt.step()
+        saved = opts[1].state_dict()
+        torch.testing.assert_close(table, twin, rtol=0, atol=0)
+
+
 def test_state_dicts_say_what_rows_have_missed() -> None:
     def train(opt: Any, table: Any, steps: range) -> None:
         for step in steps:

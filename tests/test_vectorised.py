@@ -32,7 +32,7 @@ MORE = {
 LOOPS = {
     **{f"loop_{rule}_{suffix}": VARIANTS for rule in RULES for suffix in ARITHMETICS},
     **{f"{kind}_{rule}_{suffix}": 1 for kind, rules in MORE.items() for rule in rules for suffix in ARITHMETICS},
-    **{f"{change}_{suffix}": 1 for change in ("scale", "clamp") for suffix in ARITHMETICS},
+    **{f"{change}_{suffix}": 1 for change in ("scale", "clamp", "sum") for suffix in ARITHMETICS},
     **{f"{way}_{storage}": 1 for way in ("encode", "decode") for storage in ("F64", "BF16")},
     "encode_BF16_STOCHASTIC": 1,
 }

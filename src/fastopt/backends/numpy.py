@@ -169,6 +169,10 @@ class Arrays(Engine):
                 )
         return zero, [], [(values.fill, 0) for values in rows if zero]
 
+    def has_rows(self, slot: int, grad: Any) -> bool:
+        """Whether a gradient is of some rows, or an earlier one was."""
+        return isinstance(grad, Rows) or hasattr(grad, "tocsr") or "row_log_decay" in self.entry(slot)
+
     def has_stepped(self, slot: int, name: str) -> bool:
         """Whether its steps are more than none: the states are there before."""
         return bool(self.face._steps[slot])

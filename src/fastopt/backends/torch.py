@@ -293,8 +293,7 @@ class Tensors(Engine):
         if grad is not None and grad.is_sparse:
             return self.buffers_of_rows(param, grad, states)
         write_back: list[Call] = []
-        rows = self.method.catches_up(self.values[self.owners[slot]])
-        p = ordered(param, in_rows(param) if rows else None, write_back)
+        p = ordered(param, in_rows(param) if self.catches_up(slot, grad) else None, write_back)
         several = [ordered(state, p, write_back) for state in states]
         g = None if grad is None else brought(plain_gradient(grad, param), p)
         ordinary = not (isinstance(param, DTensor) or param.is_complex())
@@ -409,6 +408,10 @@ class Tensors(Engine):
         records = (len(request.after) > 1 or request.always) and torch.is_grad_enabled()
         with torch.no_grad() if records else nullcontext():
             return super().run(grads, request)
+
+    def has_rows(self, slot: int, grad: Any) -> bool:
+        """Whether a gradient is sparse, or an earlier one was."""
+        return (grad is not None and grad.is_sparse) or self.has_stepped(slot, "row_log_decay")
 
     def has_stepped(self, slot: int, name: str) -> bool:
         """Whether the state is there."""
