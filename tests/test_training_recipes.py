@@ -202,7 +202,7 @@ def test_unfit_recipes(model: ModelName, settings: dict[str, Any], message: str)
 def test_defaults_are_told_of_each_model_where_they_differ() -> None:
     assert defaults("hidden") == "256,128"
     assert defaults("seed") == "0"
-    assert defaults("batch_size") == "mlp 32, transformer 4"
+    assert defaults("batch_size") == "mlp 32, transformer 4, recommender 1024"
 
 
 def test_torch_optimizers_are_not_for_numpy() -> None:
