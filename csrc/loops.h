@@ -160,12 +160,12 @@ static void NAMED(sum)(void *total, const void *grad, const fo_rows *rows, size_
     for (; c + COLUMNS <= n; c += COLUMNS) {
         T x[COLUMNS];
         const T *value = g + values_of(rows, first) + c;
-        UNROLL for (size_t k = 0; k < COLUMNS; k++) x[k] = value[k];
+        VECTORISE for (size_t k = 0; k < COLUMNS; k++) x[k] = value[k];
         for (size_t i = first + 1; i < end; i++) {
             value = g + values_of(rows, i) + c;
-            UNROLL for (size_t k = 0; k < COLUMNS; k++) x[k] += value[k];
+            VECTORISE for (size_t k = 0; k < COLUMNS; k++) x[k] += value[k];
         }
-        UNROLL for (size_t k = 0; k < COLUMNS; k++) sum[c + k] = x[k];
+        VECTORISE for (size_t k = 0; k < COLUMNS; k++) sum[c + k] = x[k];
     }
     for (; c < n; c++) {
         T x = g[values_of(rows, first) + c];

@@ -94,7 +94,7 @@ SCALARS_OF(momentum)
 /* For sqrt(v/correction + eps_root) + eps: beside these, v may count as zero or not. */
 FO_INLINE void NAMED(add_epsilons)(const fo_options *o, double correction, fo_hyper_f64 *h)
 {
-    h->eps = o->eps;
+    h->eps = o->eps_hat ? o->eps / sqrt(correction) : o->eps;
     h->eps_root = o->eps_root * correction;
     h->flush = fmax(h->eps * sqrt(correction), sqrt(h->eps_root));
 }

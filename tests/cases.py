@@ -127,6 +127,8 @@ ROWS: list[tuple[str, str, dict[str, Any]]] = [
     ("Adam", "adam", {"decoupled_weight_decay": True, **CAREFUL}),
     ("Adam", "amsgrad", {"amsgrad": True}),
     ("Adam", "amsgrad", {"amsgrad": True, "betas": (0.8, 0.5), "eps": 1e-2, "eps_root": 1e-2}),
+    ("SparseAdam", "adam", {}),
+    ("SparseAdam", "adam", {"betas": (0.8, cooling), "eps": 1e-2, "maximize": True, "lr": warmup}),
     ("AdamW", "adam", {}),
     ("AdamW", "adam", {"betas": (0.8, 0.99), "eps": 1e-2, "eps_root": 1e-2}),
     ("AdamW", "amsgrad", {"amsgrad": True, "weight_decay": 0.01}),

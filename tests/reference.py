@@ -168,6 +168,8 @@ def adam_update(m: Array, v: Array, t: int, options: Options) -> Array:
     beta1, beta2 = options["betas"]
     m_hat = m / (1 - beta1**t)
     v_hat = v / (1 - beta2**t)
+    if options.get("eps_hat"):
+        return np.asarray(options["lr"] * np.sqrt(1 - beta2**t) / (1 - beta1**t) * m / (np.sqrt(v) + options["eps"]))
     update: Array = options["lr"] * m_hat / (np.sqrt(v_hat + options.get("eps_root", 0)) + options["eps"])
     return update
 

@@ -27,10 +27,14 @@ class Table:
         self.count = np.zeros(1)
         self.plan = _core.Plan([0], 1)
         self.plan.set_options(0, tuple(map(_core.OPTIONS.__getitem__, OPTIONS)), list(OPTIONS.values()))
-        places = list(map(_arrays.place, self.states))
         self.numbers = [self.count, *[np.ones(1) for _ in NUMBERS.get(rule, ())]]
+        self.rule = rule
+        self.bind()
+
+    def bind(self) -> None:
+        places = list(map(_arrays.place, self.states))
         kept = [(number.ctypes.data, False) for number in self.numbers]
-        self.plan.bind(0, rule, table.size, _arrays.place(self.table), places, kept)
+        self.plan.bind(0, self.rule, self.table.size, _arrays.place(self.table), places, kept)
 
     def set_rows(self, numbers: Array, values: Array, threads: int = 1) -> None:
         place = numbers.ctypes.data, numbers.dtype == np.int64, len(numbers)
@@ -70,6 +74,49 @@ def test_a_step_of_rows_is_a_step_of_copies_of_them(rule: str, dtype: str, numbe
         stepped = before.copy()
         stepped[rows] = expected
         np.testing.assert_array_equal(got, stepped)
+
+
+def unaligned(values: Array) -> Array:
+    """The same at an address that is a multiple of nothing more than the size of an element."""
+    buffer = np.empty(values.size + 64, values.dtype)
+    start = (1 - buffer.ctypes.data // values.itemsize) % 64
+    placed = buffer[start : start + values.size].reshape(values.shape)
+    placed[...] = values
+    return placed
+
+
+CHOSEN: dict[str, list[int]] = {
+    "none": [],
+    "the first": [0],
+    "the last": [-1],
+    "one, often": [5] * 40,
+    "all, backwards": list(range(-1, -41, -1)),
+    "some, repeated": [3, -1, 0, 3, 17, -1, 3],
+}
+"""Row numbers of a table of 40, counted from its end where negative."""
+
+
+@pytest.mark.parametrize("chosen", CHOSEN.values(), ids=CHOSEN)
+@pytest.mark.parametrize("width", [1, 2, 7, 16, 33, 255, 256, 257, 700, 4096])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_rows_of_any_width_at_any_address(dtype: str, width: int, chosen: list[int]) -> None:
+    """Against single rows, each stepped as an array of its own."""
+    rng = np.random.default_rng(0)
+    start = nonzero(rng, (40, width), dtype)
+    numbers, values = np.array(chosen, np.int64) % 40, unaligned(nonzero(rng, (len(chosen), width), dtype))
+    table = Table("adam", start)
+    table.table, table.states = unaligned(start), [unaligned(state) for state in table.states]
+    table.bind()
+    table.set_rows(numbers, values, threads=2)
+    table.step(threads=2)
+    for row in range(40):
+        alone = Table("adam", start[row : row + 1])
+        if row in numbers:
+            _, sums = summed(np.zeros((numbers == row).sum(), np.int64), values[numbers == row])
+            alone.plan.set_gradient(0, _arrays.place(sums))
+            alone.step()
+        for whole, part in zip((table.table, *table.states), (alone.table, *alone.states), strict=True):
+            np.testing.assert_array_equal(whole[row], part[0])
 
 
 def test_other_rows_in_each_step_and_all_in_between() -> None:
@@ -172,6 +219,21 @@ def test_sparse_matrices_of_scipy() -> None:
         table = np.ones((6, 3))
         fastopt.SGD([table], lr=0.5).step([kind(matrix)])
         np.testing.assert_array_equal(table, 1 - 0.5 * matrix)
+    with pytest.raises(ValueError, match=r"^gradient of params: is a sparse matrix, which is not zeroed"):
+        fastopt.SGD(table, lr=0.5).step(sparse.csr_array(matrix), zero_grad=True)
+
+
+@pytest.mark.parametrize("shape", [(9, 3), (4, 3), (6, 4), (6,)])
+def test_sparse_matrices_of_another_shape(shape: tuple[int, ...]) -> None:
+    sparse = pytest.importorskip("scipy.sparse")
+    table = np.ones((6, 3))
+    with pytest.raises(ValueError, match=r"^gradient of params: expected the parameter's shape \(6, 3\), got a sparse"):
+        fastopt.SGD(table, lr=0.5).step(sparse.coo_array(np.ones(shape)))
+    vector = np.ones(6)
+    with pytest.raises(ValueError, match=r"^gradient of params: expected the parameter's shape \(6,\), got a sparse"):
+        fastopt.SGD(vector, lr=0.5).step(sparse.coo_array(np.ones(shape)))
+    np.testing.assert_array_equal(table, 1)
+    np.testing.assert_array_equal(vector, 1)
 
 
 @pytest.mark.parametrize(

@@ -92,13 +92,22 @@ def backward(params: list[Any], step: int, masters: list[Any] | None = None, lea
         masters[k].grad = so_far + grads[k].float()
 
 
-NAMES = [name for name, cls in optimizers.registry().items() if not (cls.method.advances or cls.method.between)]
+NAMES = [
+    name
+    for name, cls in optimizers.registry().items()
+    if not (cls.method.advances or cls.method.between or cls.method.refusal_of_dense)
+]
 
 
 @pytest.mark.parametrize("name", sorted(optimizers.registry().keys() - NAMES))
 def test_what_cannot_be_stepped_in_parts_is_refused(name: str) -> None:
-    with pytest.raises(ValueError, match=f"optimizer: {name} (keeps numbers of all|needs products of whole)"):
+    with pytest.raises(ValueError, match=f"optimizer: {name} (keeps numbers of all|needs products|is for sparse)"):
         Offload(make_params(torch.float32), ours(name))
+
+
+def test_sparse_gradients_are_not_for_offloading() -> None:
+    with pytest.raises(ValueError, match="optimizer: SparseAdam is for sparse gradients, the gradients here are dense"):
+        Offload(make_params(torch.float32), ours("SparseAdam"))
 
 
 def rounded(masters: list[Any], params: list[Any]) -> list[Any]:

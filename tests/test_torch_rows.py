@@ -7,6 +7,8 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from torch_cases import aligned_to_elements  # noqa: E402
+
 import fastopt.torch  # noqa: E402
 from fastopt import schedules  # noqa: E402
 
@@ -114,6 +116,53 @@ def test_a_dense_gradient_catches_up_too() -> None:
     torch.testing.assert_close(tables[0].detach(), start * 0.95**6, rtol=1e-13, atol=0)
 
 
+def test_what_has_dense_gradients_alone_keeps_nothing_of_its_rows() -> None:
+    params = [drawn(6, 3).requires_grad_() for _ in range(2)]
+    lazy = fastopt.torch.AdamW(params, lr=0.1, weight_decay=0.3, lazy=True)
+    twins = [param.detach().clone().requires_grad_() for param in params]
+    plain = fastopt.torch.AdamW(twins, lr=0.1, weight_decay=0.3)
+    for step in range(6):
+        for param, twin in zip(params, twins, strict=True):
+            param.grad = drawn(6, 3)
+            twin.grad = param.grad.clone()
+        if step == 4:  # all rows
+            params[1].grad = sparse(list(range(6)), params[1].grad, (6, 3))
+        lazy.step()
+        plain.step()
+        assert ["row_log_decay" in lazy.state[param] for param in params] == [False, step >= 4]
+    for param, twin in zip(params, twins, strict=True):
+        torch.testing.assert_close(param, twin, rtol=1e-14, atol=1e-14)
+
+
+def test_only_the_gradient_is_new() -> None:
+    """What is remembered from step to step is not used where something was replaced, or is dense for a change."""
+    torch.manual_seed(0)
+    table, twin = (drawn(6, 3).requires_grad_() for _ in range(2))
+    with torch.no_grad():
+        twin.copy_(table)
+    opts = [fastopt.torch.SGD([param], lr=0.1, momentum=0.5, lazy=True) for param in (table, twin)]
+    saved = opts[1].state_dict()
+    for step in range(12):
+        rows = BATCHES[step % 5]
+        grad = sparse(rows, drawn(len(rows), 3), (6, 3))
+        table.grad, twin.grad = grad, grad.clone()
+        if step % 4 == 3:
+            table.grad, twin.grad = grad.to_dense(), grad.to_dense()
+        if step == 5:
+            table.data = table.detach().clone()
+        if step == 7:
+            opts[0].state[table]["momentum_buffer"] = opts[0].state[table]["momentum_buffer"].clone()
+        if step == 9:
+            table.data = table.detach().t().clone().t()
+        opts[1] = type(opts[1])([twin], lr=0.1, momentum=0.5, lazy=True) if step else opts[1]
+        if step:
+            opts[1].load_state_dict(copy.deepcopy(saved))
+        for opt in opts:
+            opt.step()
+        saved = opts[1].state_dict()
+        torch.testing.assert_close(table, twin, rtol=0, atol=0)
+
+
 def test_state_dicts_say_what_rows_have_missed() -> None:
     def train(opt: Any, table: Any, steps: range) -> None:
         for step in steps:
@@ -177,6 +226,43 @@ def test_copies_and_averages_of_the_rows_that_are_stepped(dtype: Any, copied: An
     assert (table.detach() != start).any(dim=1).nonzero().flatten().tolist() == [0, 3, 89]
     average = opt.ema_state()[0]
     torch.testing.assert_close(average, start.to(average.dtype).lerp(table.detach().to(average.dtype), 0.25))
+
+
+@pytest.mark.parametrize("numbers", [[6], [0, -1], [2**40]])
+@pytest.mark.parametrize("name", ["SGD", "Adagrad", "SparseAdam", "AdamW"])
+def test_rows_that_are_not_there(name: str, numbers: list[int]) -> None:
+    table = drawn(6, 3).requires_grad_()
+    before = table.detach().clone()
+    opt = getattr(fastopt.torch, name)([table], lr=0.1, **({"lazy": True} if name == "AdamW" else {}))
+    places = torch.tensor([numbers])
+    table.grad = torch.sparse_coo_tensor(places, drawn(len(numbers), 3), (6, 3), check_invariants=False)
+    with pytest.raises(
+        IndexError, match=rf"gradient of .*: expected row numbers of at least 0 and below 6, got {numbers[-1]}"
+    ):
+        opt.step()
+    assert opt.step_count == 0
+    torch.testing.assert_close(table.detach(), before, rtol=0, atol=0)
+
+
+@pytest.mark.filterwarnings("ignore:Sparse invariant checks")  # in torch's own step
+@pytest.mark.parametrize("shape", [(6, 3), (6, 2, 3), (6, 2, 1, 3)])
+@pytest.mark.parametrize("name", ["SGD", "Adagrad"])
+def test_the_numbers_of_torch(name: str, shape: tuple[int, ...]) -> None:
+    """Whatever has as many dimensions, in any of those, at an odd address."""
+    torch.manual_seed(0)
+    start = drawn(*shape)
+    table, twin = (place(start).requires_grad_() for place in (aligned_to_elements, torch.clone))
+    opts = getattr(fastopt.torch, name)([table], lr=0.1), getattr(torch.optim, name)([twin], lr=0.1)
+    for dims in range(1, len(shape) + 1):
+        for rows in BATCHES:
+            further = [[row % size for row in rows] for size in shape[1:dims]]
+            places = torch.tensor([rows, *further], dtype=torch.int64)
+            values = aligned_to_elements(drawn(len(rows), *shape[dims:]))
+            grad = torch.sparse_coo_tensor(places, values, shape, check_invariants=True)
+            table.grad, twin.grad = grad, grad.clone()
+            for opt in opts:
+                opt.step()
+            torch.testing.assert_close(table, twin, rtol=1e-14, atol=1e-14)
 
 
 def test_what_cannot_be_stepped_by_rows() -> None:

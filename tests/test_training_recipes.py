@@ -203,9 +203,17 @@ def test_unfit_recipes(model: ModelName, settings: dict[str, Any], message: str)
 def test_defaults_are_told_of_each_model_where_they_differ() -> None:
     assert defaults("hidden") == "256,128"
     assert defaults("seed") == "0"
-    assert defaults("batch_size") == "mlp 32, transformer 4"
+    assert defaults("batch_size") == "mlp 32, transformer 4, recommender 1024"
 
 
 def test_torch_optimizers_are_not_for_numpy() -> None:
     with pytest.raises(TrainingError, match="--optimizer torch:adamw needs a model in torch: --model transformer"):
         Job(replace(CONFIG, optimizer="torch:adamw"))
+
+
+def test_an_optimizer_for_sparse_gradients_is_not_for_a_transformer() -> None:
+    config = configure("transformer", {"optimizer": "sparseadam"})
+    with pytest.raises(
+        TrainingError, match="--optimizer sparseadam: is for sparse gradients, those of a transformer are"
+    ):
+        build_optimizer(config, optimizers.registry(), [np.ones(2)], 100)

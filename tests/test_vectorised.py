@@ -98,3 +98,8 @@ def test_no_loop_calls_a_function(compilation: Compilation) -> None:
 def test_fused_multiply_adds_are_used_where_promised_and_only_there(compilation: Compilation) -> None:
     fused = re.search(r"^\s+(vfn?m|fml)\w+", compilation.assembly["loop_sgd_f64"], re.M)
     assert (fused is not None) == (compilation.isa != "portable")
+
+
+def test_occurrences_of_a_row_are_added_on_vectors(compilation: Compilation) -> None:
+    """This loop is unrolled as a whole before the vectoriser has a word to say."""
+    assert re.search(r"^\s+(v?addps\b|fadd\s+v\d+\.4s)", compilation.assembly["sum_f32"], re.M)

@@ -13,8 +13,12 @@ from torch import Tensor
 import fastopt.torch
 from fastopt import optimizers
 
-NAMES = [name for name, cls in optimizers.registry().items() if vars(cls.method).get("twin") and name in MAKERS]
-"""Those that torch has too, and that step tensors of any shape."""
+NAMES = [
+    name
+    for name, cls in optimizers.registry().items()
+    if vars(cls.method).get("twin") and name in MAKERS and not cls.method.refusal_of_dense
+]
+"""Those that torch has too, for dense gradients of tensors of any shape."""
 
 every_optimizer = pytest.mark.parametrize("name", NAMES)
 

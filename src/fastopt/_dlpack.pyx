@@ -397,9 +397,16 @@ cdef class Watch:
             grads[i] = grad
             if grad is None:
                 self.missing += 1
-            elif not self.is_as_it_was(i) or not self.point_at(i, grad):
+                continue
+            if not self.is_as_it_was(i):
+                self.forget(i)
+            if not self.known[i].tensors or not self.point_at(i, grad):
                 new.append(i)
         return new
+
+    def holds(self, size_t tensor) -> bool:
+        """Whether a parameter and its states were as ever at the last look, so that only the gradient is new."""
+        return self.known[tensor].tensors != 0
 
     cdef bint point_at(self, size_t i, grad):
         """Make the plan read a gradient; return whether it can be read beside the parameter."""

@@ -360,6 +360,10 @@ class Engine(ABC):
         """Return what the kernels are to see; raise if the gradient does not fit the parameter."""
 
     @abstractmethod
+    def has_rows(self, slot: int, grad: Any) -> bool:
+        """Whether a gradient is of some rows, or an earlier one was whose decays are kept."""
+
+    @abstractmethod
     def has_stepped(self, slot: int, name: str) -> bool:
         """Whether a parameter has taken a step, so that its state of this name is there."""
 
@@ -619,7 +623,7 @@ class Engine(ABC):
         rule, names = self.rule_of(slot)
         kept, in_rows = self.method.numbers, self.method.row_numbers(rule, options)
         arrays = names if self.whole["ema"] is None else (*names, AVERAGE)
-        catches_up = self.method.catches_up(options)
+        catches_up = self.catches_up(slot, grad)
         entry = self.entry(slot) if self.has_entry(slot, bool(arrays or kept or catches_up)) else {}
         swapped = entry.get(ASIDE) is not None
         if swapped and grad is not None:
@@ -689,6 +693,10 @@ class Engine(ABC):
     def has_entry(self, slot: int, has_states: bool) -> bool:
         """Whether something is kept for a parameter."""
         return has_states or self.method.counts_steps
+
+    def catches_up(self, slot: int, grad: Any) -> bool:
+        """Whether a parameter's rows have decays of their own: from the first gradient of some rows on."""
+        return self.method.catches_up(self.values[self.owners[slot]]) and self.has_rows(slot, grad)
 
     def table(self, slot: int, entry: dict[str, Any], length: int) -> tuple[int, int, tuple[int, bool]]:
         """Return where it is kept which decays a parameter's rows have had, made now if need be.

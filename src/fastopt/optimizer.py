@@ -212,7 +212,8 @@ class Optimizer(Face):
         ----------
         grads
             Gradients in the structure that the parameters were given in; for groups, a list with one entry a group
-            or one flat list. Each has its parameter's shape, dtype and memory order; None leaves a parameter out.
+            or one flat list. Each has its parameter's shape, dtype and memory order, or is `Rows` or a sparse matrix of
+            SciPy; None leaves a parameter out.
         zero_grad
             Zero the gradients in the same pass, also where the step is skipped. Otherwise they are not written.
 

@@ -33,9 +33,11 @@ class Rows:
     values: NDArray[np.floating[Any]]
 
 
-def as_rows(grad: Any, label: str) -> Rows | None:
-    """Return the rows in `Rows` or in a sparse matrix of SciPy, checked on their own; None of anything else."""
+def as_rows(grad: Any, label: str, shape: tuple[int, ...]) -> Rows | None:
+    """Return the rows in `Rows` or in a sparse matrix of SciPy, which has a shape to check; None of anything else."""
     if hasattr(grad, "tocsr"):
+        if grad.shape != shape or len(shape) != 2:
+            raise ValueError(f"{label}: expected the parameter's shape {shape}, got a sparse matrix of {grad.shape}")
         matrix = grad.tocsr()
         rows = np.flatnonzero(np.diff(matrix.indptr))
         grad = Rows(rows, matrix[rows].toarray())

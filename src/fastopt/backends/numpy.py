@@ -149,8 +149,10 @@ class Arrays(Engine):
         param, label = self.params[slot], f"gradient of {self.label(slot)}"
         place = _arrays.place(param)
         array = None
-        rows = as_rows(grad, label)
+        rows = as_rows(grad, label, param.shape)
         if rows is not None:
+            if zero and not isinstance(grad, Rows):
+                raise ValueError(f"{label}: is a sparse matrix, which is not zeroed in a step (zero_grad=True)")
             return self.buffers_of_rows(slot, rows, states, zero)
         if grad is not None:
             array = _arrays.beside(grad, param, label, zero)
@@ -221,6 +223,10 @@ class Arrays(Engine):
         """Whether a matrix lies in memory column by column."""
         return not self.params[slot].flags.c_contiguous
 
+    def has_rows(self, slot: int, grad: Any) -> bool:
+        """Whether a gradient is of some rows, or an earlier one was."""
+        return isinstance(grad, Rows) or hasattr(grad, "tocsr") or "row_log_decay" in self.entry(slot)
+
     def has_stepped(self, slot: int, name: str) -> bool:
         """Whether its steps are more than none: the states are there before."""
         return bool(self.face._steps[slot])
@@ -239,7 +245,7 @@ class Arrays(Engine):
 
     def is_finite(self, grad: Any) -> bool:
         """Whether all entries are finite."""
-        rows = as_rows(grad, "gradient")
+        rows = as_rows(grad, "gradient", np.shape(grad))
         return bool(np.isfinite(grad if rows is None else rows.values).all())
 
     def threads(self) -> int:

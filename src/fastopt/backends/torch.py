@@ -130,7 +130,10 @@ class Tensors(Engine):
             for slot in range(len(self.params)):
                 self.watch.release(slot)
             self.left = math.inf
-        return self.watch.look(grads, self.face.state, given)
+        new = self.watch.look(grads, self.face.state, given)
+        if self.method.refusal_of_dense and any(grad is not None and not grad.is_sparse for grad in grads):
+            raise RuntimeError(self.method.refusal_of_dense)
+        return new
 
     def label(self, slot: int) -> str:
         """Return a parameter's name, if it has one, or its place in the groups."""
@@ -340,8 +343,7 @@ class Tensors(Engine):
         if grad is not None and grad.is_sparse:
             return self.buffers_of_rows(param, grad, states)
         write_back: list[Call] = []
-        rows = self.method.catches_up(self.values[self.owners[slot]])
-        p = ordered(param, in_rows(param) if rows else None, write_back)
+        p = ordered(param, in_rows(param) if self.catches_up(slot, grad) else None, write_back)
         several = [ordered(state, p, write_back) for state in states]
         g = None if grad is None else brought(plain_gradient(grad, param), p)
         ordinary = not (isinstance(param, DTensor) or param.is_complex())
@@ -371,24 +373,41 @@ class Tensors(Engine):
             rows = False
         return grad if rows else grad.to_dense()
 
+    def bind(self, slot: int, grad: Any, zero: bool = False) -> Buffers:
+        """As ever; but of a table of which the plan knows all but the rows of this gradient, only those are found."""
+        param = self.params[slot]
+        if grad is None or not (grad.is_sparse and self.watch.holds(slot) and param.is_contiguous()):
+            return super().bind(slot, grad, zero)
+        admitted = self.admitted(slot, grad)
+        if not admitted.is_sparse or self.method.catches_up(self.values[self.owners[slot]]):
+            return super().bind(slot, grad, zero)
+        rows, kept = self.row_places(admitted, param)
+        self.set_rows(slot, rows)
+        return Buffers(0, (0, 0), rows, [], kept, True)
+
+    def row_places(self, grad: Tensor, param: Tensor) -> tuple[RowPlaces, tuple[Tensor, Tensor]]:
+        """Return where the rows of a gradient and their values are, and what keeps them there."""
+        dims, grad = grad.sparse_dim(), grad.detach()
+        indices = grad._indices()
+        numbers = indices[0]
+        for dim in range(1, dims):
+            numbers = numbers * grad.shape[dim] + indices[dim]
+        values = plain_gradient(grad._values(), param).contiguous()
+        if (values.dtype == torch.float64) != (param.dtype == torch.float64):
+            values = values.to(param.dtype)
+        numbers = numbers.contiguous()
+        width = math.prod(param.shape[dims:])
+        rows = RowPlaces((numbers.data_ptr(), True, len(numbers)), place(values), width, thread_count())
+        return rows, (numbers, values)
+
     def buffers_of_rows(self, param: Tensor, grad: Tensor, states: list[Tensor]) -> Buffers:
         """Return where everything lies for a gradient of some rows; only a table with gaps is copied."""
         write_back: list[Call] = []
         p = ordered(param, in_rows(param), write_back)
         several = [ordered(state, p, write_back) for state in states]
-        dims = grad.sparse_dim()
-        with torch.no_grad():
-            numbers = grad._indices()[0]
-            for dim in range(1, dims):
-                numbers = numbers * grad.shape[dim] + grad._indices()[dim]
-            values = plain_gradient(grad._values(), param).contiguous()
-            if (values.dtype == torch.float64) != (p.dtype == torch.float64):
-                values = values.to(p.dtype)
-        numbers = numbers.contiguous()
-        width = math.prod(p.shape[dims:])
-        rows = RowPlaces((numbers.data_ptr(), True, len(numbers)), place(values), width, thread_count())
+        rows, found = self.row_places(grad, p)
         stay = not (write_back or param.is_complex())
-        kept = (p, numbers, values, several, write_back)
+        kept = (p, *found, several, write_back)
         return Buffers(p.numel(), place(p), rows, list(map(place, several)), kept, stay, write_back)
 
     def placed(
@@ -444,6 +463,10 @@ class Tensors(Engine):
         """Whether a matrix lies in memory column by column."""
         local = local_part(self.params[slot])
         return not local.is_contiguous() and is_dense(local)
+
+    def has_rows(self, slot: int, grad: Any) -> bool:
+        """Whether a gradient is sparse, or an earlier one was."""
+        return (grad is not None and grad.is_sparse) or self.has_stepped(slot, "row_log_decay")
 
     def has_stepped(self, slot: int, name: str) -> bool:
         """Whether the state is there."""

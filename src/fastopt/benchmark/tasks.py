@@ -74,7 +74,11 @@ def methods() -> dict[str, Method]:
         "-".join([name.lower(), *switched]): Method(
             name, {"lr": LEARNING_RATE, **{switch: on[switch] for switch in switched}}
         )
-        for name, on in ((name, switches(cls)) for name, cls in optimizers.registry().items() if not cls.method.between)
+        for name, on in (
+            (name, switches(cls))
+            for name, cls in optimizers.registry().items()
+            if not (cls.method.between or cls.method.refusal_of_dense)  # (gradients are dense here)
+        )
         for switched in subsets(list(on))
     }
 

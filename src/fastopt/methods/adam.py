@@ -1,8 +1,9 @@
-"""Adam and AdamW."""
+"""Adam, AdamW and SparseAdam."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from fastopt.methods.base import (
@@ -70,6 +71,36 @@ class Adam(Method):
     @classmethod
     def check_together(cls, options: Mapping[str, Any]) -> None:
         check_careful_decay(options)
+
+
+class SparseAdam(Method):
+    """Adam for gradients of some rows: all others, and their states, are left alone.
+
+    ``m = beta1*m + (1-beta1)*g``, ``v = beta2*v + (1-beta2)*g**2``,
+    ``p -= lr * sqrt(1-beta2**t)/(1-beta1**t) * m / (sqrt(v) + eps)``, t = 1, 2, ..., the number of all steps.
+
+    `eps` is the paper's epsilon hat, which the correction of v scales too. A dense gradient is one of all rows; for
+    torch it is an error, as there. ``AdamW(lazy=True)`` has weight decay besides.
+
+    References
+    ----------
+    Kingma & Ba 2015, "Adam: a method for stochastic optimization".
+    """
+
+    twin = "SparseAdam"
+    refusal_of_dense = "SparseAdam does not support dense gradients, please consider Adam instead"
+    states = {"exp_avg": MOMENT, "exp_avg_sq": SQUARE}
+
+    lr = learning_rate(1e-3)
+    betas = Decays((0.9, 0.999), "Decay of the moving averages of g and of its square, in [0, 1).")
+    eps = epsilon(1e-8)
+    maximize = replace(MAXIMIZE, keyword_only=False)
+    eps_hat = Flag(True, fixed=True)
+    lazy = Flag(True, fixed=True)
+
+    @staticmethod
+    def rule(options: Mapping[str, Any]) -> tuple[str, tuple[str, ...]]:
+        return "adam", ("exp_avg", "exp_avg_sq")
 
 
 class AdamW(Adam):

@@ -465,6 +465,9 @@ class Method:
     twin: ClassVar[str | None] = None
     """The class of `torch.optim` that this is, with more options; None if torch has no such."""
 
+    refusal_of_dense: ClassVar[str] = ""
+    """What that class says of a dense gradient, if it takes none."""
+
     twin_flags: ClassVar[tuple[str, ...]] = ()
     """Options of the twin that say how a step is run, as they follow in its signature: those before "*" by position.
     For type checkers; at run time the signature is the twin's own."""

@@ -112,11 +112,15 @@ class Offload(torch.optim.Optimizer):
     ) -> None:
         if not (isinstance(optimizer, type) and issubclass(optimizer, Optimizer)):
             raise TypeError(f"optimizer: expected a class of fastopt.torch, got {optimizer!r}")
-        if optimizer.method.advances or optimizer.method.between:
-            what = (
-                "keeps numbers of all parameters" if optimizer.method.advances else "needs products of whole matrices"
-            )
-            raise ValueError(f"optimizer: {optimizer.__name__} {what}, and parameters are stepped in parts here")
+        method = optimizer.method
+        unfit = {
+            "keeps numbers of all parameters, which are stepped in parts here": method.advances,
+            "needs products of whole matrices, and parameters are stepped in parts here": method.between,
+            "is for sparse gradients, and gradients are dense here": method.refusal_of_dense,
+        }
+        for why, holds in unfit.items():
+            if holds:
+                raise ValueError(f"optimizer: {optimizer.__name__} {why}")
         super().__init__(params, {})
         self._given = {"optimizer": optimizer, "in_backward": in_backward, **options}
         self.last_step = None

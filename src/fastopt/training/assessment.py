@@ -104,6 +104,12 @@ def assess_text(scores: dict[str, float], entropy: float) -> Assessment:
     return Assessment(facts, text, scores["bits_per_character"] < entropy)
 
 
+def assess_ranking(scores: dict[str, float], popular: dict[str, float]) -> Assessment:
+    """Assess a recommender; the baseline ranks items by how often they were taken."""
+    text = f"auc {popular['auc']:.4g}, hit rate {popular['hit_rate']:.4g} by the popularity of items"
+    return Assessment({**scores, "baseline": popular}, text, scores["auc"] > popular["auc"])
+
+
 def _ratio(part: int, whole: int) -> float | None:
     """Return a share; None of nothing."""
     return float(part / whole) if whole else None

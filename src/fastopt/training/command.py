@@ -22,7 +22,8 @@ from fastopt.training.report import show_columns
 from fastopt.training.session import CHECKPOINT, run_session
 
 # The panels of the help.
-MLP, TRANSFORMER, OPTIMIZER, RUN = "Perceptron on a table", "Transformer on a text", "Optimizer", "Run"
+MLP, TRANSFORMER, RECOMMENDER = "Perceptron on a table", "Transformer on a text", "Recommender on interactions"
+OPTIMIZER, RUN = "Optimizer", "Run"
 
 
 def train(
@@ -30,7 +31,8 @@ def train(
     model: Annotated[
         ModelName | None,
         typer.Option(
-            help="A perceptron on a table, in NumPy; or a transformer on the characters of a text, in torch.",
+            help="A perceptron on a table or a recommender on interactions, in NumPy; or a transformer on the "
+            "characters of a text, in torch.",
             show_default="mlp",
         ),
     ] = None,
@@ -100,7 +102,11 @@ def train(
     ] = None,
     width: Annotated[
         int | None,
-        typer.Option(help="Units, a multiple of 32.", show_default=defaults("width"), rich_help_panel=TRANSFORMER),
+        typer.Option(
+            help="Units, a multiple of 32; of a recommender the numbers in an embedding.",
+            show_default=defaults("width"),
+            rich_help_panel=TRANSFORMER,
+        ),
     ] = None,
     context: Annotated[
         int | None,
@@ -108,6 +114,16 @@ def train(
             help="Characters from which the next one is predicted, at most.",
             show_default=defaults("context"),
             rich_help_panel=TRANSFORMER,
+        ),
+    ] = None,
+    interactions: Annotated[
+        str | None,
+        typer.Option(
+            metavar="generated|FILE",
+            help="A table with the columns user and item, each row an interaction; or 400,000 that are made up: Zipf "
+            "popularity and planted tastes.",
+            show_default=defaults("interactions"),
+            rich_help_panel=RECOMMENDER,
         ),
     ] = None,
     optimizer: Annotated[
@@ -162,7 +178,7 @@ def train(
         str | None,
         typer.Option(
             metavar="N|full",
-            help="Rows, or pieces of text, for one step; 'full' for all (gradient descent), "
+            help="Rows, pieces of text, or interactions for one step; 'full' for all (gradient descent), "
             "1 for stochastic gradient descent.",
             show_default=defaults("batch_size"),
             rich_help_panel=RUN,
@@ -216,6 +232,8 @@ def train(
     With no options a perceptron learns to read handwritten digits, in seconds.
 
     With --model transformer a small GPT learns to write like Python's reference, in a minute or two.
+
+    With --model recommender two towers learn what users like; a step changes only the rows of their batch.
 
     Ctrl-C saves the run; --resume continues it.
 

@@ -10,10 +10,12 @@ from typing import Any, ClassVar, Literal, get_args
 from fastopt.training.data import Task
 from fastopt.training.errors import TrainingError
 
-ModelName = Literal["mlp", "transformer"]
+ModelName = Literal["mlp", "transformer", "recommender"]
 Precision = Literal["float32", "float64"]
 
 PYDOC_TOPICS = "pydoc_data.topics"
+
+GENERATED = "generated"
 
 MOST_THREADS = 1024
 """OpenMP ends the process when it cannot make as many as it is asked for."""
@@ -25,7 +27,7 @@ class Config:
 
     Attributes
     ----------
-    model : {"mlp", "transformer"}
+    model : {"mlp", "transformer", "recommender"}
         What is trained; of the class.
     optimizer, schedule : str
         Names in :mod:`fastopt.training.recipes`.
@@ -38,11 +40,12 @@ class Config:
     clip_norm : float
         The largest norm of the gradient; 0 never clips.
     batch_size : int or "full"
-        Rows of a table, or pieces of a text, in a batch.
+        Rows of a table, pieces of a text, or interactions in a batch.
     epochs : int
         Passes over the training data.
     seed : int
-        Decides the initial weights, the order of the batches, the held-out rows of a table and the sample of a text.
+        Decides the initial weights, the order of the batches, the held-out rows of a table or interactions, and the
+        sample of a text.
     dtype : {"float32", "float64"}
         The precision of the model.
     threads : int or None
@@ -177,7 +180,36 @@ class TransformerConfig(Config):
         return self.text
 
 
-CONFIGS: dict[ModelName, type[Config]] = {"mlp": MLPConfig, "transformer": TransformerConfig}
+@dataclass(frozen=True, kw_only=True)
+class RecommenderConfig(Config):
+    """Two towers that rank items for users.
+
+    Attributes
+    ----------
+    interactions : str
+        ``"generated"`` or the absolute path of a table.
+    width : int
+        Numbers in an embedding.
+    """
+
+    model = "recommender"
+
+    interactions: str = GENERATED
+    width: int = 8
+    batch_size: int | Literal["full"] = 1024
+    epochs: int = 8
+
+    @property
+    def source(self) -> str:
+        """The interactions."""
+        return self.interactions
+
+
+CONFIGS: dict[ModelName, type[Config]] = {
+    "mlp": MLPConfig,
+    "transformer": TransformerConfig,
+    "recommender": RecommenderConfig,
+}
 
 
 def from_json(settings: Mapping[str, Any]) -> Config:
@@ -304,6 +336,7 @@ _FIT: dict[str, Fit] = {
         "numbers of units such as 256,128, each from 1 to 1000000",
     ),
     "text": _TEXT,
+    "interactions": _TEXT,
     "layers": _whole(1, 1000),
     "width": _SIZE,
     "context": _SIZE,
@@ -340,6 +373,7 @@ def _batch_size(text: str) -> int | str:
 _PARSERS: dict[str, Callable[[str], Any]] = {
     "data": _file_unless("digits"),
     "text": _file_unless(PYDOC_TOPICS),
+    "interactions": _file_unless(GENERATED),
     "hidden": _hidden,
     "drop": _columns,
     "keep": _columns,

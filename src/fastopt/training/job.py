@@ -11,10 +11,11 @@ from fastopt import environment
 from fastopt.training.assessment import Assessment
 from fastopt.training.batches import Batch
 from fastopt.training.checkpoint import Checkpoint, pack, unpack
-from fastopt.training.config import Config, MLPConfig, TransformerConfig, from_json
+from fastopt.training.config import Config, MLPConfig, RecommenderConfig, TransformerConfig, from_json
 from fastopt.training.errors import TrainingError
 from fastopt.training.loop import Run, train
 from fastopt.training.problem import Problem
+from fastopt.training.recommender_problem import RecommenderProblem
 from fastopt.training.table_problem import TableProblem
 
 IN_A_CHECKPOINT = {"step": int, "epoch": int, "state": dict, "config": dict, "data": dict, "versions": dict}
@@ -177,6 +178,8 @@ def _problem(config: Config) -> Problem:
     match config:
         case MLPConfig():
             return TableProblem(config)
+        case RecommenderConfig():
+            return RecommenderProblem(config)
         case TransformerConfig():
             try:
                 from fastopt.training.text_problem import TextProblem

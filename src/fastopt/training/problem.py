@@ -39,6 +39,8 @@ class Problem(ABC):
         The name of the loss with its unit.
     sample_unit : str
         What the targets are, in the plural and short.
+    steps_all : bool
+        Whether a step of the optimizer is one of all parameters, and not of some rows of tables.
     """
 
     config: Config
@@ -53,6 +55,7 @@ class Problem(ABC):
     main_score: str
     loss_label: str
     sample_unit: str
+    steps_all: bool = True
 
     @property
     def total_steps(self) -> int:

@@ -12,6 +12,8 @@ class Stream(IntEnum):
     WEIGHTS = 1
     ORDER = 2
     SAMPLE = 3
+    NEGATIVES = 4
+    DATA = 5
 
 
 def generator(seed: int, stream: Stream, index: int = 0) -> np.random.Generator:

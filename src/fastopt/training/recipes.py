@@ -45,6 +45,16 @@ RULES: dict[ModelName, dict[str, Rule]] = {
         "adam": Rule("Adam", {"lr": 3e-4, "betas": (0.9, 0.95)}),
         "adamw": Rule("AdamW", {"lr": 3e-4, "betas": (0.9, 0.95), "weight_decay": 0.1}),
     },
+    "recommender": {
+        "sgd": Rule("SGD", {"lr": 100.0}),
+        "momentum": Rule("SGD", {"lr": 30.0, "momentum": 0.9}),
+        "nesterov": Rule("SGD", {"lr": 30.0, "momentum": 0.9, "nesterov": True}),
+        "adagrad": Rule("Adagrad", {"lr": 0.05}),
+        "rmsprop": Rule("RMSprop", {"lr": 2e-2}),
+        "adam": Rule("Adam", {"lr": 2e-2}),
+        "adamw": Rule("AdamW", {"lr": 2e-2}),
+        "sparseadam": Rule("SparseAdam", {"lr": 2e-2}),
+    },
 }
 
 RIVALS: dict[str, dict[str, Any]] = {"torch": {}, "torch-fused": {"fused": True}}
@@ -80,7 +90,7 @@ def configure(model: ModelName, settings: Mapping[str, Any]) -> Config:
 
     Parameters
     ----------
-    model : {"mlp", "transformer"}
+    model : {"mlp", "transformer", "recommender"}
         What is trained.
     settings : mapping
         Of the attributes of its class in :mod:`fastopt.training.config`, those that are to differ.
@@ -131,6 +141,11 @@ def rival(optimizer: str) -> str:
     return prefix
 
 
+def registered(config: Config) -> type[Optimizer]:
+    """Return the class of the registry that the settings name."""
+    return optimizers.registry()[_rule(config.model, config.optimizer).class_name]
+
+
 def build_optimizer(
     config: Config, classes: Mapping[str, Any], parameters: Any, total_steps: int, **arguments: Any
 ) -> Any:
@@ -157,6 +172,10 @@ def build_optimizer(
     rule = _rule(config.model, config.optimizer)
     if rule.class_name not in classes:
         raise TrainingError(f"--optimizer {config.optimizer}: there is no {rule.class_name} for --model {config.model}")
+    if config.model == "transformer" and registered(config).method.refusal_of_dense:
+        raise TrainingError(
+            f"--optimizer {config.optimizer}: is for sparse gradients, those of a transformer are dense"
+        )
     kind = classes[rule.class_name]
     settings = {**rule.arguments, "lr": build_schedule(config, total_steps)}
     if "weight_decay" in _defaults(rule):

@@ -202,6 +202,8 @@ def _add_costs(table: Grid, job: Job, seconds: float) -> None:
         table.add_row(f"  {name}", f"{part:.2f} s {part / seconds:5.0%}")
     optimizer, step = (1e3 * part / run.new_steps for part in (run.optimizer_seconds, run.step_seconds))
     table.add_row("optimizer's share", f"{optimizer / step:.1%} of a step, {optimizer:.3g} of {step:.3g} ms")
+    if not job.problem.steps_all:
+        return
     moved = job.optimizer_bytes() * run.new_steps
     table.add_row("optimizer traffic", f"{moved / 1e9:.3g} GB, {moved / run.optimizer_seconds / 1e9:.3g} GB/s")
 
