@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from io import BytesIO
+from typing import Any
 
 import numpy as np
 from matplotlib import rc_context
@@ -21,7 +24,7 @@ STEPS = 100
 def paths(name: str) -> dict[str, bytes]:
     """Draw the optimizer's way down two surfaces, at the best of many rates, beside plain descent's at its best.
 
-    None, if it cannot step two numbers.
+    No pictures, if it cannot step two numbers.
     """
     try:
         runs = landscape.run([surfaces.ravine(), surfaces.himmelblau()], ["gd", name.lower()], RATES, STEPS)
@@ -34,7 +37,7 @@ def paths(name: str) -> dict[str, bytes]:
             axes = dict(zip(dict.fromkeys(run.surface for run in runs), figure.subplots(1, 2), strict=True))
             for surface, chart in axes.items():
                 _draw_contours(chart, surface, faint)
-            for run in landscape.best(runs):
+            for run in landscape.best([run for run in runs if _stays(run)] or runs):
                 descent = run.optimizer == "gd"
                 axes[run.surface].plot(
                     *run.path.points.T,
@@ -66,14 +69,20 @@ def curve(schedule: Schedule, last: float) -> dict[str, bytes]:
     return drawn
 
 
-def shown(drawn: dict[str, bytes], stem: str, text: str) -> str:
+def shown(drawn: Mapping[str, bytes], stem: str, text: str) -> str:
     """Return the Markdown that shows a picture of each scheme on pages of that scheme."""
     return "\n".join(f"![{text}]({stem}-{scheme}.svg#only-{scheme})" for scheme in drawn)
 
 
-def _inked(ink: str) -> rc_context:
-    names = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")
-    return rc_context({**dict.fromkeys(names, ink), "axes.facecolor": "none", "svg.hashsalt": "fastopt"})
+def _stays(run: landscape.Run) -> bool:
+    """Whether a path is in the picture all the time: one that found a minimum from far out teaches nothing."""
+    lower, upper = run.surface.domain
+    return not run.path.diverged and bool(((run.path.points >= lower) & (run.path.points <= upper)).all())
+
+
+def _inked(ink: str) -> AbstractContextManager[None]:
+    inks: Any = dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), ink)
+    return rc_context({**inks, "axes.facecolor": "none", "svg.hashsalt": "fastopt"})
 
 
 def _draw_contours(chart: Axes, surface: surfaces.Surface, color: str) -> None:

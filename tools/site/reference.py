@@ -42,11 +42,13 @@ def schedule_pages() -> Pages:
         drawn = _drawn(cls)
         pages |= {f"schedules/{name}-{scheme}.svg": picture for scheme, picture in drawn.items()}
         shown = pictures.shown(drawn, name, f"{name}: value by step")
-        sections.append(f"## {name}\n\n{shown}\n\n::: fastopt.schedules.{name}\n    options:\n      show_root_heading: false\n")
+        sections.append(
+            f"## {name}\n\n{shown}\n\n::: fastopt.schedules.{name}\n    options:\n      show_root_heading: false\n"
+        )
     head = (
         "# Schedules\n\nEvery optimizer takes a schedule, or any function of the step, wherever it takes a number:\n"
-        "`AdamW(params, lr=schedules.warmup_cosine(6e-4, 2000, 100_000))`. A schedule is a pure function of the number of "
-        "steps taken so far. The pictures show the first example of each.\n"
+        "`AdamW(params, lr=schedules.warmup_cosine(6e-4, 2000, 100_000))`. A schedule is a pure function of the "
+        "number of steps taken so far. The pictures show the first example of each.\n"
     )
     return {"schedules/index.md": "\n".join([head, *sections]), **pages}
 
@@ -58,9 +60,9 @@ def _all_optimizers(found: Mapping[str, type[Optimizer]]) -> str:
     ]
     head = """# Optimizers
 
-`fastopt.AdamW` steps NumPy arrays, `fastopt.torch.AdamW` tensors, `fastopt.jax.AdamW` pytrees: the same names, options and
-kernels. State memory is of float32 parameters; what a step moves, at the least, is the gradient read, and parameter and
-states read and written. Bytes are for each element of the parameters.
+`fastopt.AdamW` steps NumPy arrays, `fastopt.torch.AdamW` tensors, `fastopt.jax.AdamW` pytrees: the same names, options
+and kernels. State memory is of float32 parameters; what a step moves, at the least, is the gradient read, and parameter
+and states read and written. Bytes are for each element of the parameters.
 
 | | when to use it | state memory, bytes | moved in a step, bytes |
 | --- | --- | ---: | ---: |
@@ -72,8 +74,10 @@ states read and written. Bytes are for each element of the parameters.
 
 def _optimizer(cls: type[Optimizer], drawn: Mapping[str, bytes]) -> str:
     method, name = cls.method, cls.__name__
-    text, _, papers = (inspect.getdoc(method) or "").partition("\nReferences\n----------\n")
-    summary, _, formulas = text.partition("\n\n")
+    summary, formulas, papers = _told(method)
+    base = method.__mro__[1]
+    if base.__name__ in optimizers.registry():
+        formulas += f"\n\n`{base.__name__}`: {_told(base)[1]}"
     twin = f", a drop-in twin of `torch.optim.{method.twin}`" if method.twin else ""
     own = {option: value for option, value in method.options.items() if not value.fixed}
     sections = [
@@ -85,11 +89,20 @@ def _optimizer(cls: type[Optimizer], drawn: Mapping[str, bytes]) -> str:
         pictures.shown(drawn, name.lower(), f"The path of {name} on two surfaces"),
         f"{pictures.STEPS} steps, each at the best of many rates; the stars are minima." if drawn else "",
         "## Options\n\n" + _options(own),
-        "[Options of all optimizers](index.md#options-of-all-of-them): " + ", ".join(f"`{option}`" for option in WHOLE) + ".",
+        "[Options of all optimizers](index.md#options-of-all-of-them): "
+        + ", ".join(f"`{option}`" for option in WHOLE)
+        + ".",
         "## States and memory\n\n" + _states(cls),
         "## Papers\n\n" + _marked(papers),
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def _told(method: type[Method]) -> tuple[str, str, str]:
+    """Return the parts of a description's docstring: what it is, the formulas, the papers."""
+    text, _, papers = (inspect.getdoc(method) or "").partition("\nReferences\n----------\n")
+    summary, _, formulas = text.partition("\n\n")
+    return summary, formulas, papers
 
 
 def _options(options: Mapping[str, Option]) -> str:
@@ -109,8 +122,8 @@ def _states(cls: type[Optimizer]) -> str:
     table = "| state | starts as | kept |\n| --- | --- | --- |\n" + "\n".join(rows) if rows else "No states."
     memory = ", ".join(f"{_state_bytes(cls, dtype):.3g} with `{dtype}`" for dtype in STORED_AS)
     return (
-        f"{table}\n\nWith the default options, bytes of states for each float32 element: {memory}. A step moves at least "
-        f"{_moved(cls):.3g} bytes an element."
+        f"{table}\n\nWith the default options, bytes of states for each float32 element: {memory}. A step moves at "
+        f"least {_moved(cls):.3g} bytes an element."
     )
 
 

@@ -41,7 +41,9 @@ def relinked(markdown: str, page: str) -> str:
         path = posixpath.normpath(posixpath.join(posixpath.dirname(_path(page)), match[2]))
         if not (ROOT / path).is_file():
             return match[0]
-        return f"{match[1]}{posixpath.relpath(_address(path), posixpath.dirname(page) or '.')}{match[3] or ''}{match[4]}"
+        return (
+            f"{match[1]}{posixpath.relpath(_address(path), posixpath.dirname(page) or '.')}{match[3] or ''}{match[4]}"
+        )
 
     return LINK.sub(link, markdown)
 

@@ -40,9 +40,7 @@ class LAMB(Method):
     learning: training BERT in 76 minutes".
     """
 
-    use = (
-        "Transformers with batches of tens of thousands of rows; with ordinary batches `AdamW` is as good and faster."
-    )
+    use = "Transformers with batches of tens of thousands of rows; with ordinary batches `AdamW` is as good and faster."
 
     states = {"exp_avg": MOMENT, "exp_avg_sq": SQUARE}
     whole_defaults = {"clip_norm": 1.0}
