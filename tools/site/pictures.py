@@ -12,7 +12,8 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from fastopt import landscape, surfaces
+from fastopt import SGD, landscape, surfaces, trajectory
+from fastopt.optimizer import Optimizer
 from fastopt.schedules import Schedule
 
 SCHEMES = {"light": ("#37474f", "#b0bec5", "#c62828"), "dark": ("#cfd8dc", "#546e7a", "#ff8a65")}
@@ -21,13 +22,18 @@ RATES = np.geomspace(1e-3, 10, 25).tolist()
 STEPS = 100
 
 
-def paths(name: str) -> dict[str, bytes]:
+def paths(cls: type[Optimizer]) -> dict[str, bytes]:
     """Draw the optimizer's way down two surfaces, at the best of many rates, beside plain descent's at its best.
 
     No pictures, if it cannot step two numbers.
     """
     try:
-        runs = landscape.run([surfaces.ravine(), surfaces.himmelblau()], ["gd", name.lower()], RATES, STEPS)
+        runs = [
+            landscape.Run(surface, label, lr, trajectory(surface, optimizer, surface.starts[0], STEPS, lr=lr))
+            for surface in (surfaces.ravine(), surfaces.himmelblau())
+            for label, optimizer in {"gradient descent": SGD, cls.__name__: cls}.items()
+            for lr in RATES
+        ]
     except ValueError:
         return {}
     drawn: dict[str, bytes] = {}
@@ -38,14 +44,14 @@ def paths(name: str) -> dict[str, bytes]:
             for surface, chart in axes.items():
                 _draw_contours(chart, surface, faint)
             for run in landscape.best([run for run in runs if _stays(run)] or runs):
-                descent = run.optimizer == "gd"
+                descent = run.optimizer != cls.__name__
                 axes[run.surface].plot(
                     *run.path.points.T,
                     "-o",
                     color=ink if descent else bright,
                     linewidth=1 if descent else 1.8,
                     markersize=1.5 if descent else 3,
-                    label=f"{'gradient descent' if descent else name}, lr {run.lr:.2g}",
+                    label=f"{run.optimizer}, lr {run.lr:.2g}",
                 )
             for chart in axes.values():
                 chart.legend(loc="upper center", bbox_to_anchor=(0.5, -0.08), frameon=False, fontsize="small")

@@ -25,7 +25,7 @@ def optimizer_pages() -> Pages:
     found = dict(sorted(optimizers.registry().items(), key=lambda entry: entry[0].lower()))
     pages: Pages = {"optimizers/index.md": _all_optimizers(found)}
     for name, cls in found.items():
-        drawn = pictures.paths(name)
+        drawn = pictures.paths(cls)
         pages[f"optimizers/{name.lower()}.md"] = _optimizer(cls, drawn)
         pages |= {f"optimizers/{name.lower()}-{scheme}.svg": picture for scheme, picture in drawn.items()}
     return pages
@@ -44,6 +44,7 @@ def schedule_pages() -> Pages:
         shown = pictures.shown(drawn, name, f"{name}: value by step")
         sections.append(
             f"## {name}\n\n{shown}\n\n::: fastopt.schedules.{name}\n    options:\n      show_root_heading: false\n"
+            "      show_root_toc_entry: false\n      heading_level: 3\n      filters: ['!^_']\n"
         )
     head = (
         "# Schedules\n\nEvery optimizer takes a schedule, or any function of the step, wherever it takes a number:\n"
@@ -146,7 +147,8 @@ def _moved(cls: type[Optimizer]) -> float:
 
 def _marked(text: str) -> str:
     """Return the text of a docstring as Markdown, in which a table of reStructuredText is shown as it is."""
-    return re.sub(r"^=+  =.*^=+  =[ =]*$", r"```text\n\g<0>\n```", text, flags=re.M | re.S)
+    table = re.compile(r"^=+  =.*^=+  =[ =]*$", re.M | re.S)
+    return table.sub(lambda found: f"```text\n{found[0].replace('``', '  ')}\n```", text)
 
 
 def _drawn(cls: type[schedules.Schedule]) -> dict[str, bytes]:
