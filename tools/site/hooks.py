@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import reference
+import pages as made
 import repository
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
@@ -15,7 +15,7 @@ def on_files(files: Files, *, config: MkDocsConfig) -> Files:
     """Add what docs/ has not, and the reference's pages to the navigation."""
     for file in repository.linked_files(files, config):
         files.append(file)
-    pages = {**reference.optimizer_pages(), **reference.schedule_pages()}
+    pages = {**made.optimizer_pages(), **made.schedule_pages()}
     for address, content in pages.items():
         files.append(File.generated(config, address, content=content))
     for entry in config.nav or []:

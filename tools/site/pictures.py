@@ -31,7 +31,7 @@ def paths(cls: type[Optimizer]) -> dict[str, bytes]:
         runs = [
             landscape.Run(surface, label, lr, trajectory(surface, optimizer, surface.starts[0], STEPS, lr=lr))
             for surface in (surfaces.ravine(), surfaces.himmelblau())
-            for label, optimizer in {"gradient descent": SGD, cls.__name__: cls}.items()
+            for label, optimizer in (("gradient descent", SGD), (cls.__name__, cls))
             for lr in RATES
         ]
     except ValueError:
