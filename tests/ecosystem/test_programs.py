@@ -154,7 +154,9 @@ def trainer_of_transformers(optim: ModuleType) -> list[float]:
 @program("accelerate", rtol=0.03)
 def accelerate_in_mixed_precision(optim: ModuleType) -> list[float]:
     from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
 
+    AcceleratorState._reset_state()  # the one of a process, which transformers makes too
     accelerator = Accelerator(cpu=True, mixed_precision="bf16", gradient_accumulation_steps=2)
     model = network()
     model, optimizer = accelerator.prepare(model, optim.AdamW(model.parameters(), lr=1e-2))
