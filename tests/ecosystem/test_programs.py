@@ -270,6 +270,7 @@ def workers_of_ray(optim: ModuleType) -> list[float]:
             losses = plain_loop(self.model, self.optimizer, batches()[share::2])
             return losses, self.model.state_dict()
 
+    os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # it would leave a token in the home directory
     environment = {"env_vars": {"PYTHONPATH": str(Path(__file__).parent)}}
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, runtime_env=environment)
     workers = [ray.remote(Worker).remote(optim.__name__) for _ in range(2)]
