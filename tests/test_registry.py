@@ -106,6 +106,13 @@ def test_every_argument_is_explained_in_the_docstring(name: str) -> None:
 
 
 @every_name
+def test_the_description_says_when_to_use_it(name: str) -> None:
+    cls = optimizers.registry()[name]
+    assert re.fullmatch(r"[A-Z][^.]+\.", vars(cls.method)["use"])
+    assert cls.method.use in (inspect.getdoc(cls) or "")
+
+
+@every_name
 def test_the_signature_is_checked_and_made_from_the_description(name: str) -> None:
     cls = optimizers.registry()[name]
     with pytest.raises(TypeError, match=rf"^{name}.__init__\(\) got an unexpected keyword argument 'learning_rate'"):

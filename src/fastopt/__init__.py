@@ -9,9 +9,9 @@
 array([4.8])
 """
 
-from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
 
-from fastopt import optimizers, schedules, surfaces
+from fastopt import optimizers
 from fastopt.averaging import lerp_
 from fastopt.clipping import clip_grad_norm, clip_grad_value, global_norm
 from fastopt.engine import StepInfo
@@ -21,9 +21,12 @@ from fastopt.optimizer import Optimizer
 from fastopt.optimizers import *  # noqa: F403
 from fastopt.optimizers import __all__ as __all__  # which type checkers can follow
 from fastopt.rows import Rows
-from fastopt.trajectories import Trajectory, trajectory
 
-__version__ = version("fastopt")
+if TYPE_CHECKING:
+    from fastopt import schedules, surfaces
+    from fastopt.trajectories import Trajectory, trajectory
+
+    __version__: str
 
 __all__ += (
     "Lookahead",
@@ -45,3 +48,24 @@ __all__ += (
     "surfaces",
     "trajectory",
 )
+
+
+def __getattr__(name: str) -> Any:
+    """Import what takes long and not everybody asks for."""
+    from importlib import import_module
+
+    if name == "__version__":
+        found: Any = import_module("importlib.metadata").version("fastopt")
+    elif name in ("schedules", "surfaces"):
+        found = import_module(f"fastopt.{name}")
+    elif name in ("Trajectory", "trajectory"):
+        found = getattr(import_module("fastopt.trajectories"), name)
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    """Name what there is, imported or not."""
+    return sorted({*globals(), *__all__})

@@ -7,7 +7,6 @@ import platform
 import re
 import warnings
 from functools import cache
-from importlib.metadata import version
 from pathlib import Path
 from typing import TypedDict
 
@@ -112,6 +111,8 @@ def info() -> Info:
     RuntimeWarning
         If two OpenMP runtimes are loaded in this process: their threads compete for the cores.
     """
+    from importlib.metadata import version  # (as long to import as half of the library)
+
     runtimes = openmp_runtimes()
     if len(runtimes) > 1:
         warnings.warn(

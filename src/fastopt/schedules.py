@@ -279,6 +279,11 @@ class constant(Schedule):
     ----------
     value : float
         The value.
+
+    Examples
+    --------
+    >>> constant(0.1)([0, 1000])
+    array([0.1, 0.1])
     """
 
     value: Finite
@@ -297,6 +302,11 @@ class piecewise(Schedule):
         The steps at which the value changes, strictly increasing. At a boundary the new value holds.
     values : sequence of float
         The values, one more than boundaries.
+
+    Examples
+    --------
+    >>> piecewise([300, 600], [1.0, 0.3, 0.1])([0, 299, 300, 600, 900])
+    array([1. , 1. , 0.3, 0.1, 0.1])
     """
 
     boundaries: Boundaries
@@ -323,6 +333,11 @@ class step_decay(Schedule):
         What the value is multiplied by at each stair, in (0, 1].
     every : float
         Length of a stair in steps.
+
+    Examples
+    --------
+    >>> step_decay(1.0, factor=0.5, every=250)([0, 249, 250, 500, 1000])
+    array([1.    , 1.    , 0.5   , 0.25  , 0.0625])
     """
 
     start: Finite
@@ -344,6 +359,11 @@ class exponential_decay(Schedule):
     rate : float
         Decay rate per step, 0 or more. The value halves every ``log(2) / rate`` steps; to multiply it by `g` at each
         step, take ``rate=-log(g)``.
+
+    Examples
+    --------
+    >>> exponential_decay(1.0, rate=0.003)([0, 1000])
+    array([1.        , 0.04978707])
     """
 
     start: Finite
@@ -363,6 +383,11 @@ class linear(Schedule):
         Values at step 0 and from step `total` on.
     total : float
         Length of the line in steps.
+
+    Examples
+    --------
+    >>> linear(1.0, 0.1, total=800)([0, 400, 800, 1000])
+    array([1.  , 0.55, 0.1 , 0.1 ])
     """
 
     start: Finite
@@ -385,6 +410,11 @@ class polynomial(Schedule):
         Length of the decay in steps.
     power : float, default 1.0
         The exponent, positive. Above 1 the value moves fast first, below 1 fast last.
+
+    Examples
+    --------
+    >>> polynomial(1.0, 0.0, total=800, power=2)([0, 400, 800, 1000])
+    array([1.  , 0.25, 0.  , 0.  ])
     """
 
     start: Finite
@@ -414,6 +444,11 @@ class cosine(Schedule):
     References
     ----------
     Loshchilov and Hutter, "SGDR: Stochastic Gradient Descent with Warm Restarts", ICLR 2017 (without the restarts).
+
+    Examples
+    --------
+    >>> cosine(1.0, total=800, floor=0.1)([0, 400, 800, 1000])
+    array([1.  , 0.55, 0.1 , 0.1 ])
     """
 
     peak: Finite
@@ -445,6 +480,11 @@ class cosine_restarts(Schedule):
     References
     ----------
     Loshchilov and Hutter, "SGDR: Stochastic Gradient Descent with Warm Restarts", ICLR 2017.
+
+    Examples
+    --------
+    >>> cosine_restarts(1.0, period=200, multiplier=2)([0, 100, 200, 400, 1000])
+    array([1. , 0.5, 1. , 0.5, 0.5])
     """
 
     peak: Finite
@@ -477,6 +517,11 @@ class inverse_sqrt(Schedule):
     References
     ----------
     Vaswani et al., "Attention Is All You Need", NeurIPS 2017, section 5.3.
+
+    Examples
+    --------
+    >>> inverse_sqrt(1.0, warmup=100)([0, 50, 100, 400, 1000])
+    array([0.        , 0.5       , 1.        , 0.5       , 0.31622777])
     """
 
     peak: Finite
@@ -556,6 +601,11 @@ class warmup_stable_decay(Schedule):
     ----------
     Zhai et al., "Scaling Vision Transformers", CVPR 2022 (the linear cooldown);
     Hu et al., "MiniCPM: Unveiling the Potential of Small Language Models with Scalable Training Strategies", COLM 2024.
+
+    Examples
+    --------
+    >>> warmup_stable_decay(1.0, warmup=100, total=900, decay=200)([0, 50, 100, 700, 800, 1000])
+    array([0. , 0.5, 1. , 1. , 0.5, 0. ])
     """
 
     peak: Finite
@@ -684,6 +734,9 @@ class one_cycle(Schedule):
 
     Examples
     --------
+    >>> one_cycle(max_lr=0.1, total=100)([0, 29, 99])
+    array([4.e-03, 1.e-01, 4.e-07])
+
     >>> cycle = one_cycle(max_lr=0.1, total=100)
     >>> cycle(29), cycle.momentum(29)
     (0.1, 0.85)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+import sys
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -14,12 +15,19 @@ OLDEST = "2.6"
 if torch.__version__ < OLDEST:  # (by numbers: this is no plain string)
     raise ImportError(f"fastopt.torch needs torch {OLDEST} or newer, got {torch.__version__}")
 
-try:
+if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor as DTensor
-except ImportError:  # a build of torch without torch.distributed
+else:
 
-    class DTensor:  # type: ignore[no-redef]
-        """Stand-in that no tensor is an instance of."""
+    class Sharded(type):
+        """The type of `DTensor`."""
+
+        def __instancecheck__(cls, tensor: object) -> bool:
+            """Whether it is torch's `DTensor`, which is not imported for that: it takes longer than all of fastopt."""
+            return isinstance(tensor, getattr(sys.modules.get("torch.distributed.tensor"), "DTensor", ()))
+
+    class DTensor(metaclass=Sharded):
+        """Stand-in for torch's, where `isinstance` asks for it."""
 
 
 DLPACK_DTYPES = {torch.float32: (2, 32), torch.float64: (2, 64), torch.float16: (2, 16), torch.bfloat16: (4, 16)}

@@ -24,6 +24,8 @@ class AdaBelief(Method):
     belief in observed gradients".
     """
 
+    use = "Networks where `SGD` generalises better than `Adam` and is too slow; sensitive to `eps`."
+
     states = {"exp_avg": MOMENT, "exp_avg_var": SQUARE, "max_exp_avg_var": SQUARE}
 
     lr = learning_rate(1e-3)

@@ -20,6 +20,8 @@ class Adadelta(Method):
     Zeiler 2012, "ADADELTA: an adaptive learning rate method".
     """
 
+    use = "Where no rate is to be tuned and speed of convergence does not matter; mostly of historical interest."
+
     twin = "Adadelta"
     twin_flags = ("foreach", "*", "capturable", "differentiable")
     states = {"square_avg": SQUARE, "acc_delta": SQUARE}

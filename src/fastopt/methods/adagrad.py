@@ -28,6 +28,11 @@ class Adagrad(Method):
     Duchi, Hazan & Singer 2011, "Adaptive subgradient methods for online learning and stochastic optimization".
     """
 
+    use = (
+        "Sparse features and convex problems, where rare features should keep a high rate; in long trainings of deep "
+        "networks its rates die out."
+    )
+
     twin = "Adagrad"
     twin_flags = ("foreach", "*", "differentiable", "fused")
     states = {"sum": State("initial_accumulator_value", "square")}

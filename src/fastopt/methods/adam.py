@@ -42,6 +42,8 @@ class Adam(Method):
     Adam and beyond" (amsgrad).
     """
 
+    use = "The first thing to try for most networks without weight decay; with decay, take `AdamW`."
+
     twin = "Adam"
     twin_flags = ("*", "foreach", "capturable", "differentiable", "fused")
     states = {"exp_avg": MOMENT, "exp_avg_sq": SQUARE, "max_exp_avg_sq": SQUARE}
@@ -112,6 +114,8 @@ class AdamW(Adam):
     ----------
     Loshchilov & Hutter 2019, "Decoupled weight decay regularization".
     """
+
+    use = "The default: transformers and most other networks, with warm-up and a falling rate."
 
     twin = "AdamW"
 

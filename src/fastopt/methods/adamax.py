@@ -20,6 +20,8 @@ class Adamax(Method):
     Kingma & Ba 2015, "Adam: a method for stochastic optimization", section 7.1.
     """
 
+    use = "Gradients with rare, very large entries (embeddings, speech); seldom better than `AdamW` elsewhere."
+
     twin = "Adamax"
     twin_flags = ("foreach", "*", "differentiable", "capturable")
     states = {"exp_avg": MOMENT, "exp_inf": State()}

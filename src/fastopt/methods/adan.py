@@ -23,6 +23,11 @@ class Adan(Method):
     Xie, Zhou, Li, Lin & Yan 2022, "Adan: adaptive Nesterov momentum algorithm for faster optimizing deep models".
     """
 
+    use = (
+        "Vision transformers and diffusion models with large rates, where its two further states (twice AdamW's) fit "
+        "into memory."
+    )
+
     states = {"exp_avg": MOMENT, "exp_avg_sq": SQUARE, "exp_avg_diff": MOMENT, "neg_pre_grad": State()}
 
     lr = learning_rate(1e-3)

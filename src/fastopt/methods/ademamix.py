@@ -36,6 +36,11 @@ class AdEMAMix(Method):
     Pagliardini, Ablin & Grangier 2024, "The AdEMAMix optimizer: better, faster, older".
     """
 
+    use = (
+        "Long trainings of language models (tens of thousands of steps), for a lower loss from the same tokens; it "
+        "needs `t_alpha` and `t_beta3`, and a state more."
+    )
+
     states = {"exp_avg": MOMENT, "exp_avg_sq": SQUARE, "exp_avg_slow": MOMENT}
 
     lr = learning_rate(1e-3)

@@ -23,6 +23,8 @@ class ADOPT(Method):
     can converge with any beta2 with the optimal rate".
     """
 
+    use = "Where `Adam` does not settle at any beta2, as with rare large gradients; otherwise on a par with `AdamW`."
+
     states = {"exp_avg": MOMENT, "exp_avg_sq": SQUARE}
 
     lr = learning_rate(1e-3)

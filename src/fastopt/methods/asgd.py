@@ -22,6 +22,11 @@ class ASGD(Method):
     learning with stochastic gradient descent" (the rate).
     """
 
+    use = (
+        "Convex problems with noisy gradients, and language models of the AWD-LSTM kind; for deep networks `ema=` of "
+        "another optimizer does much the same, in the same pass."
+    )
+
     twin = "ASGD"
     twin_flags = ("foreach", "maximize", "differentiable", "capturable")
     states = {"ax": State()}

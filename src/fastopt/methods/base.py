@@ -430,6 +430,9 @@ class Method:
     a formula says g, it is the gradient after `maximize` (its sign), clipping and L2 weight decay.
     """
 
+    use: ClassVar[str]
+    """When to take it, in one honest sentence."""
+
     options: ClassVar[dict[str, Option]] = {}
     """The options by name: the attributes of the class."""
 
@@ -606,6 +609,8 @@ class Method:
             "Parameters\n----------\nparams\n    What to optimize, in place.\n" + meanings,
             "Raises\n------\nTypeError, ValueError\n    If an option is out of bounds or an array unfit.",
         ]
+        if "use" in vars(cls):
+            sections.append("Notes\n-----\nWhen to use it: " + cls.use)
         if references:
             sections.append("References\n----------\n" + references)
         return "\n\n".join(sections)

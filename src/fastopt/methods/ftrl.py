@@ -23,6 +23,8 @@ class FTRL(Method):
     Hrafnkelsson, Boulos & Kubica 2013, "Ad click prediction: a view from the trenches".
     """
 
+    use = "Sparse linear models (click prediction), where most weights should be exactly zero; not for deep networks."
+
     counts_steps = False
     states = {"z": State(), "n": SQUARE}
 

@@ -40,6 +40,8 @@ class LAMB(Method):
     learning: training BERT in 76 minutes".
     """
 
+    use = "Transformers with batches of tens of thousands of rows; with ordinary batches `AdamW` is as good and faster."
+
     states = {"exp_avg": MOMENT, "exp_avg_sq": SQUARE}
     whole_defaults = {"clip_norm": 1.0}
     renamed = {"decoupled_decay": "decoupled_weight_decay", "max_grad_norm": "clip_norm", **TIMM}

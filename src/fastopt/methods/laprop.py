@@ -22,6 +22,11 @@ class LaProp(Method):
     Ziyin, Wang & Ueda 2020, "LaProp: separating momentum and adaptivity in Adam".
     """
 
+    use = (
+        "Where `Adam` is unstable with a beta1 that is large beside beta2, as in adversarial and reinforcement "
+        "learning."
+    )
+
     states = {"exp_avg": MOMENT, "exp_avg_sq": SQUARE}
     numbers = {"exp_avg_lr_1": 0.0, "exp_avg_lr_2": 0.0}
 

@@ -21,6 +21,8 @@ class LARS(Method):
     You, Gitman & Ginsburg 2017, "Large batch training of convolutional networks".
     """
 
+    use = "Convolutional networks with batches of thousands of images; with ordinary batches plain `SGD` is as good."
+
     counts_steps = False
     states = {"momentum_buffer": MOMENT}
 

@@ -34,6 +34,11 @@ class Lion(Method):
     algorithms".
     """
 
+    use = (
+        "Large models and large batches where half of AdamW's state is worth a search for a new rate (3 to 10 times "
+        "as small) and decay (as much larger)."
+    )
+
     counts_steps = False
     states = {"exp_avg": MOMENT}
 

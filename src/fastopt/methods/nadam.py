@@ -23,6 +23,8 @@ class NAdam(Method):
     Dozat 2016, "Incorporating Nesterov momentum into Adam".
     """
 
+    use = "Where `Adam` works and a little more speed at the start is welcome; the gain is small."
+
     twin = "NAdam"
     twin_flags = ("*", "foreach", "capturable", "differentiable")
     states = {"exp_avg": MOMENT, "exp_avg_sq": SQUARE}

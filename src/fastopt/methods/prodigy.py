@@ -42,6 +42,11 @@ class Prodigy(Method):
     Mishchenko & Defazio 2024, "Prodigy: an expeditiously adaptive parameter-free learner".
     """
 
+    use = (
+        "Fine-tuning where no rate is known and none is to be searched for, with a cosine schedule; twice AdamW's "
+        "states and a pass more."
+    )
+
     states = {"exp_avg": MOMENT, "exp_avg_sq": SQUARE, "s": MOMENT, "p0": State(start=None)}
     advances = ("k", "d", "d_max", "d_numerator", "d_denom", "d_hat")
     renamed = {"decouple": "decoupled_weight_decay"}

@@ -23,6 +23,8 @@ class RAdam(Method):
     Liu, Jiang, He, Chen, Liu, Gao & Han 2020, "On the variance of the adaptive learning rate and beyond".
     """
 
+    use = "Where Adam's first steps blow up and there is no warm-up; with a warm-up it gains nothing over `AdamW`."
+
     twin = "RAdam"
     twin_flags = ("*", "foreach", "capturable", "differentiable")
     states = {"exp_avg": MOMENT, "exp_avg_sq": SQUARE}

@@ -34,6 +34,11 @@ class RMSprop(Method):
     (centered).
     """
 
+    use = (
+        "Reinforcement learning and recurrent networks, where published settings use it; elsewhere `Adam` has "
+        "superseded it."
+    )
+
     twin = "RMSprop"
     twin_flags = ("capturable", "foreach", "maximize", "differentiable", "*")
     states = {"square_avg": SQUARE, "momentum_buffer": MOMENT, "grad_avg": State()}

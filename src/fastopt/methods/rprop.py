@@ -22,6 +22,8 @@ class Rprop(Method):
     Riedmiller & Braun 1993, "A direct adaptive method for faster backpropagation learning: the RPROP algorithm".
     """
 
+    use = "Full batches only, of small and noiseless problems: with mini-batches the signs are noise."
+
     twin = "Rprop"
     twin_flags = ("*", "capturable", "foreach", "differentiable")
     states = {"prev": State(), "step_size": State("lr")}

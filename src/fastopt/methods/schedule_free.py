@@ -49,6 +49,8 @@ class ScheduleFreeSGD(ScheduleFree):
     Defazio, Yang, Mehta, Mishchenko, Khaled & Cutkosky 2024, "The road less scheduled".
     """
 
+    use = "Where the length of the training is not known in advance and `SGD` is the choice; evaluate after `eval()`."
+
     states = {"z": State(start=None)}
 
     lr = learning_rate(1.0)
@@ -85,6 +87,11 @@ class ScheduleFreeAdamW(ScheduleFree):
     ----------
     Defazio, Yang, Mehta, Mishchenko, Khaled & Cutkosky 2024, "The road less scheduled".
     """
+
+    use = (
+        "Where the length of the training is not known in advance, or every point should be as good as the end of a "
+        "schedule; evaluate after `eval()`."
+    )
 
     states = {"z": State(start=None), "exp_avg_sq": SQUARE}
 

@@ -32,6 +32,11 @@ class SGD(Method):
     and momentum in deep learning".
     """
 
+    use = (
+        "Image networks and other well-scaled problems where there is time to tune the rate: with momentum it often "
+        "generalises as well as anything, with the least memory."
+    )
+
     twin = "SGD"
     twin_flags = ("*", "foreach", "differentiable", "fused")
     counts_steps = False

@@ -20,6 +20,11 @@ class Signum(Method):
     Bernstein, Wang, Azizzadenesheli & Anandkumar 2018, "signSGD: compressed optimisation for non-convex problems".
     """
 
+    use = (
+        "Distributed training where only signs are sent, and as the simplest of the sign methods; `Lion` is usually "
+        "better."
+    )
+
     counts_steps = False
     states = {"momentum_buffer": MOMENT}
 

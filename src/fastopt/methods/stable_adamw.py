@@ -38,6 +38,11 @@ class StableAdamW(Method):
     vision-language models".
     """
 
+    use = (
+        "Large or low-precision trainings whose loss spikes: it needs no clipping by norm, at the cost of reading "
+        "gradients twice."
+    )
+
     states = {"exp_avg": MOMENT, "exp_avg_sq": SQUARE}
     renamed = {"weight_decouple": "decoupled_weight_decay"}
 

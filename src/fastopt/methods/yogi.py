@@ -22,6 +22,8 @@ class Yogi(Method):
     Zaheer, Reddi, Sachan, Kale & Kumar 2018, "Adaptive methods for nonconvex optimization".
     """
 
+    use = "Very noisy or sparse gradients, and averages of clients in federated learning, where Adam's rates shoot up."
+
     states = {
         "exp_avg": State("initial_accumulator", "moment"),
         "exp_avg_sq": State("initial_accumulator", "square"),

@@ -410,6 +410,17 @@ def signature_beside(twin: type[torch.optim.Optimizer], method: type[Method]) ->
     return inspect.Signature([*known.values(), *beyond])
 
 
+def constructor(signature: inspect.Signature) -> Callable[..., None]:
+    """Return an `__init__` with this signature: the command line of Lightning reads that, and not the class's."""
+
+    def __init__(self: Optimizer, *args: Any, **options: Any) -> None:
+        Optimizer.__init__(self, *args, **options)
+
+    own = inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    __init__.__signature__ = inspect.Signature([own, *signature.parameters.values()])  # type: ignore[attr-defined]
+    return __init__
+
+
 def made_from(method: type[Method]) -> type[Optimizer]:
     """Return the class that a description is for torch: a drop-in twin of torch's, if that has it."""
     name = vars(method).get("twin")  # (a description that derives from another is another optimizer)
@@ -422,6 +433,7 @@ def made_from(method: type[Method]) -> type[Optimizer]:
         "twin": twin,
         "signature": signature,
         "__signature__": signature,
+        "__init__": constructor(signature),
         "extras": {name: option.default for name, option in method.options.items() if name not in known},
         "__doc__": method.documentation(WHOLE_OF_TORCH),
         "__module__": "fastopt.torch.optimizers",
