@@ -91,6 +91,8 @@ class SparseAdam(Method):
 
     twin = "SparseAdam"
     refusal_of_dense = "SparseAdam does not support dense gradients, please consider Adam instead"
+    use = "Code that has torch's class, for embeddings with sparse gradients; `AdamW` with `lazy` decays the rows as well."
+
     states = {"exp_avg": MOMENT, "exp_avg_sq": SQUARE}
 
     lr = learning_rate(1e-3)
