@@ -91,7 +91,7 @@ class SparseAdam(Method):
 
     twin = "SparseAdam"
     refusal_of_dense = "SparseAdam does not support dense gradients, please consider Adam instead"
-    use = "Code that has torch's class, for embeddings with sparse gradients; `AdamW` with `lazy` decays the rows as well."
+    use = "In the place of torch's class, for embeddings; `AdamW` with `lazy` decays the touched rows besides."
 
     states = {"exp_avg": MOMENT, "exp_avg_sq": SQUARE}
 

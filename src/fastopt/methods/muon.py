@@ -175,7 +175,7 @@ class MuonAdamW(Orthogonal):
     decay regularization".
     """
 
-    use = "Training transformers from scratch, in fewer steps than `AdamW` where the products are cheap beside the model's."
+    use = "Transformers from scratch, in fewer steps than `AdamW`, where the products cost little beside the model's."
     states = {"exp_avg": MOMENT, "exp_avg_sq": SQUARE, "momentum_buffer": MOMENT}
     between = (*Orthogonal.between, "use_muon")
 
