@@ -1,8 +1,8 @@
 /* From streams to loops: a stream that is stored as the arithmetic computes is used in place, any other goes through a
  * buffer, chunk by chunk. Nothing here knows a rule or a storage. */
 
-/* Buffers are not a power of two apart: addresses whose last 12 bits agree get in each other's way. (Rows may be of
- * float64, and a chunk of them has half as many elements.) */
+/* Buffers are not a power of two apart: addresses whose last 12 bits agree get in each other's way. (A chunk of float64
+ * has half as many elements.) */
 typedef union {
     float f32[CHUNK + 32];
     double f64[CHUNK / 2 + 16];
@@ -23,7 +23,8 @@ static void *place(const fo_stream *s, size_t element) { return fo_from(*s, elem
  * and have whole rows, or some or all of a wide one, but for the first and the last of a block. */
 static size_t chunk_of(const fo_stream *s, size_t first, size_t from, size_t rest)
 {
-    size_t n = CHUNK - (first + from) % CHUNK;
+    const size_t length = s->storage == FO_F64 ? CHUNK / 2 : CHUNK;
+    size_t n = length - (first + from) % length;
     if (s->rows) {
         const size_t width = s->rows->width, most = CHUNK / 2;
         n = width - (s->first + from) % width;

@@ -234,13 +234,20 @@ typedef struct {
     fo_options *options;
     size_t n;
     const fo_rows *rows;  /* those that have a gradient; NULL: all */
-    size_t width, height; /* elements of a row, where rows have something of their own; rows of a matrix */
+    size_t width, height; /* elements of a row, where rows have something of their own; rows of a matrix, of states */
     double *row_decay;    /* of each row: log of the product of all decays that it has had; or NULL */
     fo_number decay;      /* and of all that there have been, */
     double decay_before;  /* before the step */
     size_t hyper; /* row of the plan's table of scalars, in a step */
     fo_rule rule;
 } fo_tensor;
+
+/* How many numbers a state has. (Of small ones there may be none only if there is no element.) */
+static inline size_t fo_state_length(const fo_tensor *t, int k)
+{
+    const fo_extent small = (fo_extent)fo_needs[t->rule].small[k];
+    return t->n == 0 || small == FO_ELEMENTS ? t->n : t->n / (small == FO_ROWS ? t->width : t->height);
+}
 
 /* What rows of a tensor are grouped in: grows with the gradient, never with the table. */
 typedef struct {

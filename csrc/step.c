@@ -48,6 +48,14 @@ static bool has_small(const fo_tensor *t)
     return any;
 }
 
+/* So many rows, or a few less or more, that together are groups of FO_GROUP elements. */
+static size_t whole_groups(size_t rows, size_t width)
+{
+    size_t some = FO_GROUP;
+    while (some > 1 && some / 2 * width % FO_GROUP == 0) some /= 2;
+    return rows < some ? some : rows / some * some;
+}
+
 /* How a tensor is cut: into parts of so many elements, and these into blocks of so many. */
 typedef struct {
     size_t part, length, blocks; /* blocks of a part */
@@ -62,10 +70,13 @@ static fo_cut cut_of(const fo_tensor *t)
     const size_t n = length_of(t), matrix = t->width * t->height;
     const size_t width = t->rows ? t->rows->width : t->row_decay || has_small(t) ? t->width : 0;
     fo_cut cut = {.part = n ? n : 1, .length = FO_BLOCK};
-    if (fo_needs[t->rule].factored && n) {
-        const size_t rows = FO_BLOCK / width < ROWS_AT_LEAST ? ROWS_AT_LEAST : FO_BLOCK / width;
-        if (matrix > FO_BLOCK) cut.part = matrix;
-        cut.length = matrix > FO_BLOCK ? rows * width : FO_BLOCK / matrix * matrix;
+    if (fo_needs[t->rule].factored && n && matrix > FO_BLOCK) {
+        const size_t rows = whole_groups(FO_BLOCK / width, width);
+        cut.part = matrix;
+        cut.length = (rows < ROWS_AT_LEAST ? ROWS_AT_LEAST : rows) * width;
+    } else if (has_small(t) && !t->rows && n) {
+        const size_t unit = fo_needs[t->rule].factored ? matrix : width;
+        cut.length = whole_groups(FO_BLOCK / unit, unit) * unit;
     } else if (width) {
         cut.length = width > FO_BLOCK ? width : FO_BLOCK / width * width;
     }

@@ -287,6 +287,17 @@ class Engine(ABC):
     def entry(self, slot: int) -> dict[str, Any]:
         """Return the dict that has a parameter's states."""
 
+    def rule(self, slot: int) -> tuple[str, tuple[str, ...]]:
+        """Return the rule of a parameter, and the names of its states."""
+        options = self.values[self.owners[slot]]
+        return self.method.rule_of(options, len(self.params[slot].shape)) if options else ("", ())
+
+    def matrix(self, slot: int) -> tuple[int, int] | None:
+        """Return rows, and elements of a row, of the matrices of a parameter whose states go by these."""
+        _, names = self.rule(slot)
+        of_rows = [state for name in names if (state := self.method.states[name]).of != "elements"]
+        return of_rows[0].matrix(self.params[slot].shape) if of_rows else None
+
     @abstractmethod
     def dtype_name(self, slot: int) -> str:
         """Return the name of a parameter's dtype, or that of its parts if it is complex."""
@@ -488,7 +499,7 @@ class Engine(ABC):
         """Check a parameter, its gradient and its states, made where there are none; point the plan at them."""
         self.watch.release(slot)
         self.check(slot)
-        rule, names = self.rules[self.owners[slot]]
+        rule, names = self.rule(slot)
         kept = self.method.numbers
         arrays = names if self.whole["ema"] is None else (*names, AVERAGE)
         catches_up = self.method.catches_up(self.values[self.owners[slot]])
@@ -527,7 +538,8 @@ class Engine(ABC):
         if entry.get(REMAINDER) is not None:
             beside[REMAINDER] = entry[REMAINDER]
         table = self.table(slot, entry, buffers.length) if catches_up else None
-        self.plan.bind(slot, rule, buffers.length, param, places[: len(names)], numbers, table)
+        matrix = self.matrix(slot)
+        self.plan.bind(slot, rule, buffers.length, param, places[: len(names)], numbers, table, matrix)
         self.plan.bind_tails(
             slot, places[-1] if AVERAGE in arrays else None, None if copy is None else buffers.states[-1]
         )

@@ -397,7 +397,7 @@ class Optimizer(Face):
                 continue
             label = self._labels[tensor]
             expect(f"state_dict: state of {label}", given, Mapping, "a dict")
-            _, names = self.method.rule(self.method.at(group, self.step_count))
+            _, names = self.method.rule_of(self.method.at(group, self.step_count), self._params[tensor].ndim)
             numbers = self.method.numbers.keys()
             expected = {*names, *numbers, "step"} if self.method.counts_steps else {*names, *numbers}
             if not expected <= given.keys():
@@ -434,8 +434,12 @@ class Optimizer(Face):
             value = backend.decoded(codes, scales)
         in_torch = str(getattr(value, "dtype", "")) == "torch.bfloat16"  # which NumPy cannot read
         array = np.asarray(value.float() if in_torch else value)
-        if array.shape != param.shape:
-            raise ValueError(f"{label}: expected the parameter's shape {param.shape}, got {array.shape}")
+        shape = self.method.state_shape(name, param.shape)
+        if array.shape != shape:
+            whose = "the parameter's shape" if shape == param.shape else "shape"
+            raise ValueError(f"{label}: expected {whose} {shape}, got {array.shape}")
+        if shape != param.shape:
+            return {name: _arrays.as_array(array.copy(), label, True, True)}
         copied: Array = np.empty_like(param, dtype=array.dtype)
         copied[...] = array
         return {name: _arrays.beside(copied, param, label, True, True)}
@@ -477,7 +481,7 @@ def snapshot_of(entry: Mapping[str, Any], compressed: bool) -> dict[str, Any]:
     return snapshot
 
 
-NOT_HERE = {"beta2_decay", "ns_steps"}
+NOT_HERE = {"ns_steps"}
 """One option of each optimizer that torch has and this library has not."""
 
 

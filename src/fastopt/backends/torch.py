@@ -105,17 +105,21 @@ class Tensors(Engine):
         if any(stride == 0 and size > 1 for stride, size in zip(param.stride(), param.shape, strict=True)):
             self.refuse(slot, "has elements that share memory, which no step can update; make it a clone()")
         owner = self.owners[slot]
-        rule, names = self.rules[owner]
+        rule, names = self.rule(slot)
         if (rule in _core.SCOPES or self.values[owner].get("cautious")) and is_sharded(param):
             what = f"but what {self.method.__name__} does depends on sums over whole tensors"
             self.refuse(slot, f"is sharded among processes, {what}; use an optimizer that knows elements alone")
+        if rule in _core.SMALL and (param.is_complex() or isinstance(param, DTensor)):
+            kind = "complex" if param.is_complex() else "a DTensor"
+            self.refuse(slot, f"is {kind}, which is not supported by {self.method.__name__} with states of rows")
         for name, state in self.face.state.get(param, {}).items():
             if name not in names or state is None:
                 continue
             if not isinstance(state, Tensor):
                 self.refuse(slot, f"is of type {type(state).__name__}, expected a tensor", f"{name} of ")
-            if state.shape != param.shape:
-                self.refuse(slot, f"has shape {tuple(state.shape)}, expected {tuple(param.shape)}", f"{name} of ")
+            shape = self.method.state_shape(name, param.shape)
+            if state.shape != shape:
+                self.refuse(slot, f"has shape {tuple(state.shape)}, expected {tuple(shape)}", f"{name} of ")
             scales = self.face.state[param].get(scales_of(name))
             if scales is None and state.dtype in CODES.values():
                 self.refuse(slot, f"is of dtype {state.dtype} and has no scales beside it", f"{name} of ")
@@ -153,7 +157,7 @@ class Tensors(Engine):
             return "float32"
         if storage == "float32" or self.whole["state_dtype"] is not None or param.dtype.itemsize > 2:
             return storage
-        _, names = self.rules[self.owners[slot]]
+        _, names = self.rule(slot)
         made = {made for of, made, _ in self.made if of == slot}
         entry = self.face.state.get(param, {})
         present = [entry[name] for name in names if entry.get(name) is not None and name not in made]
@@ -170,7 +174,10 @@ class Tensors(Engine):
                 whole = in_order_of(param, torch.float32)
                 return encoded(name, whole.copy_(param) if value is None else whole.fill_(value), storage)
         dtype = dtype_of(storage, param)
+        shape = self.method.state_shape(name, param.shape)
         with outside_inference(), torch.no_grad():
+            if shape != param.shape and value is not None:
+                return {name: torch.full(shape, value, dtype=dtype, device="cpu")}
             if value is None:
                 return {name: torch.empty_like(param, dtype=dtype).copy_(param)}
             start = complex(value, value) if param.is_complex() else value
@@ -190,6 +197,8 @@ class Tensors(Engine):
             dtype = dtype_of(storage, param)
             if state.layout != torch.strided:  # momentum of sparse gradients, in torch
                 state = state.to_dense()
+            if state.shape != param.shape:
+                return {name: state if state.dtype == dtype and state.is_contiguous() else state.to(dtype).contiguous()}
             here, there = local_part(state), local_part(param)
             if state.dtype == dtype and (same_order(here, there) or not is_dense(there)):
                 return {name: state}
@@ -288,14 +297,21 @@ class Tensors(Engine):
         if grad is not None:
             grad = self.admitted(slot, grad)
         if grad is not None and grad.is_sparse:
-            return self.buffers_of_rows(param, grad, states)
+            return self.buffers_of_rows(slot, grad, states)
         write_back: list[Call] = []
-        rows = self.method.catches_up(self.values[self.owners[slot]])
+        rows = self.method.catches_up(self.values[self.owners[slot]]) or self.rule(slot)[0] in _core.SMALL
         p = ordered(param, in_rows(param) if rows else None, write_back)
-        several = [ordered(state, p, write_back) for state in states]
+        several = self.states_beside(slot, p, states, write_back)
         g = None if grad is None else brought(plain_gradient(grad, param), p)
         ordinary = not (isinstance(param, DTensor) or param.is_complex())
         return self.placed(p, g, several, ordinary and not write_back, write_back)
+
+    def states_beside(self, slot: int, p: Tensor, states: list[Tensor], write_back: list[Call]) -> list[Tensor]:
+        """Return states in the memory order of a parameter; small ones are as they are."""
+        small = _core.SMALL.get(self.rule(slot)[0], ())
+        return [
+            state if k < len(small) and small[k] else ordered(state, p, write_back) for k, state in enumerate(states)
+        ]
 
     def admitted(self, slot: int, grad: Tensor) -> Tensor:
         """Return a gradient, checked; a sparse one made dense unless the rows it has are all that a step changes."""
@@ -310,8 +326,9 @@ class Tensors(Engine):
                 also = ", or step only its rows (lazy=True)" if what and "lazy" in options else ""
                 self.refuse(slot, why + also, "gradient of ")
             return grad
-        if self.method.catches_up(options) and grad.sparse_dim() > 1:
-            self.refuse(slot, f"has {grad.sparse_dim()} sparse dimensions, expected 1 (lazy=True)", "gradient of ")
+        by_rows = self.method.catches_up(options) or self.rule(slot)[0] in _core.SMALL
+        if by_rows and grad.sparse_dim() > 1:
+            self.refuse(slot, f"has {grad.sparse_dim()} sparse dimensions, expected 1", "gradient of ")
         averaged = self.whole["ema"] is not None and not options["lazy"]  # (all rows' averages move)
         rows = what == "rows" and not averaged and grad.sparse_dim() and param.numel()
         width = math.prod(param.shape[grad.sparse_dim() :])
@@ -321,11 +338,12 @@ class Tensors(Engine):
             rows = False
         return grad if rows else grad.to_dense()
 
-    def buffers_of_rows(self, param: Tensor, grad: Tensor, states: list[Tensor]) -> Buffers:
+    def buffers_of_rows(self, slot: int, grad: Tensor, states: list[Tensor]) -> Buffers:
         """Return where everything lies for a gradient of some rows; only a table with gaps is copied."""
+        param = self.params[slot]
         write_back: list[Call] = []
         p = ordered(param, in_rows(param), write_back)
-        several = [ordered(state, p, write_back) for state in states]
+        several = self.states_beside(slot, p, states, write_back)
         dims = grad.sparse_dim()
         with torch.no_grad():
             numbers = grad._indices()[0]
