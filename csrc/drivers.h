@@ -203,6 +203,9 @@ static double moved(double before, double mean, const fo_hyper *hyper, bool wide
 static void *opened(const fo_stream *s, fo_storage arithmetic, size_t from, size_t n, fo_buffer *buffer)
 {
     if (s->small) {
+        const size_t row = (s->first + from) / s->width, column = (s->first + from) % s->width;
+        if (s->small == FO_COLUMNS && s->storage == arithmetic && column + n <= s->width)
+            return place(s, row / s->height * s->width + column); /* (nothing writes there) */
         spread(s, arithmetic, from, n, (char *)buffer);
         return buffer;
     }
@@ -260,7 +263,7 @@ static void settle_rows(const fo_block *b, int state, void *columns, double *tot
         while (next_piece(s->width, n, &piece)) {
             const char *x = (const char *)prepared.f32 + piece.done * size;
             const size_t matrix = piece.row / s->height - first_matrix;
-            (wide ? add_squares_f64 : add_squares_f32)(x, piece.n, 1, lane);
+            (wide ? add_squares_of_row_f64 : add_squares_of_row_f32)(x, piece.n, piece.column, lane);
             if (columns) {
                 char *column = (char *)columns + (matrix * s->width + piece.column) * size;
                 (wide ? add_to_columns_f64 : add_to_columns_f32)(x, piece.n, column);

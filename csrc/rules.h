@@ -819,14 +819,14 @@ SETTLE_OF(prodigy)
  *   u = g / sqrt(max(V, eps1^2)),   p = p - alpha * u / max(1, rms(u)/d),
  *   alpha = max(eps2, rms(p)) * min(lr, 1/sqrt(t)),   and the averages forget by 1 - t^beta2_decay.
  * (s[1] is C / max(mean of R, eps1) where a rule reads it.) */
-FO_INLINE T NAMED(whitened)(T g, T v, const HYPER *h) { return g / SQRT(v < h->eps_root ? h->eps_root : v); }
+FO_INLINE T NAMED(at_least)(T v, const HYPER *h) { return v < h->eps_root ? h->eps_root : v; }
 
-RULE_OF(adafactor) { return NAMED(whitened)(g, s[0] * s[1], h); }
+RULE_OF(adafactor) { return g / SQRT(NAMED(at_least)(s[0] * s[1], h)); }
 
 RULE_OF(adafactor_vector)
 {
     s[0] = FMA(h->beta2, s[0], h->beta2c * g * g);
-    return NAMED(whitened)(g, s[0], h);
+    return g / SQRT(NAMED(at_least)(s[0], h));
 }
 
 /* (By default eps1 is the distance from 1 to the next number, as the parameter is stored.) */
@@ -842,15 +842,18 @@ SCALARS_OF(adafactor)
 
 SAME_SCALARS(adafactor_vector, adafactor)
 
-FO_INLINE void NAMED(squares_of)(T p, T u, double *sum)
+MEASURE_OF(adafactor)
 {
     sum[0] = (double)p * (double)p;
-    sum[1] = (double)u * (double)u;
+    sum[1] = (double)(g / NAMED(at_least)(s[0] * s[1], h)) * (double)g;
 }
 
-MEASURE_OF(adafactor) { NAMED(squares_of)(p, NAMED(adafactor)(p, g, s, h), sum); }
-
-MEASURE_OF(adafactor_vector) { NAMED(squares_of)(p, NAMED(adafactor_vector)(p, g, s, h), sum); }
+MEASURE_OF(adafactor_vector)
+{
+    T v = FMA(h->beta2, s[0], h->beta2c * g * g);
+    sum[0] = (double)p * (double)p;
+    sum[1] = (double)(g / NAMED(at_least)(v, h)) * (double)g;
+}
 
 SETTLE_OF(adafactor)
 {

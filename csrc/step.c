@@ -219,7 +219,8 @@ static void run_share(const fo_pass *pass, size_t from, size_t to)
         if (first_byte[i + 1] <= from || first_byte[i] >= to) continue;
         const fo_tensor *t = &plan->tensors[i];
         const fo_cut cut = cut_of(t);
-        const size_t size = fo_storage_size(t->grad.storage), blocks = block_from(&cut, length_of(t));
+        const size_t size = fo_storage_size(t->grad.storage);
+        const size_t blocks = block_from(&cut, (first_byte[i + 1] - first_byte[i]) / size);
         const size_t begin = from > first_byte[i] ? block_from(&cut, divide_up(from - first_byte[i], size)) : 0;
         const size_t end = block_from(&cut, divide_up(to - first_byte[i], size));
         run_blocks(pass, i, begin, end < blocks ? end : blocks);

@@ -228,6 +228,9 @@ class Tensors(Engine):
             )
         if isinstance(param, DTensor):
             self.refuse(slot, f"is sharded, for which there is no master={master!r}")
+        size = math.prod(self.matrix(slot) or ())
+        if size % _core.GROUP and size != max(param.numel(), 1):
+            self.refuse(slot, f"has matrices of {size} elements, expected a multiple of 32 (master={master!r})")
         with outside_inference(), torch.no_grad():
             like = in_order_of(param.detach(), REMAINDERS[master], "meta")
             if rest is not None and (rest.shape != param.shape or rest.dtype not in REMAINDERS.values()):
