@@ -136,7 +136,11 @@ ROWS: list[tuple[str, str, dict[str, Any]]] = [
     ("AdamW", "adam", {"corrected_weight_decay": True, "peak_lr": 0.2, "lr": warmup}),
     ("AdamW", "amsgrad", {"amsgrad": True, **CAREFUL}),
     ("Adam", "adam_rowwise", {"rowwise": True}),
-    ("AdamW", "adam_rowwise", {"rowwise": True, "betas": (0.8, 0.9), "eps": 1e-2, "eps_root": 1e-2, "weight_decay": 0.3}),
+    (
+        "AdamW",
+        "adam_rowwise",
+        {"rowwise": True, "betas": (0.8, 0.9), "eps": 1e-2, "eps_root": 1e-2, "weight_decay": 0.3},
+    ),
     ("NAdam", "nadam", {}),
     ("NAdam", "nadam", {"betas": (0.8, 0.99), "eps": 1e-2, "momentum_decay": 0.3}),
     ("NAdam", "nadam", {"weight_decay": 0.01, "decoupled_weight_decay": True}),

@@ -86,7 +86,8 @@ def test_memory_in_another_order_is_brought_to_rows(cls: Any) -> None:
         odd.grad = plain.grad.t().contiguous().t()
         opt.step()
         other.step()
-    assert (plain == odd).all() and odd.stride() == (1, 6)
+    assert (plain == odd).all()
+    assert odd.stride() == (1, 6)
 
 
 def test_a_state_that_is_replaced_in_place_is_noticed() -> None:
@@ -119,7 +120,8 @@ def test_a_table_with_row_wise_states_and_sparse_gradients() -> None:
     state = opt.state[table.weight]["row_sum"]
     assert state.shape == (50, 1)
     assert "sum" not in opt.state[table.weight]
-    assert (state[[2, 3]] == 0.5).all() and (state[[1, 4, 49, 0, 7]] > 0.5).all()
+    assert (state[[2, 3]] == 0.5).all()
+    assert (state[[1, 4, 49, 0, 7]] > 0.5).all()
     assert opt.state_bytes() < 50 * 8 + 16
 
 
