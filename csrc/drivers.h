@@ -373,8 +373,9 @@ static void drive(const fo_block *b, int states, bool reads_grad, bool writes_st
 
 /* ---- what a rule measures before it ---- */
 
-typedef void fo_meter(const void *param, const void *grad, void *const *state, size_t n, const fo_hyper *hyper,
-                      fo_parts *part);
+typedef void fo_meter(const void *restrict param, const void *restrict grad, void *restrict s0, void *restrict s1,
+                      void *restrict s2, void *restrict s3, void *restrict s4, void *restrict s5, size_t n,
+                      const fo_hyper *hyper, bool fetch, fo_lanes *restrict lane);
 
 static void measure(const fo_block *b, const fo_rule_needs *needs, int count, fo_meter *meter_f32,
                     fo_meter *meter_f64, double *sums)
@@ -382,27 +383,16 @@ static void measure(const fo_block *b, const fo_rule_needs *needs, int count, fo
     const fo_storage arithmetic = arithmetic_of(&b->param);
     fo_meter *const meter = arithmetic == FO_F64 ? meter_f64 : meter_f32;
     fo_buffer param_buffer, grad_buffer, state_buffer[FO_MAX_STATES];
-    fo_parts part[FO_MAX_SUMS];
-    void *state[FO_MAX_STATES];
-    double lane[FO_MAX_SUMS][LANES] = {0};
+    void *state[FO_MAX_STATES] = {0};
+    fo_lanes lane[FO_MAX_SUMS] = {{0}};
+    const bool direct = is_direct(b, needs->states, arithmetic);
     for (size_t from = 0, n; from < b->n; from += n) {
-        n = chunk_of(&b->param, b->first, from, b->n - from);
+        n = direct ? b->n : chunk_of(&b->param, b->first, from, b->n - from);
         const void *param = opened(&b->param, arithmetic, from, n, &param_buffer);
         const void *grad = opened(&b->grad, arithmetic, from, n, &grad_buffer);
         for (int k = 0; k < needs->states; k++) state[k] = opened(&b->state[k], arithmetic, from, n, &state_buffer[k]);
-        const size_t size = fo_storage_size(arithmetic);
-        for (size_t at = 0; at < n; at += PART) {
-            const size_t m = n - at < PART ? n - at : PART;
-            void *here[FO_MAX_STATES];
-            for (int k = 0; k < needs->states; k++) here[k] = (char *)state[k] + at * size;
-            if (b->from_memory) {
-                fo_fetch((const char *)param + at * size, m * size);
-                fo_fetch((const char *)grad + at * size, m * size);
-                for (int k = 0; k < needs->states; k++) fo_fetch(here[k], m * size);
-            }
-            meter((const char *)param + at * size, (const char *)grad + at * size, here, m, b->hyper, part);
-            for (int k = 0; k < count; k++) add_parts(part[k], m, lane[k]);
-        }
+        meter(param, grad, state[0], state[1], state[2], state[3], state[4], state[5], n, b->hyper,
+              b->from_memory, lane);
         for (int k = 0; needs->writes_states && k < needs->states; k++) {
             fo_context context = {.seed = b->seed, .first = b->first + from, .stream = 1 + (uint32_t)k};
             closed(&b->state[k], arithmetic, from, n, &state_buffer[k], &context);

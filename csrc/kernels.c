@@ -45,21 +45,10 @@ FO_INLINE void fo_fetch(const void *x, size_t bytes)
 
 /* Running sums of a reduction: element i goes to lane i % LANES. */
 enum { LANES = 16 };
+typedef double fo_lanes[LANES];
 
 /* Elements of a chunk: few enough for its buffers to stay in the first-level cache. */
 enum { CHUNK = 512 };
-
-/* What elements add to a sum, a part of a chunk at a time: all sums together stay in the first-level cache beside it. */
-enum { PART = CHUNK / 4 };
-typedef double fo_parts[PART];
-
-static void add_parts(const double *restrict part, size_t n, double *restrict lane)
-{
-    size_t whole = n - n % LANES;
-    for (size_t i = 0; i < whole; i += LANES)
-        for (size_t l = 0; l < LANES; l++) lane[l] += part[i + l];
-    for (size_t i = whole; i < n; i++) lane[i - whole] += part[i];
-}
 
 static double sum_of_lanes(double *lane)
 {

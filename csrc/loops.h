@@ -17,19 +17,20 @@ FO_INLINE T NAMED(prepare)(T p, T g, bool l2, bool clip, const HYPER *h)
 
 /* States that have decayed into the subnormal range are zero for nearly every purpose, but cost some hundred cycles an
  * operation: what is below h->flush is stored as zero. */
-#define STORE_STATES(name, states)                                                                                   \
+#define STORE_STATES(states)                                                                                         \
     UNROLL for (int k = 0; k < states; k++)                                                                          \
-        if (!fo_needs[FO_RULE_##name].small[k]) all[k][i] = IS_BELOW(s[k], h.flush) ? 0 : s[k]
+        if (!small[k]) all[k][i] = IS_BELOW(s[k], h.flush) ? 0 : s[k]
 
 #define ELEMENT(name, states, l2, clip, careful)                                                                     \
     {                                                                                                                \
+        const unsigned char *const small = fo_needs[FO_RULE_##name].small;                                           \
         T s[FO_MAX_STATES];                                                                                          \
         LOAD_STATES(states);                                                                                         \
         T d = NAMED(prepare)(p[i], g[i], l2, clip, &h), u = NAMED(name)(p[i], d, s, &h);                             \
         T decay = careful ? NAMED(cautious_decay)(u, p[i], &h) : h.decay;                                            \
         if (careful) u = NAMED(cautious)(u, d, &h);                                                                  \
         p[i] = FMA(h.a, u, decay * p[i]);                                                                            \
-        if (!fo_needs[FO_RULE_##name].writes_states) STORE_STATES(name, states);                                         \
+        if (!fo_needs[FO_RULE_##name].writes_states) STORE_STATES(states);           \
     }
 
 /* In one piece or, fetching ahead, in many. */
@@ -85,26 +86,58 @@ FO_INLINE T NAMED(prepare)(T p, T g, bool l2, bool clip, const HYPER *h)
 #undef LOOP
 #undef ELEMENT
 
-/* What a rule measures: an element's part of each sum. */
-#define METER(name, sums, MEASURED)                                                                                  \
-    static void NAMED(measure_##name)(const void *param, const void *grad, void *const *state, size_t n,             \
-                                      const fo_hyper *hyper, fo_parts *part)                                         \
+/* What a rule measures: of each sum, an element's part is added to the element's lane. (Where nothing depends on signs,
+ * those that agree, the last sum of a careful rule, are not counted.) */
+#define MEASURE_ELEMENT(i, count, MEASURED)                                                                          \
     {                                                                                                                \
-        const T *restrict p = param;                                                                                 \
-        const T *restrict g = grad;                                                                                  \
+        T s[FO_MAX_STATES];                                                                                          \
+        double sum[FO_MAX_SUMS];                                                                                     \
+        LOAD_STATES(STATES);                                                                                         \
+        T d = NAMED(prepare)(p[i], g[i], l2, true, &h);                                                              \
+        MEASURED;                                                                                                    \
+        UNROLL for (int k = 0; k < count; k++) total[k][l] += sum[k];                                                \
+        if (writes) STORE_STATES(STATES);                                                                            \
+    }
+
+#define MEASURE_LOOP(count, MEASURED)                                                                                \
+    {                                                                                                                \
+        double total[FO_MAX_SUMS][LANES];                                                                            \
+        memcpy(total, lane, sizeof total);                                                                           \
+        const size_t whole = n - n % LANES;                                                                          \
+        for (size_t from = 0; from < whole; from += LANES) {                                                         \
+            if (fetch) {                                                                                             \
+                fo_fetch(p + from, LANES * sizeof(T));                                                               \
+                fo_fetch(g + from, LANES * sizeof(T));                                                               \
+                UNROLL for (int k = 0; k < STATES; k++) fo_fetch(all[k] + from, LANES * sizeof(T));                  \
+            }                                                                                                        \
+            VECTORISE for (size_t l = 0; l < LANES; l++) {                                                           \
+                const size_t i = from + l;                                                                           \
+                MEASURE_ELEMENT(i, count, MEASURED)                                                                  \
+            }                                                                                                        \
+        }                                                                                                            \
+        for (size_t i = whole, l = 0; i < n; i++, l++) MEASURE_ELEMENT(i, count, MEASURED)                           \
+        memcpy(lane, total, sizeof total);                                                                           \
+    }
+
+#define METER(name, sums, MEASURED)                                                                                  \
+    static void NAMED(measure_##name)(const void *restrict param, const void *restrict grad, void *restrict s0,      \
+                                      void *restrict s1, void *restrict s2, void *restrict s3, void *restrict s4,    \
+                                      void *restrict s5, size_t n, const fo_hyper *hyper, bool fetch,                \
+                                      fo_lanes *restrict lane)                                                       \
+    {                                                                                                                \
         enum { STATES = fo_states_of_##name };                                                                       \
-        T *all[FO_MAX_STATES];                                                                                       \
-        const HYPER h = hyper->SUFFIX;                                                                               \
+        const T *const p = param, *const g = grad;                                                                   \
+        T *const all[FO_MAX_STATES] = {s0, s1, s2, s3, s4, s5};                                                      \
+        const bool writes = fo_needs[FO_RULE_##name].writes_states;                                                  \
+        const unsigned char *const small = fo_needs[FO_RULE_##name].small;                                           \
+        HYPER h = hyper->SUFFIX;                                                                                     \
         const bool l2 = h.l2 != 0;                                                                                   \
-        UNROLL for (int k = 0; k < STATES; k++) all[k] = state[k];                                                   \
-        VECTORISE for (size_t i = 0; i < n; i++) {                                                                   \
-            T s[FO_MAX_STATES];                                                                                      \
-            double sum[FO_MAX_SUMS];                                                                                 \
-            LOAD_STATES(STATES);                                                                                     \
-            T d = NAMED(prepare)(p[i], g[i], l2, true, &h);                                                          \
-            MEASURED;                                                                                                \
-            UNROLL for (int k = 0; k < sums; k++) part[k][i] = sum[k];                                               \
-            if (fo_needs[FO_RULE_##name].writes_states) STORE_STATES(name, STATES);                                      \
+        const int others = sums - fo_needs[FO_RULE_##name].careful;                                                  \
+        if (others == 0 || h.cautious != 0 || h.cautious_decay != 0) {                                               \
+            MEASURE_LOOP(sums, MEASURED)                                                                             \
+        } else {                                                                                                     \
+            h.cautious = h.cautious_decay = 0;                                                                       \
+            MEASURE_LOOP(others, MEASURED)                                                                           \
         }                                                                                                            \
     }
 #define MEASURE(name, sums, scope, kept) METER(name, sums, NAMED(name##_measure)(p[i], d, s, &h, sum))
@@ -114,6 +147,8 @@ FO_INLINE T NAMED(prepare)(T p, T g, bool l2, bool clip, const HYPER *h)
 #include "rules.def"
 
 #undef METER
+#undef MEASURE_LOOP
+#undef MEASURE_ELEMENT
 #undef CAREFUL_COUNTED
 #undef CAREFUL_MEASURED
 #undef LOAD_STATES

@@ -33,8 +33,8 @@ class Adafactor(Method):
     """Adafactor: rates by the rows and columns of matrices, in next to no memory.
 
     Of a matrix, the last two dimensions, the moving averages R and C of the means of g**2 over its rows and its columns
-    are kept, ``R += t**beta2_decay * (mean(g**2) - R)``, and C likewise; ``V = R*C / max(mean(R), eps1)``. A vector has V
-    itself, the moving average of g**2. With the root of the mean square, rms, of whole tensors:
+    are kept, ``R += t**beta2_decay * (mean(g**2) - R)``, and C likewise; ``V = R*C / max(mean(R), eps1)``. A vector has
+    V itself, the moving average of g**2. With the root of the mean square, rms, of whole tensors:
 
     ``p *= 1 - lr*weight_decay``, ``u = g / sqrt(max(V, eps1**2))``,
     ``p -= max(eps2, rms(p)) * min(lr, 1/sqrt(t)) * u / max(1, rms(u)/d)``, t = 1, 2, ...
