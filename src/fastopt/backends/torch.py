@@ -331,7 +331,8 @@ class Tensors(Engine):
             return grad
         by_rows = self.method.catches_up(options) or self.rule(slot)[0] in _core.SMALL
         if by_rows and grad.sparse_dim() > 1:
-            self.refuse(slot, f"has {grad.sparse_dim()} sparse dimensions, expected 1", "gradient of ")
+            why = "lazy=True" if self.method.catches_up(options) else "rowwise=True"
+            self.refuse(slot, f"has {grad.sparse_dim()} sparse dimensions, expected 1 ({why})", "gradient of ")
         averaged = self.whole["ema"] is not None and not options["lazy"]  # (all rows' averages move)
         rows = what == "rows" and not averaged and grad.sparse_dim() and param.numel()
         width = math.prod(param.shape[grad.sparse_dim() :])

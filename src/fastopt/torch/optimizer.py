@@ -118,7 +118,7 @@ class Optimizer(Face, torch.optim.Optimizer):
         else:
             self.twin.__init__(self, *bound.args, **bound.kwargs)
         for group in self.param_groups:
-            # Adagrad's first states are in the parameter's dtype, rounded, and its shape; ours come with the first step.
+            # Adagrad's first states are of the parameter's dtype, rounded, and shape; ours come with the first step.
             _, names = self.method.rule(self.method.at(group, 0))
             for param in group["params"]:
                 unused = self.method.states.keys() & self.state.get(param, {}).keys() - set(names)
