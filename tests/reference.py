@@ -128,7 +128,8 @@ def row_mean(x: Array) -> Array:
 
 @rule
 def adagrad_rowwise(p: Array, g: Array, state: State, t: int, options: Options) -> tuple[Array, State]:
-    total = state.get("row_sum", options["initial_accumulator_value"]) + row_mean(g**2)
+    so_far = state.get("row_sum")
+    total = row_mean(g**2) + (options["initial_accumulator_value"] if so_far is None else so_far)
     lr = options["lr"] / (1 + (t - 1) * options["lr_decay"])
     return p - lr * g / (np.sqrt(total + options["eps_root"]) + options["eps"]), {"row_sum": total}
 
@@ -569,4 +570,6 @@ def by_factors(p: Array, g: Array, v: Array, eps1: float, t: int, options: Optio
         return p
     u = g / np.sqrt(np.maximum(v, eps1**2))
     rate = max(options["eps"][1], math.sqrt(np.mean(p**2))) * min(options["lr"], 1 / math.sqrt(t))
-    return decayed(p, g, options)[0] - rate * u / max(1.0, math.sqrt(np.mean(u**2)) / options["d"])
+    update: Array = rate * u / max(1.0, math.sqrt(np.mean(u**2)) / options["d"])
+    kept: Array = decayed(p, g, options)[0]
+    return kept - update

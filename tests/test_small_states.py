@@ -1,6 +1,6 @@
 """States that have one number for each row or column: they are right, small, and have the same bits everywhere."""
 
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -134,7 +134,8 @@ def test_sparse_rows_are_stepped_as_dense_ones(width: int, dtype: str) -> None:
     rng = np.random.default_rng(3)
     table, values = nonzero(rng, (50, width), dtype), nonzero(rng, (6, width), dtype)
     indices = np.array([7, 3, 49, 7, 0, 7])
-    for cls, options in ((Adagrad, {}), (Adam, {"lazy": True}), (AdamW, {"lazy": True})):
+    kinds: list[tuple[Any, dict[str, Any]]] = [(Adagrad, {}), (Adam, {"lazy": True}), (AdamW, {"lazy": True})]
+    for cls, options in kinds:
         sparse, dense = table.copy(), table.copy()
         grad = np.zeros_like(table)
         np.add.at(grad, indices, values)
@@ -195,8 +196,7 @@ def test_a_zero_or_nonfinite_gradient() -> None:
     with unchanged(opt):
         assert opt.step([grad]).skipped
     table = np.ones((4, 6))
-    opt = Adagrad([table], rowwise=True)
-    opt.step([grad])
+    Adagrad([table], rowwise=True).step([grad])
     assert np.isnan(table[1]).all()
     assert np.isfinite(table[[0, 2, 3]]).all()
 
@@ -212,7 +212,7 @@ def test_a_zero_or_nonfinite_gradient() -> None:
         (lambda: Adafactor([np.ones((2, 3))], d=0.5), "Invalid d value: 0.5"),
         (lambda: Adafactor([np.ones((2, 3))], eps=(-1.0, 1e-3)), "Invalid epsilon1: -1.0"),
         (lambda: Adafactor([np.ones((2, 3))], eps=(None, -1e-3)), "Invalid epsilon2: -0.001"),
-        (lambda: Adafactor([np.ones((2, 3))], eps=1e-3), "Invalid eps: expected two numbers, got 0.001"),
+        (lambda: Adafactor([np.ones((2, 3))], eps=cast(Any, 1e-3)), "Invalid eps: expected two numbers, got 0.001"),
     ],
 )
 def test_what_makes_no_sense_is_refused(make: Any, message: str) -> None:
