@@ -162,7 +162,8 @@ class Job:
         data_tensors, data_facts = problem.data_checkpoint()
         if problem.has_two_modes:
             with problem.in_use():
-                data_tensors |= {f"{IN_USE}{name}": array.copy() for name, array in problem.model.parameters.items()}
+                used = {f"{IN_USE}{name}": array.copy() for name, array in problem.model.parameters.items()}
+            data_tensors = {**data_tensors, **used}
         facts = {
             "epoch": self.run.step // problem.batches.steps_per_epoch,
             "config": self.config.to_json(),
