@@ -22,7 +22,7 @@ import fastopt.jax  # noqa: E402
 from fastopt import schedules  # noqa: E402
 from fastopt.backends.jax import MOST_IN_A_CALL  # noqa: E402
 
-CASES = [case for case in ALL_CASES if hasattr(fastopt.jax, case.optimizer)]
+CASES = [case for case in ALL_CASES if hasattr(fastopt.jax, case.optimizer) and not case.options.get("rowwise")]
 
 SHAPES: dict[str, tuple[int, ...]] = {"a": (3, 5), "b": (), "c": (0, 3), "d": (BLOCK + 3,)}
 

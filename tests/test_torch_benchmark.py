@@ -30,6 +30,8 @@ def run_of(task: Task, *contestants: str) -> Run:
 def test_answers_on_tensors_are_right(method: Method, dtype: str, action: str) -> None:
     run = run_of(replace(TASK, method=method, dtype=dtype, action=action), "fastopt.torch", *TORCH)
     twin = getattr(torch.optim, method.optimizer, None)
+    if twin is not None and not method.options.keys() <= inspect.signature(twin).parameters.keys():
+        twin = None
     fused = twin is not None and "fused" in inspect.signature(twin).parameters
     absent = {*TORCH} if twin is None else set() if fused else {"torch fused"}
     assert {absence.entrant.contestant for absence in run.absences} == absent
@@ -38,6 +40,8 @@ def test_answers_on_tensors_are_right(method: Method, dtype: str, action: str) -
 
 @pytest.mark.parametrize("method", methods().values(), ids=methods())
 def test_bfloat16_answers_are_right(method: Method) -> None:
+    if method.optimizer == "Adafactor":
+        pytest.skip("its least variance is by default that of the dtype: no answer in float64 is right")
     run = run_of(replace(TASK, method=method, dtype="bfloat16"), "floor", "fastopt.torch")
     assert not run.absences
 

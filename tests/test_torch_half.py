@@ -4,13 +4,14 @@ import math
 from typing import Any
 
 import pytest
-from cases import CASES, Case
+from cases import Case
 
 torch = pytest.importorskip("torch")
 
-from torch_cases import assert_equal, errors_in_ulps, every_optimizer, nonzero, ours, takes_grad_dtype, theirs  # noqa: E402
+from torch_cases import CASES, assert_equal, errors_in_ulps, every_optimizer, nonzero, ours, takes_grad_dtype, theirs  # noqa: E402
 
 import fastopt.torch  # noqa: E402
+from fastopt import _core  # noqa: E402
 
 half = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 
@@ -81,6 +82,8 @@ WRITTEN_BEFORE = {"lamb", "stable_adamw", "prodigy"}
 @half
 def test_a_step_is_the_float32_step_rounded(case: Case, dtype: Any, state_dtype: Any) -> None:
     """To the last bit, for parameters and states."""
+    if state_dtype is None and (case.rule in _core.SMALL or case.optimizer == "Adafactor"):
+        pytest.skip("small states are settled, and stored, before the step reads them")
     generator = torch.Generator().manual_seed(0)
     start = [nonzero(shape, dtype, generator) for shape in [(7, 5), (), (0,), (131,)]]
     narrow = [values.clone().requires_grad_() for values in start]

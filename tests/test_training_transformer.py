@@ -1,6 +1,7 @@
 """The transformer, and what fastopt's optimizers and torch's own do to it."""
 
 import math
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -192,7 +193,9 @@ def test_every_optimizer_learns_and_agrees_with_torch(text: Path, name: str) -> 
     try:
         theirs = course(text, optimizer=f"torch:{name}", lr=lr, dtype="float64", epochs=1)
     except TrainingError as error:
-        assert "there is no" in str(error)  # noqa: PT017
+        assert re.search("there is no|is for sparse gradients", str(error))  # noqa: PT017
+        if "sparse" in str(error):
+            return
     else:
         ours = course(text, optimizer=name, lr=lr, dtype="float64", epochs=1)
         np.testing.assert_allclose(ours.losses, theirs.losses, rtol=SAME_FORMULA)

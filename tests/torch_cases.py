@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from cases import CASES, MAKERS, Case
+from cases import CASES as ALL_CASES
+from cases import MAKERS, Case
 from torch import Tensor
 
 import fastopt.torch
-from fastopt import optimizers
+from fastopt import _core, optimizers
 
 NAMES = [
     name
@@ -19,6 +20,9 @@ NAMES = [
     if vars(cls.method).get("twin") and name in MAKERS and not cls.method.refusal_of_dense
 ]
 """Those that torch has too, for dense gradients of tensors of any shape."""
+
+CASES = [case for case in ALL_CASES if not case.cls.method.refusal_of_dense]
+"""Those of which torch takes dense gradients."""
 
 every_optimizer = pytest.mark.parametrize("name", NAMES)
 
@@ -39,6 +43,13 @@ def torch_has(case: Case) -> bool:
 
 
 SHARED = [case for case in CASES if torch_has(case)]
+
+
+def knows_rows(name: str) -> bool:
+    """Whether an optimizer's states of a matrix are of its rows: it steps plain real tensors alone."""
+    method = optimizers.registry()[name].method
+    return method.rule_for(method.defaults(), (2, 2), str)[0] in _core.SMALL
+
 
 takes_grad_dtype = pytest.mark.skipif(
     not hasattr(torch.Tensor, "grad_dtype"), reason="this torch has gradients of the parameter's dtype only"

@@ -159,8 +159,9 @@ class Tensors(Engine):
             what = f"but what {self.method.__name__} does depends on sums over whole tensors"
             self.refuse(slot, f"is sharded among processes, {what}; use an optimizer that knows elements alone")
         if rule in _core.SMALL and (param.is_complex() or isinstance(param, DTensor)):
-            kind = "complex" if param.is_complex() else "a DTensor"
-            self.refuse(slot, f"is {kind}, which is not supported by {self.method.__name__} with states of rows")
+            kind = "complex" if param.is_complex() else "DTensor"
+            name = self.method.__name__
+            self.refuse(slot, f"is {kind}, and {name} does not support {kind} parameters with states of rows")
         for name, state in self.face.state.get(param, {}).items():
             if name not in names or state is None:
                 continue
@@ -281,7 +282,8 @@ class Tensors(Engine):
             )
         if isinstance(param, DTensor):
             self.refuse(slot, f"is sharded, for which there is no master={master!r}")
-        size = math.prod(self.matrix(slot) or ())
+        matrix = self.matrix(slot)
+        size = math.prod(matrix) if matrix else 0
         if size % _core.GROUP and size != max(param.numel(), 1):
             self.refuse(slot, f"has matrices of {size} elements, expected a multiple of 32 (master={master!r})")
         with outside_inference(), torch.no_grad():

@@ -110,11 +110,11 @@ class Torch(OnTensors):
 
     @classmethod
     def optimizer(cls, task: Task) -> Callable[..., Any] | None:
-        """Return the class with this contestant's flags, if it takes them."""
+        """Return the class with this contestant's flags, if it takes them and the task's options."""
         import torch.optim
 
         found = getattr(torch.optim, task.method.optimizer, None)
-        if found is None or not cls.flags.keys() <= inspect.signature(found).parameters.keys():
+        if found is None or not {*cls.flags, *task.method.options} <= inspect.signature(found).parameters.keys():
             return None
         return partial(found, **cls.flags)
 
