@@ -86,6 +86,7 @@ def assert_like_numpy(case: Case, rng: np.random.Generator, dtype: str, **more: 
     same(params, expected)
     for name in opt.names:
         same(state.arrays[name], [kept[name] for kept in twin.state])
+    assert opt.numbers_of(state) == {name: twin.param_groups[0][name] for name in opt.method.advances}
 
 
 # ---- numbers ----
@@ -173,9 +174,46 @@ def test_a_mask_says_what_decays(mask: Any, weight_decay: Any, rng: np.random.Ge
     assert_same(params, expected)
 
 
-def test_a_step_that_is_not_finite_is_skipped(rng: np.random.Generator) -> None:
+@pytest.mark.parametrize("optimizer", ["ScheduleFreeAdamW", "Prodigy"])
+def test_numbers_of_all_parameters_together_are_the_numpy_faces(optimizer: str, rng: np.random.Generator) -> None:
+    expected = [np.array(rng.standard_normal(size), "float32") for size in range(MOST_IN_A_CALL + 3)]
+    opt = made(optimizer, lr=0.1, weight_decay=0.1, decay_mask=[k % 2 == 0 for k in range(len(expected))])
+    groups = [{"params": expected[::2]}, {"params": expected[1::2], "weight_decay": 0.0}]
+    twin = getattr(fastopt, optimizer)(groups, lr=0.1, weight_decay=0.1)
+    params = in_jax(expected)
+    state, step = opt.init(params), compiled(opt)
+    for _ in range(4):
+        grads = [np.array(rng.standard_normal(array.shape), "float32") for array in expected]
+        params, state = step(params, in_jax(grads), state)
+        twin.step([*grads[::2], *grads[1::2]])
+    assert_same(params, expected)
+    for group in twin.param_groups:
+        assert opt.numbers_of(state) == {name: group[name] for name in opt.method.advances}
+
+
+@pytest.mark.parametrize("optimizer", ["ScheduleFreeSGD", "ScheduleFreeAdamW"])
+def test_the_parameters_that_are_used_are_the_numpy_faces(optimizer: str, rng: np.random.Generator) -> None:
+    expected = arrays(rng)
+    opt, twin = made(optimizer, lr=0.1), getattr(fastopt, optimizer)(expected, lr=0.1)
+    params = in_jax(expected)
+    state, step = opt.init(params), compiled(opt)
+    assert_same(opt.eval_params(params, state), params)
+    for _ in range(3):
+        grads = arrays(rng)
+        params, state = step(params, in_jax(grads), state)
+        twin.step(grads)
+    twin.eval()
+    assert_close(jax.jit(opt.eval_params)(params, state), expected)
+    moving = {"betas": (lambda step: 0.9, 0.9)} if "betas" in opt.options else {"momentum": lambda step: 0.9}
+    opt = made(optimizer, **moving)
+    with pytest.raises(TypeError, match="expected a number that says how far apart"):
+        opt.eval_params(params, state)
+
+
+@pytest.mark.parametrize("optimizer", ["AdamW", "Prodigy"])
+def test_a_step_that_is_not_finite_is_skipped(optimizer: str, rng: np.random.Generator) -> None:
     params, grads = in_jax(arrays(rng)), in_jax(arrays(rng))
-    opt = fastopt.jax.AdamW(nonfinite="skip")
+    opt = made(optimizer, nonfinite="skip")
     before = opt.init(params)
     after = jax.jit(opt.step)(params, {**grads, "b": jnp.array(np.nan)}, before)
     assert_same(after, (params, before))
@@ -341,11 +379,17 @@ def test_the_package_imports_no_jax() -> None:
         ({"ema": lambda step: 0.9}, "ema: expected a number"),
         ({"clip_norm": -1.0}, "Invalid clip_norm"),
         ({"lr": schedules.linear(-1.0, 0.0, 5)}, "Invalid learning rate: -1.0"),
+        ({"accumulate": 2}, "unexpected keyword argument 'accumulate'"),
     ],
 )
 def test_options_out_of_bounds_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises((TypeError, ValueError), match=message):
         fastopt.jax.AdamW(**options)
+
+
+def test_what_numbers_start_as_cannot_move() -> None:
+    with pytest.raises(TypeError, match="d0: expected a number"):
+        fastopt.jax.Prodigy(d0=lambda step: 1e-6)
 
 
 def test_what_does_not_fit_is_named() -> None:
@@ -363,6 +407,8 @@ def test_what_does_not_fit_is_named() -> None:
         opt.step(params, {"w": jnp.ones((2, 3), int)}, state)
     with pytest.raises(TypeError, match="state: expected what init"):
         opt.step(params, params, fastopt.jax.Lion().init(params))
+    with pytest.raises(TypeError, match="state: expected what init"):
+        opt.step(params, params, state._replace(numbers=jnp.zeros(2, jnp.uint32)))
     with pytest.raises(ValueError, match=r"state.arrays\['exp_avg'\]\['w'\]: expected float32 of the shape \(2, 3\)"):
         opt.step(params, params, opt.init({"w": jnp.ones(3)}))
     with pytest.raises(ValueError, match="decay_mask: "):

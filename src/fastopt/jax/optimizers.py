@@ -1,7 +1,6 @@
 """The optimizers for JAX, each made from its description in `fastopt.methods`.
 
-All but those whose steps keep numbers in the groups of parameters, which there are none of here, or need products of
-matrices, and those for sparse gradients.
+All but those whose steps need products of matrices, and those for sparse gradients.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from fastopt.jax.optimizer import Optimizer, made_from
 _classes: dict[str, type[Optimizer]] = {
     name: made_from(cls.method)
     for name, cls in optimizers.registry().items()
-    if not (cls.method.advances or cls.method.between or cls.method.refusal_of_dense)
+    if not (cls.method.between or cls.method.refusal_of_dense)
 }
 globals().update(_classes)
 __all__ = (*_classes,)
