@@ -6,6 +6,8 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +23,10 @@ import jax.numpy as jnp  # noqa: E402
 import fastopt.jax  # noqa: E402
 from fastopt import schedules  # noqa: E402
 from fastopt.backends.jax import MOST_IN_A_CALL  # noqa: E402
+from fastopt.benchmark import works  # noqa: E402
+from fastopt.benchmark.plan import on_task  # noqa: E402
+from fastopt.benchmark.runs import Entrant, perform  # noqa: E402
+from fastopt.benchmark.tasks import ACTIONS, Task, methods  # noqa: E402
 
 CASES = [case for case in ALL_CASES if hasattr(fastopt.jax, case.optimizer)]
 
@@ -294,9 +300,10 @@ def test_without_donation_nothing_is_overwritten(rng: np.random.Generator) -> No
     assert not np.array_equal(eager[0]["a"], params["a"])
 
 
-def test_a_scan_over_steps_takes_no_more_memory(rng: np.random.Generator) -> None:
+@pytest.mark.parametrize("optimizer", ["AdamW", "Prodigy"])
+def test_a_scan_over_steps_takes_no_more_memory(optimizer: str, rng: np.random.Generator) -> None:
     size = 100_000
-    params, opt = jnp.array(rng.standard_normal(size), "float32"), fastopt.jax.AdamW(lr=0.1)
+    params, opt = jnp.array(rng.standard_normal(size), "float32"), made(optimizer, lr=0.1)
     grads = jnp.array(rng.standard_normal((5, 1)), "float32")
 
     def many(params: Any, state: Any) -> Any:
@@ -313,25 +320,49 @@ def test_a_scan_over_steps_takes_no_more_memory(rng: np.random.Generator) -> Non
     assert_same(scanned(params, opt.init(params)), expected)
 
 
-def test_vmap_is_a_step_of_each(rng: np.random.Generator) -> None:
-    opt = fastopt.jax.AdamW(lr=0.1)
+@pytest.mark.parametrize("optimizer", ["AdamW", "Prodigy"])
+def test_vmap_is_a_step_of_each(optimizer: str, rng: np.random.Generator) -> None:
+    opt = made(optimizer, lr=0.1)
     params, grads = (jnp.array(rng.standard_normal((3, 7)), "float32") for _ in range(2))
     found = jax.jit(jax.vmap(opt.step))(params, grads, jax.vmap(opt.init)(params))
     for k in range(3):
         assert_same(jax.tree.map(lambda leaf, k=k: leaf[k], found), opt.step(params[k], grads[k], opt.init(params[k])))
 
 
-def test_the_step_has_no_derivative() -> None:
-    opt, params = fastopt.jax.SGD(), jnp.ones(3)
+@pytest.mark.parametrize("options", [{}, {"clip_norm": 1.0}])
+@pytest.mark.parametrize("place", [0, 1])
+def test_the_step_has_no_derivative(place: int, options: dict[str, Any]) -> None:
+    opt, params = fastopt.jax.SGD(**options), jnp.ones(3)
+    state = opt.init(params)
     with pytest.raises(TypeError, match="a step has no derivative"):
-        jax.grad(lambda grads: opt.step(params, grads, opt.init(params))[0].sum())(params)
+        jax.jit(jax.grad(lambda *given: opt.step(*given, state)[0].sum(), argnums=place))(params, params)
 
 
-def test_a_pickled_state_goes_on_with_the_same_bits(rng: np.random.Generator) -> None:
-    params, opt = in_jax(arrays(rng)), fastopt.jax.AdamW(lr=schedules.cosine(0.1, 10))
-    step, grads = jax.jit(opt.step), in_jax(arrays(rng))
-    params, state = step(params, grads, opt.init(params))
-    loaded = pickle.loads(pickle.dumps((params, state)))
+def pickled(tree: Any, like: Any, folder: Path) -> Any:
+    return pickle.loads(pickle.dumps(tree))
+
+
+def in_a_checkpoint(tree: Any, like: Any, folder: Path) -> Any:
+    orbax = pytest.importorskip("orbax.checkpoint")
+    with orbax.StandardCheckpointer() as checkpointer:
+        checkpointer.save(folder / "state", tree)
+        checkpointer.wait_until_finished()
+        return checkpointer.restore(folder / "state", like)
+
+
+@pytest.mark.filterwarnings("default")  # (of orbax's libraries)
+@pytest.mark.parametrize("saved", [pickled, in_a_checkpoint])
+@pytest.mark.parametrize("optimizer", ["AdamW", "Prodigy"])
+def test_a_saved_state_goes_on_with_the_same_bits(
+    optimizer: str, saved: Callable[..., Any], rng: np.random.Generator, tmp_path: Path
+) -> None:
+    params, opt = in_jax(arrays(rng)), made(optimizer, lr=schedules.cosine(0.1, 10))
+    del params["c"]  # (orbax takes no empty arrays)
+    step, grads = jax.jit(opt.step), {name: in_jax(arrays(rng))[name] for name in params}
+    like = params, opt.init(params)
+    params, state = step(params, grads, like[1])
+    loaded = saved((params, state), like, tmp_path)
+    assert_same(loaded, (params, state))
     assert_same(step(loaded[0], grads, loaded[1]), step(params, grads, state))
 
 
@@ -385,6 +416,14 @@ def test_the_package_imports_no_jax() -> None:
 def test_options_out_of_bounds_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises((TypeError, ValueError), match=message):
         fastopt.jax.AdamW(**options)
+
+
+def test_a_state_of_other_precision_is_named(x64: None) -> None:
+    opt, params = fastopt.jax.NAdam(), jnp.ones(3, "float32")
+    state = opt.init(params)
+    jax.config.update("jax_enable_x64", False)
+    with pytest.raises(ValueError, match=r"state.arrays\['mu_product'\]: expected float32 .*, got float64"):
+        opt.step(params, params, state)
 
 
 def test_what_numbers_start_as_cannot_move() -> None:
@@ -471,3 +510,18 @@ def test_another_optimizers_state_is_refused() -> None:
         fastopt.jax.AdamW().from_optax(optax.lion(0.1).init(params), params)
     with pytest.raises(TypeError, match="not optax's"):
         fastopt.jax.RMSprop().from_optax(optax.rmsprop(0.1).init(params), params)
+
+
+# ---- fastopt bench ----
+
+
+@pytest.mark.usefixtures("hasty")
+@pytest.mark.parametrize("action", ACTIONS)
+def test_the_benchmark_compares_optax_with_this_face(action: str, x64: None) -> None:
+    task = Task(methods()["adamw"], works.find("policy"), action=action)
+    run = perform(on_task(task, ["optax"]), 1e-9)  # (which looks whether the answers are right)
+    face = Entrant("fastopt.jax", task)
+    assert face in run.seconds
+    if find_spec("optax"):
+        assert run.counterpart(Entrant("optax", task)) == face
+    assert face not in on_task(task, ["torch"])
