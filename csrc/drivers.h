@@ -1,8 +1,8 @@
 /* From streams to loops: a stream that is stored as the arithmetic computes is used in place, any other goes through a
  * buffer, chunk by chunk. Nothing here knows a rule or a storage. */
 
-/* Buffers are not a power of two apart: addresses whose last 12 bits agree get in each other's way. (Rows may be of
- * float64, and a chunk of them has half as many elements.) */
+/* Buffers are not a power of two apart: addresses whose last 12 bits agree get in each other's way. (A chunk of float64
+ * has half as many elements.) */
 typedef union {
     float f32[CHUNK + 32];
     double f64[CHUNK / 2 + 16];
@@ -23,7 +23,8 @@ static void *place(const fo_stream *s, size_t element) { return fo_from(*s, elem
  * and have whole rows, or some or all of a wide one, but for the first and the last of a block. */
 static size_t chunk_of(const fo_stream *s, size_t first, size_t from, size_t rest)
 {
-    size_t n = CHUNK - (first + from) % CHUNK;
+    const size_t length = s->storage == FO_F64 ? CHUNK / 2 : CHUNK;
+    size_t n = length - (first + from) % length;
     if (s->rows) {
         const size_t width = s->rows->width, most = CHUNK / 2;
         n = width - (s->first + from) % width;
@@ -147,11 +148,67 @@ static void sum_rows(const fo_stream *s, fo_storage arithmetic, size_t from, siz
     }
 }
 
+/* ---- small states: a number for each row or column, of means of squares ----
+ *
+ * A rule finds them as if there was one for each element. It does not write them: before it runs, all squares of a row or
+ * a column have to be known. No block has a part of a row where a state is of rows alone: they are settled block by block,
+ * as the step comes to them. Those of a matrix are settled in passes before it (step.c). */
+
+static double number_at(const fo_stream *s, size_t place)
+{
+    const fo_stream stored = fo_from(*s, place);
+    float x;
+    if (s->storage == FO_F64) return *(const double *)stored.at;
+    if (s->storage == FO_F32) return (double)*(const float *)stored.at;
+    fo_codecs[s->storage].decode(&x, &stored, 1);
+    return (double)x;
+}
+
+static void put_number(const fo_stream *s, size_t place, double value)
+{
+    const fo_stream stored = fo_from(*s, place);
+    const float x = (float)value;
+    if (s->storage == FO_F64)
+        *(double *)stored.at = value;
+    else if (s->storage == FO_F32)
+        *(float *)stored.at = x;
+    else
+        fo_codecs[s->storage].encode(&stored, &x, 1, &(fo_context){0});
+}
+
+/* A chunk of numbers, one for each element. */
+static void spread(const fo_stream *s, fo_storage arithmetic, size_t from, size_t n, char *to)
+{
+    const size_t size = fo_storage_size(arithmetic);
+    fo_piece piece = first_piece(s->first + from, s->width);
+    while (next_piece(s->width, n, &piece)) {
+        const size_t row = s->rows ? s->rows->row[piece.row] : piece.row;
+        if (s->small == FO_COLUMNS)
+            decode_piece(s, arithmetic, row / s->height * s->width + piece.column, piece.n, to + piece.done * size);
+        else
+            (arithmetic == FO_F64 ? fill_f64 : fill_f32)(to + piece.done * size, piece.n, number_at(s, row));
+    }
+}
+
+/* A small state moves towards what was found, as the scalars say. */
+static double moved(double before, double mean, const fo_hyper *hyper, bool wide)
+{
+    const double after = hyper->f64.beta2 * before + hyper->f64.beta2c * mean;
+    return after < (wide ? hyper->f64.flush : (double)hyper->f32.flush) ? 0 : after;
+}
+
 /* ---- any chunk ---- */
 
 /* A chunk of a stream as the arithmetic wants it. */
 static void *opened(const fo_stream *s, fo_storage arithmetic, size_t from, size_t n, fo_buffer *buffer)
 {
+    if (s->small) {
+        const size_t row = (s->first + from) / s->width, column = (s->first + from) % s->width;
+        if (s->small == FO_COLUMNS && s->storage == arithmetic && column + n <= s->width)
+            return place(s, row / s->height * s->width + column); /* (nothing writes there) */
+        spread(s, arithmetic, from, n, (char *)buffer);
+        return buffer;
+    }
     if (s->summed) {
         sum_rows(s, arithmetic, from, n, (char *)buffer);
         return buffer;
@@ -174,6 +231,7 @@ static void *opened(const fo_stream *s, fo_storage arithmetic, size_t from, size
 static void closed(const fo_stream *s, fo_storage arithmetic, size_t from, size_t n, const fo_buffer *buffer,
                    const fo_context *context)
 {
+    if (s->small) return;
     if (s->rows) {
         if (s->storage != arithmetic || !is_one_piece(s, from, n))
             scatter_rows(s, arithmetic, from, n, (const char *)buffer, *context);
@@ -183,12 +241,72 @@ static void closed(const fo_stream *s, fo_storage arithmetic, size_t from, size_
     }
 }
 
+/* ---- settling small states ---- */
+
+/* Bring a state of rows to after the step, and add the squares to their columns (unless that is NULL), and of each matrix
+ * the states to a total. */
+static void settle_rows(const fo_block *b, int state, void *columns, double *totals)
+{
+    const fo_storage arithmetic = arithmetic_of(&b->param);
+    const bool wide = arithmetic == FO_F64;
+    const fo_stream *s = &b->state[state];
+    const size_t size = fo_storage_size(arithmetic), first_matrix = b->first / s->width / s->height;
+    fo_buffer param_buffer, grad_buffer, prepared;
+    double lane[LANES] = {0};
+    for (size_t from = 0, n; from < b->n; from += n) {
+        n = chunk_of(&b->param, b->first, from, b->n - from);
+        const void *grad = opened(&b->grad, arithmetic, from, n, &grad_buffer);
+        const void *param = b->hyper->f64.l2 != 0 ? opened(&b->param, arithmetic, from, n, &param_buffer) : grad;
+        if (b->from_memory) fo_fetch(grad, n * size);
+        (wide ? prepare_all_f64 : prepare_all_f32)(param, grad, prepared.f32, n, b->hyper);
+        fo_piece piece = first_piece(b->first + from, s->width);
+        while (next_piece(s->width, n, &piece)) {
+            const char *x = (const char *)prepared.f32 + piece.done * size;
+            const size_t matrix = piece.row / s->height - first_matrix;
+            (wide ? add_squares_of_row_f64 : add_squares_of_row_f32)(x, piece.n, piece.column, lane);
+            if (columns) {
+                char *column = (char *)columns + (matrix * s->width + piece.column) * size;
+                (wide ? add_to_columns_f64 : add_to_columns_f32)(x, piece.n, column);
+            }
+            if (piece.column + piece.n < s->width) continue;
+            const size_t row = s->rows ? s->rows->row[piece.row] : piece.row;
+            put_number(s, row, moved(number_at(s, row), sum_of_lanes(lane) / (double)s->width, b->hyper, wide));
+            if (totals) totals[matrix] += number_at(s, row);
+            memset(lane, 0, sizeof lane);
+        }
+    }
+}
+
+/* Bring a state of columns to after the step, and put in the place of the sums what rules read. */
+static void settle_columns(const fo_stream *s, fo_storage arithmetic, const fo_hyper *hyper, const fo_columns *c)
+{
+    const bool wide = arithmetic == FO_F64;
+    const double least = wide ? hyper->f64.eps : (double)hyper->f32.eps, mean = c->mean < least ? least : c->mean;
+    enum { AT_ONCE = 64 };
+    for (size_t i = 0, n; i < c->n; i += n) {
+        double sum[AT_ONCE] = {0};
+        n = c->n - i < AT_ONCE ? c->n - i : AT_ONCE;
+        for (size_t block = 0, at = i; block < c->blocks; block++, at += c->distance)
+            for (size_t k = 0; k < n; k++)
+                sum[k] += wide ? ((const double *)c->sums)[at + k] : (double)((const float *)c->sums)[at + k];
+        for (size_t k = 0; k < n; k++) {
+            const size_t place = c->first + i + k;
+            put_number(s, place, moved(number_at(s, place), sum[k] / (double)c->height, hyper, wide));
+            const double read = number_at(s, place) / mean;
+            if (wide)
+                ((double *)c->sums)[i + k] = read;
+            else
+                ((float *)c->sums)[i + k] = (float)read;
+        }
+    }
+}
+
 /* ---- a step ---- */
 
 static bool is_direct(const fo_block *b, int states, fo_storage arithmetic)
 {
     bool direct = !b->param.rows && b->param.storage == arithmetic && b->grad.storage == arithmetic;
-    for (int k = 0; k < states; k++) direct = direct && b->state[k].storage == arithmetic;
+    for (int k = 0; k < states; k++) direct = direct && b->state[k].storage == arithmetic && !b->state[k].small;
     return direct;
 }
 
@@ -238,6 +356,8 @@ static void drive(const fo_block *b, int states, bool reads_grad, bool writes_st
     static void step_##name(const fo_block *b)                                                                       \
     {                                                                                                                \
         const bool writes = !fo_needs[FO_RULE_##name].writes_states;                                                 \
+        for (int k = 0; k < states && !fo_needs[FO_RULE_##name].factored; k++)                                       \
+            if (b->state[k].small) settle_rows(b, k, NULL, NULL);                                                    \
         drive(b, states, writes, writes, loop_##name##_f32, loop_##name##_f64);                                      \
     }
 #define FLOOR(name, states)

@@ -36,7 +36,12 @@ typedef struct {
     bool careful;       /* can be cautious */
     bool writes_states; /* measuring updates the states: the step only reads them, and no gradient */
     bool hands_over;    /* the last state is what becomes the update, and the caller's between measuring and stepping */
+    unsigned char small[FO_MAX_STATES]; /* what each state is, an fo_extent */
+    bool factored;      /* it has one of columns: before the step, passes are made for its small states */
 } fo_rule_needs;
+
+/* What a state has numbers for: each element, each row, or each column of a matrix. */
+typedef enum { FO_ELEMENTS, FO_ROWS, FO_COLUMNS } fo_extent;
 
 enum { FO_TENSOR_SCOPE, FO_PLAN_SCOPE, FO_KEPT_STATES = 0, FO_WRITTEN_STATES };
 
@@ -46,6 +51,10 @@ static const fo_rule_needs fo_needs[FO_RULES] = {
 #define ADVANCE(name) [FO_RULE_##name].advances = true,
 #define HAND_OVER(name) [FO_RULE_##name].hands_over = true,
 #define CAREFUL(name, how) [FO_RULE_##name].careful = true,
+#define ROWWISE(name, state) [FO_RULE_##name].small[state] = FO_ROWS,
+#define FACTORED(name, row, column)                                                                                  \
+    [FO_RULE_##name].small[row] = FO_ROWS, [FO_RULE_##name].small[column] = FO_COLUMNS,                              \
+    [FO_RULE_##name].factored = true,
 #define MEASURE(name, of_sums, scope, of_states)                                                                     \
     [FO_RULE_##name].sums = of_sums, [FO_RULE_##name].over_plan = FO_##scope##_SCOPE,                                \
     [FO_RULE_##name].writes_states = FO_##of_states##_STATES,
@@ -103,7 +112,9 @@ typedef struct {
     fo_storage storage;
     bool summed;         /* (a gradient's) with rows: of each the sum of its occurrences, in their order */
     const fo_rows *rows; /* only these, end to end; NULL: all that is there */
-    size_t first;        /* with rows: where in them the stream begins */
+    size_t first;        /* with rows, and of a small state: where in them the stream begins */
+    fo_extent small;     /* it is a state with a number for each row or column, from the tensor's first on, */
+    size_t width, height; /* of matrices of so many columns and rows */
 } fo_stream;
 
 /* What one kernel call works on. Beside a float64 parameter everything else is float64 too; beside another, everything
@@ -128,12 +139,23 @@ static inline uint64_t fo_mix(uint64_t a, uint64_t b)
     return x ^ (x >> 31);
 }
 
+/* Some columns of a matrix whose blocks' sums of squares are known, each block's at a distance from that before. */
+typedef struct {
+    void *sums; /* in the arithmetic, of the first block; what rules read comes in their place */
+    size_t first, n; /* number of the first in the state */
+    size_t blocks, distance, height;
+    double mean; /* of the matrix's row state */
+} fo_columns;
+
 /* The kernels of one instruction set. */
 typedef struct {
     const char *isa;
     void (*step[FO_RULES])(const fo_block *);
     void (*careful[FO_RULES])(const fo_block *); /* the step of a rule that is cautious; NULL: it cannot be */
     void (*measure[FO_RULES])(const fo_block *, double *sums); /* NULL: the rule needs no sums */
+    /* See drivers.h, small states. */
+    void (*settle_rows)(const fo_block *, int state, void *columns, double *totals);
+    void (*settle_columns)(const fo_stream *state, fo_storage arithmetic, const fo_hyper *, const fo_columns *);
     double (*sum_of_squares)(const fo_stream *, size_t n, double scale);
     double (*max_abs)(const fo_stream *, size_t n);
     void (*lerp)(const fo_stream *target, const fo_stream *source, size_t n, double weight);
@@ -180,11 +202,11 @@ const char *fo_compiler(void);
 /* ---- scalars.c ---- */
 
 /* Form the scalars of a rule's step (the first is 1) in double and in float; scale multiplies the gradients. The rule's
- * numbers, which may be kept in `single` precision, become those after the step; `hyper` keeps those before. Returns 0, or 1 + the number of a scalar that is not
- * finite in the arithmetic's precision (double if `wide`); a clip_value of infinity is none, and a scale may be NaN or
- * infinite, as the norm that it comes from. */
+ * numbers, which may be kept in `single` precision, become those after the step; `hyper` keeps those before. Returns 0, or
+ * 1 + the number of a scalar that is not finite in the precision of the arithmetic beside a parameter that is `stored` so; a
+ * clip_value of infinity is none, and a scale may be NaN or infinite, as the norm that it comes from. */
 int fo_form_scalars(fo_rule rule, const fo_options *options, double step, double *numbers, bool single, double scale,
-                    double clip_value, bool wide, fo_hyper *hyper);
+                    double clip_value, fo_storage stored, fo_hyper *hyper);
 
 /* Form those that depend on what was measured of n elements. They may be anything, as the gradients. */
 void fo_settle_scalars(fo_rule rule, const fo_options *options, const double *sums, double n, fo_hyper *hyper);
@@ -214,13 +236,20 @@ typedef struct {
     fo_options *options;
     size_t n;
     const fo_rows *rows;  /* those that have a gradient; NULL: all */
-    size_t width;         /* elements of a row, where rows have something of their own, */
-    double *row_decay;    /* of each: log of the product of all decays that it has had; or NULL */
+    size_t width, height; /* elements of a row, where rows have something of their own; rows of a matrix, of states */
+    double *row_decay;    /* of each row: log of the product of all decays that it has had; or NULL */
     fo_number decay;      /* and of all that there have been, */
     double decay_before;  /* before the step */
     size_t hyper; /* row of the plan's table of scalars, in a step */
     fo_rule rule;
 } fo_tensor;
+
+/* How many numbers a state has. (Of small ones there may be none only if there is no element.) */
+static inline size_t fo_state_length(const fo_tensor *t, int k)
+{
+    const fo_extent small = (fo_extent)fo_needs[t->rule].small[k];
+    return t->n == 0 || small == FO_ELEMENTS ? t->n : t->n / (small == FO_ROWS ? t->width : t->height);
+}
 
 /* What rows of a tensor are grouped in: grows with the gradient, never with the table. */
 typedef struct {
@@ -237,6 +266,9 @@ typedef struct {
     fo_hyper *hypers;    /* at most one a tensor: those with equal options and counts share theirs */
     double *partial;     /* FO_MAX_SUMS a block: what a reduction found there */
     size_t blocks;       /* how many partial has room for */
+    size_t *first_scratch; /* count + 1: where in `scratch` tensors with factored states have room */
+    double *scratch;
+    size_t scratch_room;
     fo_grouping **groupings; /* of tensors that have had rows, or NULL */
 } fo_plan;
 

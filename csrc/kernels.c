@@ -104,6 +104,8 @@ const fo_kernels PASTE(fo_kernels_, FASTOPT_ISA) = {
 #define CAREFUL(name, how) .careful[FO_RULE_##name] = careful_##name, CAREFUL_##how(name)
 #define CAREFUL_COUNTED(name) .measure[FO_RULE_##name] = measure_##name,
 #include "rules.def"
+    .settle_rows = settle_rows,
+    .settle_columns = settle_columns,
     .sum_of_squares = sum_of_squares,
     .max_abs = max_abs,
     .lerp = lerp,

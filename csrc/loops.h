@@ -17,17 +17,20 @@ FO_INLINE T NAMED(prepare)(T p, T g, bool l2, bool clip, const HYPER *h)
 
 /* States that have decayed into the subnormal range are zero for nearly every purpose, but cost some hundred cycles an
  * operation: what is below h->flush is stored as zero. */
-#define STORE_STATES(states) UNROLL for (int k = 0; k < states; k++) all[k][i] = IS_BELOW(s[k], h.flush) ? 0 : s[k]
+#define STORE_STATES(states)                                                                                         \
+    UNROLL for (int k = 0; k < states; k++)                                                                          \
+        if (!small[k]) all[k][i] = IS_BELOW(s[k], h.flush) ? 0 : s[k]
 
 #define ELEMENT(name, states, l2, clip, careful)                                                                     \
     {                                                                                                                \
+        const unsigned char *const small = fo_needs[FO_RULE_##name].small;                                           \
         T s[FO_MAX_STATES];                                                                                          \
         LOAD_STATES(states);                                                                                         \
         T d = NAMED(prepare)(p[i], g[i], l2, clip, &h), u = NAMED(name)(p[i], d, s, &h);                             \
         T decay = careful ? NAMED(cautious_decay)(u, p[i], &h) : h.decay;                                            \
         if (careful) u = NAMED(cautious)(u, d, &h);                                                                  \
         p[i] = FMA(h.a, u, decay * p[i]);                                                                            \
-        if (!fo_needs[FO_RULE_##name].writes_states) STORE_STATES(states);                                           \
+        if (!fo_needs[FO_RULE_##name].writes_states) STORE_STATES(states);           \
     }
 
 /* In one piece or, fetching ahead, in many. */
@@ -127,6 +130,7 @@ FO_INLINE T NAMED(prepare)(T p, T g, bool l2, bool clip, const HYPER *h)
         const T *const p = param, *const g = grad;                                                                   \
         T *const all[FO_MAX_STATES] = {s0, s1, s2, s3, s4, s5};                                                      \
         const bool writes = fo_needs[FO_RULE_##name].writes_states;                                                  \
+        const unsigned char *const small = fo_needs[FO_RULE_##name].small;                                           \
         HYPER h = hyper->SUFFIX;                                                                                     \
         const bool l2 = h.l2 != 0;                                                                                   \
         const int others = sums - fo_needs[FO_RULE_##name].careful;                                                  \
@@ -150,6 +154,32 @@ FO_INLINE T NAMED(prepare)(T p, T g, bool l2, bool clip, const HYPER *h)
 #undef CAREFUL_MEASURED
 #undef LOAD_STATES
 #undef STORE_STATES
+
+/* Gradients as the rules see them. */
+static void NAMED(prepare_all)(const void *param, const void *grad, void *prepared, size_t n, const fo_hyper *hyper)
+{
+    const T *p = param, *g = grad;
+    T *restrict d = prepared;
+    const HYPER h = hyper->SUFFIX;
+    if (!isinf(h.clip)) {
+        VECTORISE for (size_t i = 0; i < n; i++) d[i] = NAMED(prepare)(p[i], g[i], h.l2 != 0, true, &h);
+    } else {
+        VECTORISE for (size_t i = 0; i < n; i++) d[i] = NAMED(prepare)(p[i], g[i], h.l2 != 0, false, &h);
+    }
+}
+
+static void NAMED(add_to_columns)(const void *x, size_t n, void *columns)
+{
+    const T *restrict g = x;
+    T *restrict c = columns;
+    VECTORISE for (size_t i = 0; i < n; i++) c[i] = FMA(g[i], g[i], c[i]);
+}
+
+static void NAMED(fill)(void *x, size_t n, double value)
+{
+    T *restrict y = x;
+    VECTORISE for (size_t i = 0; i < n; i++) y[i] = (T)value;
+}
 
 /* The sum of some occurrences of a row, in their order: n columns, from those that `grad` begins with. */
 static void NAMED(sum)(void *total, const void *grad, const fo_rows *rows, size_t first, size_t end, size_t n)

@@ -21,6 +21,16 @@ static void NAMED(add_squares)(const void *x, size_t n, double scale, double *la
     memcpy(lane, sum, sizeof sum);
 }
 
+/* The same of a part of a row that begins at this column: each column has its lane, wherever the part begins. */
+static void NAMED(add_squares_of_row)(const void *x, size_t n, size_t column, double *lane)
+{
+    const T *restrict v = x;
+    size_t i = 0;
+    for (; i < n && (column + i) % LANES; i++)
+        lane[(column + i) % LANES] = FMA_DOUBLE((double)v[i], (double)v[i], lane[(column + i) % LANES]);
+    NAMED(add_squares)(v + i, n - i, 1, lane);
+}
+
 /* Largest |x|, NaN if there is one: without its sign, IEEE's order is that of the bits, and NaN is above infinity. */
 static double NAMED(max_abs)(const void *x, size_t n)
 {

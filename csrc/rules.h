@@ -112,6 +112,15 @@ SCALARS_OF(adagrad)
     NAMED(add_epsilons)(o, 1, h);
 }
 
+/* ... row-wise (FBGEMM): s is one number a row, to which the mean of g^2 there is added. */
+RULE_OF(adagrad_rowwise) { return g / (SQRT(s[0] + h->eps_root) + h->eps); }
+
+SCALARS_OF(adagrad_rowwise)
+{
+    NAMED(adagrad_scalars)(o, t, number, single, h);
+    h->beta2 = h->beta2c = 1;
+}
+
 /* RMSprop (Tieleman & Hinton 2012):  s = alpha*s + (1-alpha)*g^2,   u = g / (sqrt(s + eps_root) + eps) */
 RULE_OF(rmsprop)
 {
@@ -197,6 +206,15 @@ SCALARS_OF(adam)
     h->rbc2 = 1 / sqrt(correction2);
     NAMED(add_epsilons)(o, correction2, h);
 }
+
+/* ... row-wise (FBGEMM): v is one number a row, a moving average of the mean of g^2 there. */
+RULE_OF(adam_rowwise)
+{
+    s[0] = FMA(h->beta1, s[0], h->beta1c * g);
+    return NAMED(normalized)(s[0], s[1], h);
+}
+
+SAME_SCALARS(adam_rowwise, adam)
 
 /* AMSGrad (Reddi, Kale & Kumar 2018): Adam over the largest v seen so far. */
 RULE_OF(amsgrad)
@@ -821,6 +839,56 @@ SETTLE_OF(muon)
     const double norm = sqrt(sum[0]), divisor = norm < o->eps ? o->eps : norm;
     h->trust = divisor == 0 ? 0 : 1 / divisor;
 }
+
+/* Adafactor (Shazeer & Stern 2018, as in torch): the squares of a matrix are known by the moving averages R and C of their
+ * means over rows and columns, V = R*C / max(mean of R, eps1), those of a vector as they are:
+ *   u = g / sqrt(max(V, eps1^2)),   p = p - alpha * u / max(1, rms(u)/d),
+ *   alpha = max(eps2, rms(p)) * min(lr, 1/sqrt(t)),   and the averages forget by 1 - t^beta2_decay.
+ * (s[1] is C / max(mean of R, eps1) where a rule reads it.) */
+FO_INLINE T NAMED(at_least)(T v, const HYPER *h) { return v < h->eps_root ? h->eps_root : v; }
+
+RULE_OF(adafactor) { return g / SQRT(NAMED(at_least)(s[0] * s[1], h)); }
+
+RULE_OF(adafactor_vector)
+{
+    s[0] = FMA(h->beta2, s[0], h->beta2c * g * g);
+    return g / SQRT(NAMED(at_least)(s[0], h));
+}
+
+/* (By default eps1 is the distance from 1 to the next number, as the parameter is stored.) */
+SCALARS_OF(adafactor)
+{
+    h->beta2c = pow(t, o->beta2_decay);
+    h->beta2 = 1 - h->beta2c;
+    h->a = -fmin(o->lr, 1 / sqrt(t));
+    h->eps = isnan(o->eps1) ? h->epsilon : o->eps1;
+    h->eps_root = h->eps * h->eps;
+    h->flush = h->eps;
+}
+
+SAME_SCALARS(adafactor_vector, adafactor)
+
+MEASURE_OF(adafactor)
+{
+    sum[0] = (double)p * (double)p;
+    sum[1] = (double)(g / NAMED(at_least)(s[0] * s[1], h)) * (double)g;
+}
+
+MEASURE_OF(adafactor_vector)
+{
+    T v = FMA(h->beta2, s[0], h->beta2c * g * g);
+    sum[0] = (double)p * (double)p;
+    sum[1] = (double)(g / NAMED(at_least)(v, h)) * (double)g;
+}
+
+SETTLE_OF(adafactor)
+{
+    double rms_p = sqrt(sum[0] / n), excess = sqrt(sum[1] / n) / o->d;
+    h->a *= rms_p > o->eps2 ? rms_p : o->eps2;
+    if (excess > 1) h->a /= excess;
+}
+
+SAME_SETTLE(adafactor_vector, adafactor)
 
 #pragma GCC diagnostic pop
 

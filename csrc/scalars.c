@@ -37,11 +37,24 @@ static void settle_count(const fo_options *o, const double *sum, double n, fo_hy
     cautious_settle(o, sum[0], n, h);
 }
 
+/* The distance from 1 to the next number. (A parameter in two pieces is one of float32.) */
+static double epsilon_of(fo_storage storage)
+{
+    switch (storage) {
+    case FO_F64: return DBL_EPSILON;
+    case FO_F16: return 0x1p-10;
+    case FO_BF16:
+    case FO_BF16_STOCHASTIC: return 0x1p-7;
+    default: return FLT_EPSILON;
+    }
+}
+
 /* What does not depend on the rule. A flush of infinity says that states may count as zero however small the others
  * are; a rule that divides by the root of one names the least that the root is added to. */
-static void common_scalars(const fo_options *o, double scale, double clip_value, fo_hyper_f64 *h)
+static void common_scalars(const fo_options *o, double scale, double clip_value, fo_storage stored, fo_hyper_f64 *h)
 {
     *h = (fo_hyper_f64){.scale = o->maximize != 0 ? -scale : scale, .clip = clip_value, .decay = 1, .flush = INFINITY};
+    h->epsilon = epsilon_of(stored);
     h->cautious = o->cautious;
     h->cautious_decay = o->cautious_decay;
     if (o->decoupled_weight_decay != 0)
@@ -64,9 +77,10 @@ static double flush_below(double least, double smallest_normal, double epsilon)
 static float narrowed(double x) { return x != 0 && (float)x == 0 ? copysignf(FLT_TRUE_MIN, (float)x) : (float)x; }
 
 int fo_form_scalars(fo_rule rule, const fo_options *options, double step, double *numbers, bool single, double scale,
-                    double clip_value, bool wide, fo_hyper *hyper)
+                    double clip_value, fo_storage stored, fo_hyper *hyper)
 {
-    common_scalars(options, scale, clip_value, &hyper->f64);
+    const bool wide = stored == FO_F64;
+    common_scalars(options, scale, clip_value, stored, &hyper->f64);
     memcpy(hyper->before, numbers, sizeof hyper->before);
     if (scalars_of[rule]) scalars_of[rule](options, step, numbers, single, &hyper->f64);
     const double *in_double = (const double *)&hyper->f64;

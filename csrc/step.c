@@ -28,9 +28,11 @@ fo_plan *fo_plan_new(size_t count)
     plan->tensors = calloc(count + 1, sizeof *plan->tensors);
     plan->first_block = calloc(count + 1, sizeof *plan->first_block);
     plan->first_byte = calloc(count + 1, sizeof *plan->first_byte);
+    plan->first_scratch = calloc(count + 1, sizeof *plan->first_scratch);
     plan->hypers = malloc((count + 1) * sizeof *plan->hypers);
     plan->groupings = calloc(count + 1, sizeof *plan->groupings);
-    if (plan->tensors && plan->first_block && plan->first_byte && plan->hypers && plan->groupings) return plan;
+    if (plan->tensors && plan->first_block && plan->first_byte && plan->first_scratch && plan->hypers && plan->groupings)
+        return plan;
     fo_plan_free(plan);
     return NULL;
 }
@@ -38,17 +40,88 @@ fo_plan *fo_plan_new(size_t count)
 /* Elements that a step is for. */
 static size_t length_of(const fo_tensor *t) { return t->rows ? t->rows->count * t->rows->width : t->n; }
 
-/* No block has a part of a row, where rows matter. */
-static size_t block_length(const fo_tensor *t)
+/* Whether some state has one number a row or column. */
+static bool has_small(const fo_tensor *t)
 {
-    const size_t width = t->rows ? t->rows->width : t->row_decay ? t->width : 0;
-    return width > FO_BLOCK ? width : width ? FO_BLOCK / width * width : FO_BLOCK;
+    bool any = false;
+    for (int k = 0; k < fo_needs[t->rule].states; k++) any = any || fo_needs[t->rule].small[k];
+    return any;
+}
+
+/* So many rows, or a few less or more, that together are groups of FO_GROUP elements. */
+static size_t whole_groups(size_t rows, size_t width)
+{
+    size_t some = FO_GROUP;
+    while (some > 1 && some / 2 * width % FO_GROUP == 0) some /= 2;
+    return rows < some ? some : rows / some * some;
+}
+
+/* How a tensor is cut: into parts of so many elements, and these into blocks of so many. */
+typedef struct {
+    size_t part, length, blocks; /* blocks of a part */
+} fo_cut;
+
+/* A block of a large matrix has at least so many of its rows: for each block, there is a sum for each column. */
+enum { ROWS_AT_LEAST = 64 };
+
+/* No block has a part of a row, where rows matter, or rows of two matrices unless it has all of both. */
+static fo_cut cut_of(const fo_tensor *t)
+{
+    const size_t n = length_of(t), matrix = t->width * t->height;
+    const size_t width = t->rows ? t->rows->width : t->row_decay || has_small(t) ? t->width : 0;
+    fo_cut cut = {.part = n ? n : 1, .length = FO_BLOCK};
+    if (fo_needs[t->rule].factored && n && matrix > FO_BLOCK) {
+        const size_t rows = whole_groups(FO_BLOCK / width, width);
+        cut.part = matrix;
+        cut.length = (rows < ROWS_AT_LEAST ? ROWS_AT_LEAST : rows) * width;
+    } else if (has_small(t) && !t->rows && n) {
+        const size_t unit = fo_needs[t->rule].factored ? matrix : width;
+        cut.length = whole_groups(FO_BLOCK / unit, unit) * unit;
+    } else if (width) {
+        cut.length = width > FO_BLOCK ? width : FO_BLOCK / width * width;
+    }
+    cut.blocks = divide_up(cut.part, cut.length);
+    return cut;
+}
+
+/* The first block that begins with this element or later. */
+static size_t block_from(const fo_cut *cut, size_t element)
+{
+    return element / cut->part * cut->blocks + divide_up(element % cut->part, cut->length);
+}
+
+/* Matrices of a tensor that is cut in such, and how many blocks the sums of each come from. */
+static size_t matrices_of(const fo_tensor *t) { return t->n ? t->n / (t->width * t->height) : 0; }
+
+static size_t blocks_a_matrix(const fo_tensor *t)
+{
+    const fo_cut cut = cut_of(t);
+    return cut.part < t->n || matrices_of(t) == 1 ? cut.blocks : 1;
+}
+
+/* Of a factored state: for each block of each matrix the total of its row states, and a sum for each of its columns. */
+static size_t totals_of(const fo_tensor *t) { return blocks_a_matrix(t) * matrices_of(t); }
+
+static size_t scratch_of(const fo_tensor *t)
+{
+    if (!fo_needs[t->rule].factored) return 0;
+    return totals_of(t) + divide_up(totals_of(t) * t->width * (t->param.storage == FO_F64 ? 8 : 4), sizeof(double));
 }
 
 bool fo_plan_cut(fo_plan *plan)
 {
-    for (size_t i = 0; i < plan->count; i++)
-        plan->first_block[i + 1] = plan->first_block[i] + divide_up(length_of(&plan->tensors[i]), block_length(&plan->tensors[i]));
+    for (size_t i = 0; i < plan->count; i++) {
+        const fo_cut cut = cut_of(&plan->tensors[i]);
+        plan->first_block[i + 1] = plan->first_block[i] + block_from(&cut, length_of(&plan->tensors[i]));
+        plan->first_scratch[i + 1] = plan->first_scratch[i] + scratch_of(&plan->tensors[i]);
+    }
+    if (plan->first_scratch[plan->count] > plan->scratch_room) {
+        free(plan->scratch);
+        plan->scratch_room = 0;
+        plan->scratch = malloc(plan->first_scratch[plan->count] * sizeof *plan->scratch);
+        if (!plan->scratch) return false;
+        plan->scratch_room = plan->first_scratch[plan->count];
+    }
     if (plan->first_block[plan->count] > plan->blocks) {
         double *grown = realloc(plan->partial, FO_MAX_SUMS * plan->first_block[plan->count] * sizeof *grown);
         if (!grown) return false;
@@ -93,6 +166,8 @@ void fo_plan_free(fo_plan *plan)
     free(plan->tensors);
     free(plan->first_block);
     free(plan->first_byte);
+    free(plan->first_scratch);
+    free(plan->scratch);
     free(plan->hypers);
     free(plan->partial);
     free(plan);
@@ -124,11 +199,14 @@ struct fo_pass {
 static void run_blocks(const fo_pass *pass, size_t tensor, size_t from, size_t to)
 {
     const fo_tensor *t = &pass->plan->tensors[tensor];
-    size_t first = pass->plan->first_block[tensor], length = block_length(t);
+    const fo_cut cut = cut_of(t);
+    const size_t first = pass->plan->first_block[tensor];
     for (size_t block = from; block < to; block++) {
-        size_t offset = block * length, rest = length_of(t) - offset;
-        size_t n = rest < length ? rest : length;
-        pass->work(pass, t, first + block, offset, n);
+        const size_t part = block / cut.blocks * cut.part, inside = block % cut.blocks * cut.length;
+        const size_t rest = length_of(t) - part - inside, in_part = cut.part - inside;
+        size_t n = rest < in_part ? rest : in_part;
+        n = n < cut.length ? n : cut.length;
+        pass->work(pass, t, first + block, part + inside, n);
     }
 }
 
@@ -140,10 +218,11 @@ static void run_share(const fo_pass *pass, size_t from, size_t to)
     for (size_t i = 0; i < plan->count; i++) {
         if (first_byte[i + 1] <= from || first_byte[i] >= to) continue;
         const fo_tensor *t = &plan->tensors[i];
-        size_t block_bytes = block_length(t) * fo_storage_size(t->grad.storage);
-        size_t blocks = divide_up(first_byte[i + 1] - first_byte[i], block_bytes);
-        size_t begin = from > first_byte[i] ? divide_up(from - first_byte[i], block_bytes) : 0;
-        size_t end = divide_up(to - first_byte[i], block_bytes);
+        const fo_cut cut = cut_of(t);
+        const size_t size = fo_storage_size(t->grad.storage);
+        const size_t blocks = block_from(&cut, (first_byte[i + 1] - first_byte[i]) / size);
+        const size_t begin = from > first_byte[i] ? block_from(&cut, divide_up(from - first_byte[i], size)) : 0;
+        const size_t end = block_from(&cut, divide_up(to - first_byte[i], size));
         run_blocks(pass, i, begin, end < blocks ? end : blocks);
     }
 }
@@ -203,6 +282,25 @@ static fo_stream grad_from(const fo_tensor *t, size_t offset)
     return grad;
 }
 
+/* What is kept of a tensor's matrices while it is stepped. */
+static double *totals_at(const fo_plan *plan, const fo_tensor *t) { return plan->scratch + plan->first_scratch[t - plan->tensors]; }
+
+static void *columns_at(const fo_plan *plan, const fo_tensor *t) { return totals_at(plan, t) + totals_of(t); }
+
+static fo_storage arithmetic_beside(const fo_tensor *t) { return t->param.storage == FO_F64 ? FO_F64 : FO_F32; }
+
+/* A state, as a rule reads it. */
+static fo_stream state_from(const fo_plan *plan, const fo_tensor *t, int k, size_t offset)
+{
+    const fo_extent small = fo_needs[t->rule].small[k];
+    fo_stream s = t->state[k];
+    if (!small) return from(t, s, offset);
+    s.small = small, s.rows = t->rows, s.first = offset;
+    s.width = t->width, s.height = fo_needs[t->rule].factored ? t->height : SIZE_MAX;
+    if (small == FO_COLUMNS) s.at = columns_at(plan, t), s.storage = arithmetic_beside(t);
+    return s;
+}
+
 static fo_block block_of(const fo_pass *pass, const fo_tensor *t, size_t offset, size_t n)
 {
     const fo_plan *plan = pass->plan;
@@ -210,7 +308,7 @@ static fo_block block_of(const fo_pass *pass, const fo_tensor *t, size_t offset,
                   .hyper = &plan->hypers[t->hyper], .first = offset,
                   .seed = fo_mix(t->count.at ? (uint64_t)value_of(t->count) : 0, (uint64_t)(t - plan->tensors)),
                   .from_memory = plan->first_byte[plan->count] >= BYTES_FROM_MEMORY};
-    for (int k = 0; k < fo_needs[t->rule].states; k++) b.state[k] = from(t, t->state[k], offset);
+    for (int k = 0; k < fo_needs[t->rule].states; k++) b.state[k] = state_from(plan, t, k, offset);
     if (t->row_decay) {
         b.width = t->width, b.row_decay = t->row_decay;
         b.decay_before = t->decay_before, b.decay_after = value_of(t->decay);
@@ -364,7 +462,7 @@ static void form_scalars(fo_plan *plan, const fo_request *request, fo_result *re
             fo_hyper *hyper = &plan->hypers[used++];
             memcpy(after, before, sizeof after);
             result->unfit = fo_form_scalars(t->rule, t->options, step, after, t->number[0].single, scale,
-                                            request->clip_value, t->param.storage == FO_F64, hyper);
+                                            request->clip_value, t->param.storage, hyper);
             result->tensor = i;
             last = t, last_step = step;
         }
@@ -384,6 +482,69 @@ static void form_scalars(fo_plan *plan, const fo_request *request, fo_result *re
         if (t->row_decay) set(t->decay, t->decay_before);
         for (int k = 0; k < fo_needs[t->rule].numbers; k++) set(t->number[k], plan->hypers[t->hyper].before[k]);
     }
+}
+
+/* ---- the small states of matrices ---- */
+
+static void rows_block(const fo_pass *pass, const fo_tensor *t, size_t block, size_t offset, size_t n)
+{
+    (void)block;
+    if (!fo_needs[t->rule].factored) return;
+    const fo_block b = block_of(pass, t, offset, n);
+    const size_t matrix = t->width * t->height, bytes = t->width * fo_storage_size(arithmetic_beside(t));
+    const size_t place = offset % matrix / cut_of(t).length * matrices_of(t) + offset / matrix, count = divide_up(n, matrix);
+    char *columns = (char *)columns_at(pass->plan, t) + place * bytes;
+    memset(&totals_at(pass->plan, t)[place], 0, count * sizeof(double));
+    memset(columns, 0, count * bytes);
+    for (int k = 0; k < fo_needs[t->rule].states; k++)
+        if (fo_needs[t->rule].small[k] == FO_ROWS)
+            pass->kernels->settle_rows(&b, k, columns, &totals_at(pass->plan, t)[place]);
+}
+
+/* Of each matrix the mean of its row states, in the place of its first total. */
+static void take_means(const fo_plan *plan)
+{
+    for (size_t i = 0; i < plan->count; i++) {
+        const fo_tensor *t = &plan->tensors[i];
+        if (!t->grad.at || !fo_needs[t->rule].factored || !t->n) continue;
+        double *total = totals_at(plan, t);
+        const size_t matrices = matrices_of(t), all = totals_of(t);
+        for (size_t matrix = 0; matrix < matrices; matrix++) {
+            for (size_t k = matrix + matrices; k < all; k += matrices) total[matrix] += total[k];
+            total[matrix] /= (double)t->height;
+        }
+    }
+}
+
+/* The blocks of a matrix share its columns. */
+static void columns_block(const fo_pass *pass, const fo_tensor *t, size_t block, size_t offset, size_t n)
+{
+    (void)block;
+    if (!fo_needs[t->rule].factored) return;
+    const size_t matrix = t->width * t->height, blocks = blocks_a_matrix(t), mine = offset % matrix / cut_of(t).length;
+    const size_t first = t->width * mine / blocks, end = t->width * (mine + 1) / blocks;
+    for (size_t m = offset / matrix; m * matrix < offset + n; m++) {
+        fo_columns columns = {.first = m * t->width + first, .n = end - first, .blocks = blocks,
+                              .distance = matrices_of(t) * t->width, .height = t->height,
+                              .mean = totals_at(pass->plan, t)[m]};
+        columns.sums = (char *)columns_at(pass->plan, t) + columns.first * fo_storage_size(arithmetic_beside(t));
+        for (int k = 0; k < fo_needs[t->rule].states; k++)
+            if (fo_needs[t->rule].small[k] == FO_COLUMNS)
+                pass->kernels->settle_columns(&t->state[k], arithmetic_beside(t), &pass->plan->hypers[t->hyper], &columns);
+    }
+}
+
+/* Bring them to after the step: the rows and their columns' sums block by block, then the columns. */
+static void settle_matrices(const fo_kernels *kernels, fo_plan *plan, int threads)
+{
+    bool any = false;
+    for (size_t i = 0; i < plan->count; i++) any = any || (plan->tensors[i].grad.at && fo_needs[plan->tensors[i].rule].factored);
+    if (!any) return;
+    fo_pass pass = {.work = rows_block, .kernels = kernels, .plan = plan};
+    run(&pass, threads);
+    take_means(plan);
+    pass.work = columns_block;
+    run(&pass, threads);
 }
 
 /* ---- what rules measure ---- */
@@ -505,6 +666,7 @@ fo_result fo_step(const fo_kernels *kernels, fo_plan *plan, const fo_request *re
     form_scalars(plan, request, &result);
     if (result.unfit) return result;
     double sums_of_all[FO_RULES][FO_MAX_SUMS] = {0};
+    settle_matrices(kernels, plan, request->threads);
     measure_and_settle(kernels, plan, request->threads, sums_of_all);
     result.failed = !hand_over(kernels, plan, request);
     if (result.failed) return result;

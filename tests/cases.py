@@ -112,6 +112,8 @@ ROWS: list[tuple[str, str, dict[str, Any]]] = [
     ("Adagrad", "adagrad", {"lr_decay": 0.1, "weight_decay": 0.01, "decoupled_weight_decay": True}),
     ("Adagrad", "adagrad", {"initial_accumulator_value": 0.7}),
     ("Adagrad", "adagrad", {"eps": 1e-2, "eps_root": 1e-2}),
+    ("Adagrad", "adagrad_rowwise", {"rowwise": True}),
+    ("Adagrad", "adagrad_rowwise", {"rowwise": True, "initial_accumulator_value": 0.7, "eps": 1e-2, "lr_decay": 0.1}),
     ("RMSprop", "rmsprop", {}),
     ("RMSprop", "rmsprop", {"alpha": 0.9, "eps": 1e-2, "eps_root": 1e-2}),
     ("RMSprop", "rmsprop", {"weight_decay": 0.01, "decoupled_weight_decay": True}),
@@ -136,6 +138,12 @@ ROWS: list[tuple[str, str, dict[str, Any]]] = [
     ("AdamW", "adam", {"cautious_decay": True, "weight_decay": 0.3}),
     ("AdamW", "adam", {"corrected_weight_decay": True, "peak_lr": 0.2, "lr": warmup}),
     ("AdamW", "amsgrad", {"amsgrad": True, **CAREFUL}),
+    ("Adam", "adam_rowwise", {"rowwise": True}),
+    (
+        "AdamW",
+        "adam_rowwise",
+        {"rowwise": True, "betas": (0.8, 0.9), "eps": 1e-2, "eps_root": 1e-2, "weight_decay": 0.3},
+    ),
     ("NAdam", "nadam", {}),
     ("NAdam", "nadam", {"betas": (0.8, 0.99), "eps": 1e-2, "momentum_decay": 0.3}),
     ("NAdam", "nadam", {"weight_decay": 0.01, "decoupled_weight_decay": True}),
@@ -217,6 +225,9 @@ ROWS: list[tuple[str, str, dict[str, Any]]] = [
     ("MuonAdamW", "muon", {"use_muon": True, "momentum": 0.8, "nesterov": False, "adjust_lr_fn": "original"}),
     ("MuonAdamW", "muon", {"use_muon": True, "coefficients": "polar_express", "ns_steps": 3, "normuon": True}),
     ("MuonAdamW", "muon", {"use_muon": True, "ns_coefficients": (2.0, -1.5, 0.5), "normuon_beta": 0.8, "lr": warmup}),
+    ("Adafactor", "adafactor_vector", {}),
+    ("Adafactor", "adafactor_vector", {"eps": (0.3, 0.5), "d": 1.5, "beta2_decay": -0.5, "weight_decay": 0.01}),
+    ("Adafactor", "adafactor_vector", {"eps": (1e-30, 1e-3), "lr": warmup}),
 ]
 """Optimizer, rule, options."""
 

@@ -29,7 +29,7 @@ def rule(function: Rule) -> Rule:
 OWN_DECAY = {"lars", "lars_momentum", "lamb", "schedule_free_adamw", "adopt", "laprop", "adan"}
 """Rules that apply weight decay themselves, unless it is decoupled."""
 
-OWN_DECOUPLED_DECAY = {"stable_adamw", "prodigy", "adopt", "laprop", "adan"}
+OWN_DECOUPLED_DECAY = {"stable_adamw", "prodigy", "adopt", "laprop", "adan", "adafactor", "adafactor_vector"}
 """Rules that apply decoupled weight decay themselves."""
 
 
@@ -121,6 +121,19 @@ def adagrad(p: Array, g: Array, state: State, t: int, options: Options) -> tuple
     return p - lr * g / (np.sqrt(total + options["eps_root"]) + options["eps"]), {"sum": total}
 
 
+def row_mean(x: Array) -> Array:
+    mean: Array = x.mean(axis=tuple(range(1, x.ndim)), keepdims=True)
+    return mean
+
+
+@rule
+def adagrad_rowwise(p: Array, g: Array, state: State, t: int, options: Options) -> tuple[Array, State]:
+    so_far = state.get("row_sum")
+    total = row_mean(g**2) + (options["initial_accumulator_value"] if so_far is None else so_far)
+    lr = options["lr"] / (1 + (t - 1) * options["lr_decay"])
+    return p - lr * g / (np.sqrt(total + options["eps_root"]) + options["eps"]), {"row_sum": total}
+
+
 def moving_average(old: Array | None, new: Array, decay: float) -> Array:
     return (1 - decay) * new if old is None else decay * old + (1 - decay) * new
 
@@ -179,6 +192,15 @@ def adam(p: Array, g: Array, state: State, t: int, options: Options) -> tuple[Ar
     m = moving_average(state.get("exp_avg"), g, options["betas"][0])
     v = moving_average(state.get("exp_avg_sq"), g**2, options["betas"][1])
     return p - cautious(adam_update(m, v, t, options), g, options), {"exp_avg": m, "exp_avg_sq": v}
+
+
+@rule
+def adam_rowwise(p: Array, g: Array, state: State, t: int, options: Options) -> tuple[Array, State]:
+    beta1, beta2 = options["betas"]
+    m = moving_average(state.get("exp_avg"), g, beta1)
+    v = moving_average(state.get("row_exp_avg_sq"), row_mean(g**2), beta2)
+    u = normalized(m / (1 - beta1**t), v / (1 - beta2**t), options)
+    return p - options["lr"] * u, {"exp_avg": m, "row_exp_avg_sq": v}
 
 
 @rule
@@ -525,3 +547,29 @@ def muon(p: Array, g: Array, state: State, t: int, options: Options) -> tuple[Ar
         else max(1, rows / columns) ** 0.5
     )
     return p - options["lr"] * ratio * orthogonal, new
+
+
+@rule
+def adafactor(p: Array, g: Array, state: State, t: int, options: Options) -> tuple[Array, State]:
+    kept = 1 - t ** options["beta2_decay"]
+    eps1 = options["eps"][0] or np.finfo(float).eps
+    rows = moving_average(state.get("row_var"), np.mean(g**2, axis=-1, keepdims=True), kept)
+    columns = moving_average(state.get("col_var"), np.mean(g**2, axis=-2, keepdims=True), kept)
+    v = rows * columns / np.maximum(np.mean(rows, axis=-2, keepdims=True), eps1)
+    return by_factors(p, g, v, eps1, t, options), {"row_var": rows, "col_var": columns}
+
+
+@rule
+def adafactor_vector(p: Array, g: Array, state: State, t: int, options: Options) -> tuple[Array, State]:
+    v = moving_average(state.get("variance"), g**2, 1 - t ** options["beta2_decay"])
+    return by_factors(p, g, v, options["eps"][0] or np.finfo(float).eps, t, options), {"variance": v}
+
+
+def by_factors(p: Array, g: Array, v: Array, eps1: float, t: int, options: Options) -> Array:
+    if not p.size:
+        return p
+    u = g / np.sqrt(np.maximum(v, eps1**2))
+    rate = max(options["eps"][1], math.sqrt(np.mean(p**2))) * min(options["lr"], 1 / math.sqrt(t))
+    update: Array = rate * u / max(1.0, math.sqrt(np.mean(u**2)) / options["d"])
+    kept: Array = decayed(p, g, options)[0]
+    return kept - update

@@ -28,7 +28,9 @@ from fastopt.benchmark.plan import on_task  # noqa: E402
 from fastopt.benchmark.runs import Entrant, perform  # noqa: E402
 from fastopt.benchmark.tasks import ACTIONS, Task, methods  # noqa: E402
 
-CASES = [case for case in ALL_CASES if hasattr(fastopt.jax, case.optimizer)]
+CASES = [
+    case for case in ALL_CASES if hasattr(fastopt.jax, case.optimizer) and not case.options.get("rowwise")
+]  # (which is refused here)
 
 SHAPES: dict[str, tuple[int, ...]] = {"a": (3, 5), "b": (), "c": (0, 3), "d": (BLOCK + 3,)}
 
@@ -410,6 +412,7 @@ def test_the_package_imports_no_jax() -> None:
         ({"ema": lambda step: 0.9}, "ema: expected a number"),
         ({"clip_norm": -1.0}, "Invalid clip_norm"),
         ({"lr": schedules.linear(-1.0, 0.0, 5)}, "Invalid learning rate: -1.0"),
+        ({"rowwise": True}, "rowwise: is not supported here"),
         ({"accumulate": 2}, "unexpected keyword argument 'accumulate'"),
     ],
 )

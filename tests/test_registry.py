@@ -15,6 +15,7 @@ from fastopt.methods.base import Flag
 
 LISTS = (CSRC / "rules.def").read_text()
 RULES = {name: int(states) for name, states in re.findall(r"^(?:RULE|FLOOR)\((\w+), (\d)\)$", LISTS, re.M)}
+OF_MATRICES = set(re.findall(r"^FACTORED\((\w+), \d, \d\)$", LISTS, re.M))  # whose cases are in test_small_states.py
 FLOORS = re.findall(r"^FLOOR\((\w+), \d\)$", LISTS, re.M)
 
 every_case = pytest.mark.parametrize("case", ALL_CASES)
@@ -31,7 +32,7 @@ def test_every_rule_has_an_oracle() -> None:
 
 
 def test_every_rule_has_a_case() -> None:
-    assert {case.rule for case in ALL_CASES} == set(reference.RULES)
+    assert {case.rule for case in ALL_CASES} == set(reference.RULES) - OF_MATRICES
 
 
 def test_every_optimizer_has_a_case() -> None:

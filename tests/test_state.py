@@ -46,22 +46,23 @@ def params_of(opt: Optimizer) -> list[Array]:
 def test_layout_of_the_snapshot(case: Case) -> None:
     opt = stepped(case)
     found = opt.state_dict()
-    _, names = case.cls.method.rule(opt.param_groups[0])
+    method = case.cls.method
     assert list(found) == ["state", "param_groups", "step_count", "optimizer"]
     assert found["optimizer"] == case.optimizer
     assert found["step_count"] == opt.step_count == 2
     whole = {name: case.options[name] for name in opt.whole if name in case.options}
     kept = {name: opt.param_groups[0][name] for name in case.cls.method.advances}
     assert found["param_groups"] == [{**opt.defaults, "params": [0, 1], **whole, **kept}]
-    if names:
+    if method.rule(opt.param_groups[0])[1]:
         assert list(found["state"]) == [0, 1]
     for index, state in found["state"].items():
-        _, names = case.cls.method.rule_for(opt.param_groups[0], params_of(opt)[index].shape, str)
+        param = params_of(opt)[index]
+        _, names = method.rule_for(opt.param_groups[0], param.shape, str)
         assert set(state) == {*names, *case.cls.method.numbers, *(["step"] if case.cls.method.counts_steps else [])}
         assert state.get("step", 2) == 2
         for name in names:
-            assert state[name].shape == params_of(opt)[index].shape
-            assert state[name].dtype == params_of(opt)[index].dtype
+            assert state[name].shape == method.state_shape(name, param.shape)
+            assert state[name].dtype == param.dtype
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9])

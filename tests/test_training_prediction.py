@@ -1,5 +1,6 @@
 """The models of runs: predictions for new tables, and the perceptron as models of scikit-learn."""
 
+import json
 import pickle
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,12 @@ from typer.testing import CliRunner
 
 from fastopt import training
 from fastopt.cli import app
+from fastopt.training.checkpoint import Checkpoint
 from fastopt.training.errors import TrainingError
+from fastopt.training.job import Job
 from fastopt.training.prediction import TrainedModel
 from fastopt.training.session import CHECKPOINT
+from fastopt.training.table_problem import TableProblem
 
 
 def run(*arguments: Any, status: int = 0) -> str:
@@ -85,6 +89,24 @@ def test_the_model_of_a_run_scores_as_the_run_did(trained: Path) -> None:
     assert np.abs(predicted - new["paid"].to_numpy())[known].mean() < 10
     with pytest.raises(TrainingError, match="knows no probabilities"):
         model.predict_proba(new)
+
+
+def test_what_is_scored_and_predicts_is_where_parameters_are_used(tmp_path: Path) -> None:
+    """Schedule-Free trains them in another place."""
+    run("train", "--optimizer=schedulefreeadamw", "--epochs=2", "--out", tmp_path / "run")
+    job = Job.resume(tmp_path / "run" / CHECKPOINT, {})
+    assert isinstance(job.problem, TableProblem)
+    test = job.problem.data.test
+    trained_at = {name: values.copy() for name, values in job.problem.model.parameters.items()}
+    scaling = job.problem.data.standardization
+    predicted = training.load(tmp_path / "run").predict(test.features * scaling.scale + scaling.mean)
+    accuracy = np.mean(predicted == np.array(job.problem.data.classes)[test.targets])
+    assert accuracy == json.loads((tmp_path / "run" / "scores.json").read_text())["accuracy"]
+    in_use = Checkpoint.load(tmp_path / "run" / CHECKPOINT).tensors
+    assert any((in_use[f"in_use.{name}"] != values).any() for name, values in trained_at.items())
+    job.evaluate()
+    for name, values in job.problem.model.parameters.items():
+        np.testing.assert_array_equal(values, trained_at[name])
 
 
 def test_only_the_folder_is_needed(trained: Path, tmp_path: Path) -> None:

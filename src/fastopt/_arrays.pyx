@@ -7,7 +7,7 @@ from libc.stdlib cimport free, malloc
 import numpy as np
 cimport numpy as cnp
 
-from fastopt._core cimport FO_BF16, FO_F16, FO_F32, FO_F64, Plan, fo_tensor, kept_states
+from fastopt._core cimport FO_BF16, FO_F16, FO_F32, FO_F64, Plan, fo_state_length, fo_tensor, kept_states
 
 cnp.import_array()
 
@@ -220,15 +220,17 @@ cdef class Watch:
         cdef cnp.ndarray array
         cdef list arrays = self.held[i]
         cdef const void *at
-        cdef Py_ssize_t k
+        cdef size_t length
+        cdef int k
         if arrays is None:
             return False
-        for k in range(len(arrays)):
+        for k in range(<int>len(arrays)):
             array = <cnp.ndarray>arrays[k]
-            if k == 0:
-                at = tensor.param.at
-            else:
-                at = tensor.state[k - 1].at if k <= kept_states(tensor) else tensor.average.at
-            if cnp.PyArray_DATA(array) != at or <size_t>cnp.PyArray_SIZE(array) != tensor.n or not is_plain(array, True):
+            at, length = tensor.param.at, tensor.n
+            if k > kept_states(tensor):
+                at = tensor.average.at
+            elif k > 0:
+                at, length = tensor.state[k - 1].at, fo_state_length(tensor, k - 1)
+            if cnp.PyArray_DATA(array) != at or <size_t>cnp.PyArray_SIZE(array) != length or not is_plain(array, True):
                 return False
         return True

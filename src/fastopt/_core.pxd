@@ -30,6 +30,8 @@ cdef extern from "fastopt.h" nogil:
         bint advances
         bint over_plan
         bint hands_over
+        unsigned char small[6]
+        bint factored
     const fo_rule_needs *fo_needs
     ctypedef struct fo_tensor:
         fo_stream param
@@ -43,6 +45,7 @@ cdef extern from "fastopt.h" nogil:
         size_t n
         const fo_rows *rows
         size_t width
+        size_t height
         double *row_decay
         fo_number decay
         fo_rule rule
@@ -78,6 +81,7 @@ cdef extern from "fastopt.h" nogil:
     const fo_kernels *fo_best_kernels()
     const fo_kernels *fo_find_kernels(const char *)
     const char *fo_available_isa(size_t)
+    size_t fo_state_length(const fo_tensor *, int)
     fo_plan *fo_plan_new(size_t)
     void fo_plan_free(fo_plan *)
     bint fo_plan_cut(fo_plan *)

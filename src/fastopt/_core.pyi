@@ -4,6 +4,7 @@ from typing import Any
 RULES: dict[str, tuple[int, int]]
 SCOPES: dict[str, str]
 HANDED_OVER: frozenset[str]
+SMALL: dict[str, tuple[bool, ...]]
 OPTIONS: dict[str, int]
 SCALARS: tuple[str, ...]
 STORAGES: dict[str, int]
@@ -46,6 +47,7 @@ class Plan:
         states: Sequence[tuple[int, ...]],
         numbers: list[tuple[int, bool]] = ...,
         table: tuple[int, int, tuple[int, bool]] | None = ...,
+        matrix: tuple[int, int] | None = ...,
     ) -> None: ...
     def bind_tails(self, tensor: int, average: tuple[int, ...] | None, copy: tuple[int, int] | None) -> None: ...
     def set_gradient(self, tensor: int, place: tuple[int, int] | None) -> None: ...

@@ -29,6 +29,10 @@ SCOPES = {name: "plan" if fo_needs[i].over_plan else "tensor" for name, (i, _) i
 HANDED_OVER = frozenset(name for name, (i, _) in RULES.items() if fo_needs[i].hands_over)
 """Rules whose last state is no state but their update, which calls between measuring and stepping change."""
 
+SMALL = {name: tuple(fo_needs[i].small[k] != 0 for k in range(fo_needs[i].states)) for name, (i, _) in RULES.items()
+         if any([fo_needs[i].small[k] for k in range(fo_needs[i].states)])}
+"""Rule with states that have one number for each row or column -> which of its states these are."""
+
 OPTIONS = {name: i for i, name in enumerate(names(fo_option_name))}
 """Name of an option that the kernels' scalars are formed from -> index."""
 
@@ -227,12 +231,12 @@ cdef class Plan:
         return new
 
     def bind(self, size_t tensor, str rule, size_t length, tuple param, list states, list numbers=[],
-             tuple table=None) -> None:
+             tuple table=None, tuple matrix=None) -> None:
         """Say where a tensor and its states are, as (address, storage).
 
         Its numbers are (address, is float32): how many steps it has taken, where that counts, and those of the rule. It
         has no gradient then. Of a table whose rows catch up with decays, `table` is (elements of a row, address of what
-        each row has had, number that there has been).
+        each row has had, number that there has been). `matrix` is (rows, elements of a row), where states go by these.
         """
         cdef fo_tensor *t = &self.plan.tensors[tensor]
         cdef fo_number *place
@@ -249,8 +253,11 @@ cdef class Plan:
         for k, (address, single) in enumerate(numbers or [(0, False)]):
             place = &t.count if k == 0 else &t.number[<int>k - 1]
             place.at, place.single = <void *><uintptr_t>address, single
-        self.cut = self.cut and t.n == length and t.row_decay == NULL and table is None
-        t.width, t.row_decay = 0, NULL
+        if (matrix is None) == (rule in SMALL) or (matrix is not None and length and length % (matrix[0] * matrix[1])):
+            raise ValueError(f"{rule}: expected a matrix for small states alone, got {matrix} of {length} elements")
+        self.cut = self.cut and t.n == length and t.row_decay == NULL and table is None and not t.width and matrix is None
+        t.height, t.width = matrix or (0, 0)
+        t.row_decay = NULL
         if table is not None:
             t.width, t.row_decay = table[0], <double *><uintptr_t>table[1]
             t.decay.at, t.decay.single = <void *><uintptr_t>table[2][0], table[2][1]

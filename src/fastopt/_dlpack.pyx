@@ -10,7 +10,8 @@ from libc.stdlib cimport calloc, free, malloc
 
 from fastopt._core import same_objects
 from fastopt._core cimport (
-    FO_BF16, FO_F16, FO_F32, FO_F64, FO_MAX_STATES, Plan, fo_number, fo_storage, fo_stream, fo_tensor, kept_states,
+    FO_BF16, FO_F16, FO_F32, FO_F64, FO_MAX_STATES, Plan, fo_needs, fo_number, fo_state_length, fo_storage, fo_stream, fo_tensor,
+    kept_states,
 )
 
 cdef extern from "dlpack.h" nogil:
@@ -292,6 +293,18 @@ cdef class Watch:
                 return False
         return True
 
+    cdef inline bint fits(self, const fo_tensor *tensor, int32_t k, const Known *known, const DLTensor *now) noexcept:
+        """Whether a state lies in memory as it did: beside a parameter, or in one stretch if it is small."""
+        cdef int64_t length = 1
+        cdef int32_t dim
+        if k >= fo_needs[<size_t>tensor.rule].states or not fo_needs[<size_t>tensor.rule].small[k]:
+            return self.alike(known, now)
+        for dim in range(now.ndim - 1, -1, -1):
+            if now.strides[dim] != length and now.shape[dim] != 1:
+                return False
+            length *= now.shape[dim]
+        return now.device.type == 1 and <size_t>length == fo_state_length(tensor, k)
+
     cdef inline bint same_dtype(self, DLDataType a, DLDataType b) noexcept:
         return a.code == b.code and a.bits == b.bits
 
@@ -336,7 +349,7 @@ cdef class Watch:
             return False
         for k in range(known.tensors - 1):
             if (not self.describe(self.seen[(MOST + 2) * i + k + 1].object, &now) or now.data != place_of(tensor, k).at
-                    or not self.same_dtype(now.dtype, known.state_dtype[k]) or not self.alike(known, &now)):
+                    or not self.same_dtype(now.dtype, known.state_dtype[k]) or not self.fits(tensor, k, known, &now)):
                 return False
         for k in range(known.tensors - 1, <int32_t>len(states)):  # numbers: their memory may be shared by now
             place = &tensor.count if k == known.tensors - 1 else &tensor.number[k - known.tensors]

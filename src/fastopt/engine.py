@@ -315,6 +315,12 @@ class Engine(ABC):
     def entry(self, slot: int) -> dict[str, Any]:
         """Return the dict that has a parameter's states."""
 
+    def matrix(self, slot: int) -> tuple[int, int] | None:
+        """Return rows, and elements of a row, of the matrices of a parameter whose states go by these."""
+        _, names = self.rule_of(slot)
+        of_rows = [state for name in names if (state := self.method.states[name]).of != "elements"]
+        return of_rows[0].matrix(self.params[slot].shape) if of_rows else None
+
     @abstractmethod
     def found(self, slot: int, name: str) -> Any:
         """Return what is kept for a parameter under a name, or None."""
@@ -666,7 +672,7 @@ class Engine(ABC):
         states_of_rule = places[: len(names)]
         if rule in _core.HANDED_OVER:
             states_of_rule.append(self.products.place(self, slot))
-        self.plan.bind(slot, rule, buffers.length, param, states_of_rule, numbers, table)
+        self.plan.bind(slot, rule, buffers.length, param, states_of_rule, numbers, table, self.matrix(slot))
         self.plan.bind_tails(
             slot, places[-1] if AVERAGE in arrays else None, None if copy is None else buffers.states[-1]
         )

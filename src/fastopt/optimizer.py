@@ -444,8 +444,12 @@ class Optimizer(Face):
             value = backend.decoded(codes, scales)
         in_torch = str(getattr(value, "dtype", "")) == "torch.bfloat16"  # which NumPy cannot read
         array = np.asarray(value.float() if in_torch else value)
-        if array.shape != param.shape:
-            raise ValueError(f"{label}: expected the parameter's shape {param.shape}, got {array.shape}")
+        shape = self.method.state_shape(name, param.shape)
+        if array.shape != shape:
+            whose = "the parameter's shape" if shape == param.shape else "shape"
+            raise ValueError(f"{label}: expected {whose} {shape}, got {array.shape}")
+        if shape != param.shape:
+            return {name: _arrays.as_array(array.copy(), label, True, True)}
         copied: Array = np.empty_like(param, dtype=array.dtype)
         copied[...] = array
         return {name: _arrays.beside(copied, param, label, True, True)}
@@ -487,7 +491,7 @@ def snapshot_of(entry: Mapping[str, Any], compressed: bool) -> dict[str, Any]:
     return snapshot
 
 
-NOT_HERE = {"beta2_decay"}
+NOT_HERE = {"history_size"}
 """One option of each optimizer that torch has and this library has not."""
 
 

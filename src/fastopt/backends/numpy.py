@@ -84,6 +84,8 @@ class Arrays(Engine):
         if self.face._places[slot] != (_arrays.place(param)[0], param.size):
             raise RuntimeError(f"{label}: was resized after the optimizer was made; make a new optimizer")
         _arrays.as_array(param, label, True)
+        if self.rule_of(slot)[0] in _core.SMALL and not param.flags.c_contiguous:
+            raise ValueError(f"{label}: expected a C-contiguous array, whose rows have states of their own")
 
     def entry(self, slot: int) -> dict[str, Any]:
         """Return the states of a parameter."""
@@ -101,6 +103,9 @@ class Arrays(Engine):
     def start_state(self, slot: int, name: str, storage: str, value: float | None) -> dict[str, Any]:
         """Return arrays in the parameter's memory order."""
         param = self.params[slot]
+        shape = self.method.state_shape(name, param.shape)
+        if shape != param.shape:
+            return {name: np.full(shape, value, dtype_of(storage))}
         if value == 0:
             return empty(name, param, storage, np.zeros)
         return stored(name, param if value is None else np.full_like(param, value, subok=False), storage)
@@ -113,7 +118,13 @@ class Arrays(Engine):
             if array.dtype == dtype_of(storage):
                 return {key: entry[key] for key in (name, scales_of(name))}
             array = decoded(array, entry[scales_of(name)])
-        fit = _arrays.beside(array, param, label, True, True)
+        shape = self.method.state_shape(name, param.shape)
+        if shape == param.shape:
+            fit = _arrays.beside(array, param, label, True, True)
+        else:
+            fit = _arrays.as_array(array, label, True, True)
+            if fit.shape != shape or not fit.flags.c_contiguous:
+                raise ValueError(f"{label}: expected shape {shape} in C order, got {fit.shape}")
         return {name: fit} if fit.dtype == dtype_of(storage) else stored(name, fit, storage)
 
     def address(self, array: Any) -> int:

@@ -158,13 +158,17 @@ class Tensors(Engine):
         if (rule in _core.SCOPES or self.values[owner].get("cautious")) and is_sharded(param):
             what = f"but what {self.method.__name__} does depends on sums over whole tensors"
             self.refuse(slot, f"is sharded among processes, {what}; use an optimizer that knows elements alone")
+        if rule in _core.SMALL and (param.is_complex() or isinstance(param, DTensor)):
+            kind = "complex" if param.is_complex() else "a DTensor"
+            self.refuse(slot, f"is {kind}, which is not supported by {self.method.__name__} with states of rows")
         for name, state in self.face.state.get(param, {}).items():
             if name not in names or state is None:
                 continue
             if not isinstance(state, Tensor):
                 self.refuse(slot, f"is of type {type(state).__name__}, expected a tensor", f"{name} of ")
-            if state.shape != param.shape:
-                self.refuse(slot, f"has shape {tuple(state.shape)}, expected {tuple(param.shape)}", f"{name} of ")
+            shape = self.method.state_shape(name, param.shape)
+            if state.shape != shape:
+                self.refuse(slot, f"has shape {tuple(state.shape)}, expected {tuple(shape)}", f"{name} of ")
             scales = self.face.state[param].get(scales_of(name))
             if scales is None and state.dtype in CODES.values():
                 self.refuse(slot, f"is of dtype {state.dtype} and has no scales beside it", f"{name} of ")
@@ -223,7 +227,10 @@ class Tensors(Engine):
                 whole = in_order_of(param, torch.float32)
                 return encoded(name, whole.copy_(param) if value is None else whole.fill_(value), storage)
         dtype = dtype_of(storage, param)
+        shape = self.method.state_shape(name, param.shape)
         with outside_inference(), torch.no_grad():
+            if shape != param.shape and value is not None:
+                return {name: torch.full(shape, value, dtype=dtype, device="cpu")}
             if value is None:
                 return {name: torch.empty_like(param, dtype=dtype).copy_(param)}
             start = complex(value, value) if param.is_complex() else value
@@ -243,6 +250,8 @@ class Tensors(Engine):
             dtype = dtype_of(storage, param)
             if state.layout != torch.strided:  # momentum of sparse gradients, in torch
                 state = state.to_dense()
+            if state.shape != param.shape:
+                return {name: state if state.dtype == dtype and state.is_contiguous() else state.to(dtype).contiguous()}
             here, there = local_part(state), local_part(param)
             if state.dtype == dtype and (same_order(here, there) or not is_dense(there)):
                 return {name: state}
@@ -272,6 +281,9 @@ class Tensors(Engine):
             )
         if isinstance(param, DTensor):
             self.refuse(slot, f"is sharded, for which there is no master={master!r}")
+        size = math.prod(self.matrix(slot) or ())
+        if size % _core.GROUP and size != max(param.numel(), 1):
+            self.refuse(slot, f"has matrices of {size} elements, expected a multiple of 32 (master={master!r})")
         with outside_inference(), torch.no_grad():
             like = in_order_of(param.detach(), REMAINDERS[master], "meta")
             if rest is not None and (rest.shape != param.shape or rest.dtype not in REMAINDERS.values()):
@@ -341,13 +353,21 @@ class Tensors(Engine):
         if grad is not None:
             grad = self.admitted(slot, grad)
         if grad is not None and grad.is_sparse:
-            return self.buffers_of_rows(param, grad, states)
+            return self.buffers_of_rows(slot, grad, states)
         write_back: list[Call] = []
-        p = ordered(param, in_rows(param) if self.catches_up(slot, grad) else None, write_back)
-        several = [ordered(state, p, write_back) for state in states]
+        in_order = self.catches_up(slot, grad) or self.rule_of(slot)[0] in _core.SMALL
+        p = ordered(param, in_rows(param) if in_order else None, write_back)
+        several = self.states_beside(slot, p, states, write_back)
         g = None if grad is None else brought(plain_gradient(grad, param), p)
         ordinary = not (isinstance(param, DTensor) or param.is_complex())
         return self.placed(p, g, several, ordinary and not write_back, write_back)
+
+    def states_beside(self, slot: int, p: Tensor, states: list[Tensor], write_back: list[Call]) -> list[Tensor]:
+        """Return states in the memory order of a parameter; small ones are as they are."""
+        small = _core.SMALL.get(self.rule_of(slot)[0], ())
+        return [
+            state if k < len(small) and small[k] else ordered(state, p, write_back) for k, state in enumerate(states)
+        ]
 
     def admitted(self, slot: int, grad: Tensor) -> Tensor:
         """Return a gradient, checked; a sparse one made dense unless the rows it has are all that a step changes."""
@@ -362,8 +382,10 @@ class Tensors(Engine):
                 also = ", or step only its rows (lazy=True)" if what and "lazy" in options else ""
                 self.refuse(slot, why + also, "gradient of ")
             return grad
-        if self.method.catches_up(options) and grad.sparse_dim() > 1:
-            self.refuse(slot, f"has {grad.sparse_dim()} sparse dimensions, expected 1 (lazy=True)", "gradient of ")
+        by_rows = self.method.catches_up(options) or self.rule_of(slot)[0] in _core.SMALL
+        if by_rows and grad.sparse_dim() > 1:
+            why = "lazy=True" if self.method.catches_up(options) else "rowwise=True"
+            self.refuse(slot, f"has {grad.sparse_dim()} sparse dimensions, expected 1 ({why})", "gradient of ")
         averaged = self.whole["ema"] is not None and not options["lazy"]  # (all rows' averages move)
         rows = what == "rows" and not averaged and grad.sparse_dim() and param.numel()
         width = math.prod(param.shape[grad.sparse_dim() :])
@@ -400,11 +422,12 @@ class Tensors(Engine):
         rows = RowPlaces((numbers.data_ptr(), True, len(numbers)), place(values), width, thread_count())
         return rows, (numbers, values)
 
-    def buffers_of_rows(self, param: Tensor, grad: Tensor, states: list[Tensor]) -> Buffers:
+    def buffers_of_rows(self, slot: int, grad: Tensor, states: list[Tensor]) -> Buffers:
         """Return where everything lies for a gradient of some rows; only a table with gaps is copied."""
+        param = self.params[slot]
         write_back: list[Call] = []
         p = ordered(param, in_rows(param), write_back)
-        several = [ordered(state, p, write_back) for state in states]
+        several = self.states_beside(slot, p, states, write_back)
         rows, found = self.row_places(grad, p)
         stay = not (write_back or param.is_complex())
         kept = (p, *found, several, write_back)

@@ -80,7 +80,17 @@ def methods() -> dict[str, Method]:
             if not (cls.method.between or cls.method.refusal_of_dense)  # (gradients are dense here)
         )
         for switched in subsets(list(on))
+        if go_together(optimizers.registry()[name], {switch: on[switch] for switch in switched})
     }
+
+
+def go_together(cls: type[Optimizer], options: Mapping[str, Any]) -> bool:
+    """Whether options do not exclude each other."""
+    try:
+        cls.method.check_together({**cls.method.defaults(), **options})
+    except ValueError:
+        return False
+    return True
 
 
 def switches(cls: type[Optimizer]) -> Mapping[str, Any]:

@@ -97,6 +97,8 @@ class Optimizer:
         self.options = self.completed({**self.method.defaults(), **bound.arguments})
         if self.options.get("lazy"):
             raise ValueError("lazy: is for sparse gradients, which there are none of here")
+        if self.options.get("rowwise"):
+            raise ValueError("rowwise: is not supported here; states have the shape of their parameters")
         known = {**self.method.options, **WHOLE_OF_JAX}
         with jax.ensure_compile_time_eval():  # (schedules; an optimizer may be made while a step is traced)
             start = {name: at_start(name, option, self.options[name]) for name, option in known.items()}

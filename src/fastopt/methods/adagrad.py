@@ -10,6 +10,7 @@ from fastopt.methods.base import (
     EPSILON_ROOT,
     LAZY,
     MAXIMIZE,
+    ROWWISE,
     Method,
     Quantity,
     State,
@@ -35,7 +36,10 @@ class Adagrad(Method):
 
     twin = "Adagrad"
     twin_flags = ("foreach", "*", "differentiable", "fused")
-    states = {"sum": State("initial_accumulator_value", "square")}
+    states = {
+        "sum": State("initial_accumulator_value", "square"),
+        "row_sum": State("initial_accumulator_value", of="rows"),
+    }
 
     lr = learning_rate(1e-2)
     lr_decay = Quantity(0.0, "How fast the rate falls, at least 0.")
@@ -46,10 +50,11 @@ class Adagrad(Method):
     eps_root = EPSILON_ROOT
     decoupled_weight_decay = DECOUPLED
     lazy = LAZY
+    rowwise = ROWWISE
 
     @staticmethod
     def rule(options: Mapping[str, Any]) -> tuple[str, tuple[str, ...]]:
-        return "adagrad", ("sum",)
+        return ("adagrad_rowwise", ("row_sum",)) if options["rowwise"] else ("adagrad", ("sum",))
 
     @classmethod
     def sparse(cls, options: Mapping[str, Any]) -> Literal["rows", "dense", "refuse"]:

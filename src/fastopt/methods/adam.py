@@ -16,6 +16,8 @@ from fastopt.methods.base import (
     MAXIMIZE,
     MOMENT,
     PEAK_LR,
+    ROW_SQUARE,
+    ROWWISE,
     SQUARE,
     TIMM,
     Decays,
@@ -46,7 +48,7 @@ class Adam(Method):
 
     twin = "Adam"
     twin_flags = ("*", "foreach", "capturable", "differentiable", "fused")
-    states = {"exp_avg": MOMENT, "exp_avg_sq": SQUARE, "max_exp_avg_sq": SQUARE}
+    states = {"exp_avg": MOMENT, "exp_avg_sq": SQUARE, "max_exp_avg_sq": SQUARE, "row_exp_avg_sq": ROW_SQUARE}
 
     renamed = TIMM
 
@@ -63,9 +65,12 @@ class Adam(Method):
     cautious_decay = CAUTIOUS_DECAY
     corrected_weight_decay = CORRECTED_DECAY
     peak_lr = PEAK_LR
+    rowwise = ROWWISE
 
     @staticmethod
     def rule(options: Mapping[str, Any]) -> tuple[str, tuple[str, ...]]:
+        if options["rowwise"]:
+            return "adam_rowwise", ("exp_avg", "row_exp_avg_sq")
         if options["amsgrad"]:
             return "amsgrad", ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
         return "adam", ("exp_avg", "exp_avg_sq")
@@ -73,6 +78,9 @@ class Adam(Method):
     @classmethod
     def check_together(cls, options: Mapping[str, Any]) -> None:
         check_careful_decay(options)
+        for name in ("amsgrad", "cautious", "cautious_decay"):
+            if options["rowwise"] and options[name]:
+                raise ValueError(f"rowwise=True excludes {name}=True")
 
 
 class SparseAdam(Method):
@@ -91,6 +99,8 @@ class SparseAdam(Method):
 
     twin = "SparseAdam"
     refusal_of_dense = "SparseAdam does not support dense gradients, please consider Adam instead"
+    use = "In the place of torch's class, for embeddings; `AdamW` with `lazy` decays the touched rows besides."
+
     states = {"exp_avg": MOMENT, "exp_avg_sq": SQUARE}
 
     lr = learning_rate(1e-3)

@@ -248,6 +248,13 @@ LAZY = Flag(
     keyword_only=True,
 )
 
+ROWWISE = Flag(
+    False,
+    "Whether there is one average of squares for each row of the first dimension, of the mean of g**2 there, as in "
+    "FBGEMM: for tables, it takes next to no memory.",
+    keyword_only=True,
+)
+
 FIXED_DECAY = Flag(
     False, "Whether decoupled decay is by `weight_decay` itself, whatever the rate: ``p *= 1 - weight_decay``."
 )
@@ -401,16 +408,34 @@ Start = float | str | None
 
 @dataclass(frozen=True)
 class State:
-    """An array beside the parameter, of its shape."""
+    """An array beside the parameter, of its shape or smaller."""
 
     start: Start = 0.0
     kind: Literal["moment", "square", "exact"] = "exact"
     """How it may be stored in fewer bits: as an average of gradients or updates, of either sign; as one of squares
     (never negative, and only its root matters); or not at all, like a copy of the parameter."""
+    of: Literal["elements", "rows", "matrix rows", "matrix columns"] = "elements"
+    """What it has a number for: each element; each row of the first dimension; or each row or column of the matrices in
+    the last two."""
+
+    def shape(self, param: Sequence[int]) -> tuple[int, ...]:
+        """Return its shape beside a parameter of this shape: it broadcasts."""
+        if self.of == "rows":
+            return (*param[:1], *(1 for _ in param[1:]))
+        if self.of == "matrix rows":
+            return (*param[:-1], 1)
+        return (*param[:-2], 1, *param[-1:]) if self.of == "matrix columns" else tuple(param)
+
+    def matrix(self, param: Sequence[int]) -> tuple[int, int]:
+        """Return how many rows there are in a matrix of this parameter, and of how many elements."""
+        rows = math.prod(param[:1]) if self.of == "rows" else param[-2]
+        return rows, math.prod(param[1:]) if self.of == "rows" else param[-1]
 
 
 MOMENT = State(kind="moment")
 SQUARE = State(kind="square")
+
+ROW_SQUARE = State(of="rows")
 
 STORED_AS: dict[str, dict[str, str]] = {
     "float32": {"moment": "float32", "square": "float32", "exact": "float32"},
@@ -495,6 +520,11 @@ class Method:
     def row_numbers(cls, rule: str, options: Mapping[str, Any]) -> tuple[str, ...]:
         """Return the names of what a rule keeps for each row of a parameter, in double: it starts as zero."""
         return ()
+
+    @classmethod
+    def state_shape(cls, name: str, param: Sequence[int]) -> tuple[int, ...]:
+        """Return the shape of a state, or of whatever else is kept, beside a parameter of this shape."""
+        return cls.states[name].shape(param) if name in cls.states else tuple(param)
 
     @classmethod
     def check(cls, options: Mapping[str, Any], edited: bool = False) -> None:

@@ -117,6 +117,7 @@ class Muon(Orthogonal):
     """
 
     twin = "Muon"
+    use = "Hidden matrices of transformers and other large networks, beside another optimizer for the rest."
     counts_steps = False
     matrices = True
     states = {"momentum_buffer": MOMENT}
@@ -174,6 +175,7 @@ class MuonAdamW(Orthogonal):
     decay regularization".
     """
 
+    use = "Transformers from scratch, in fewer steps than `AdamW`, where the products cost little beside the model's."
     states = {"exp_avg": MOMENT, "exp_avg_sq": SQUARE, "momentum_buffer": MOMENT}
     between = (*Orthogonal.between, "use_muon")
 

@@ -117,9 +117,13 @@ class Optimizer(Face, torch.optim.Optimizer):
             torch.optim.Optimizer.__init__(self, given["params"], defaults)
         else:
             self.twin.__init__(self, *bound.args, **bound.kwargs)
-        if self._whole["state_dtype"] is not None:
-            # Adagrad's first states are in the parameter's dtype, rounded; others come with the first step.
-            self.state.clear()
+        for group in self.param_groups:
+            # Adagrad's first states are of the parameter's dtype, rounded, and shape; ours come with the first step.
+            _, names = self.method.rule(self.method.at(group, 0))
+            for param in group["params"]:
+                unused = self.method.states.keys() & self.state.get(param, {}).keys() - set(names)
+                if unused or self._whole["state_dtype"] is not None:
+                    self.state.pop(param, None)
 
     # ---- torch's bookkeeping ----
 

@@ -20,6 +20,10 @@ HEADER_KEY = "fastopt"  # one key for all: the header keeps no order of its keys
 CHECKSUM_KEY = "sha256"
 
 
+IN_USE = "in_use."
+"""Before the name of a parameter where it is used, if it is trained in another place."""
+
+
 class Checkpoint(NamedTuple):
     """What a checkpoint file holds.
 

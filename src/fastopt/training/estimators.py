@@ -64,6 +64,8 @@ class _Perceptron(BaseEstimator):  # type: ignore[misc]
         job.run.evaluate = dict
         with job.arithmetic():
             train(job.run, observe=lambda record: None, save=lambda: None, should_stop=lambda: False)
+        if problem.has_two_modes:
+            problem.optimizer.eval()
         self.standardization_, self.model_ = scaling, problem.model
         self.n_iter_ = config.epochs
         return self

@@ -10,7 +10,7 @@ import fastopt
 from fastopt import environment
 from fastopt.training.assessment import Assessment
 from fastopt.training.batches import Batch
-from fastopt.training.checkpoint import Checkpoint, pack, unpack
+from fastopt.training.checkpoint import IN_USE, Checkpoint, pack, unpack
 from fastopt.training.config import Config, MLPConfig, RecommenderConfig, TransformerConfig, from_json
 from fastopt.training.errors import TrainingError
 from fastopt.training.loop import Run, train
@@ -54,9 +54,7 @@ class Job:
             self.problem = problem = problem or _problem(config)
         except MemoryError as error:
             raise TrainingError(f"the data and the model do not fit into the memory ({error})") from error
-        self.run: Run[Batch] = Run(
-            problem.model, problem.batches, problem.update, problem.evaluate, problem.total_steps
-        )
+        self.run: Run[Batch] = Run(problem.model, problem.batches, problem.update, self.evaluate, problem.total_steps)
 
     @classmethod
     def resume(cls, path: Path, options: dict[str, Any]) -> "Job":
@@ -142,14 +140,19 @@ class Job:
         finally:
             fastopt.set_num_threads(before)
 
+    def evaluate(self) -> dict[str, float]:
+        """Return the scores of the model on held-out data by name."""
+        with self.problem.in_use():
+            return self.problem.evaluate()
+
     def assess(self) -> Assessment:
         """Return all that can be said of the model on held-out data, and how it compares with learning nothing."""
-        with self.arithmetic():
+        with self.arithmetic(), self.problem.in_use():
             return self.problem.assess()
 
     def sample(self) -> str:
         """Return a text that the model has made up; empty for a model that makes none."""
-        with self.arithmetic():
+        with self.arithmetic(), self.problem.in_use():
             return self.problem.sample()
 
     def checkpoint(self) -> Checkpoint:
@@ -157,6 +160,10 @@ class Job:
         problem = self.problem
         tensors, metadata = pack(problem.model.parameters, problem.optimizer)
         data_tensors, data_facts = problem.data_checkpoint()
+        if problem.has_two_modes:
+            with problem.in_use():
+                used = {f"{IN_USE}{name}": array.copy() for name, array in problem.model.parameters.items()}
+            data_tensors = {**data_tensors, **used}
         facts = {
             "epoch": self.run.step // problem.batches.steps_per_epoch,
             "config": self.config.to_json(),

@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from fastopt.training.checkpoint import Checkpoint
+from fastopt.training.checkpoint import IN_USE, Checkpoint
 from fastopt.training.columns import Column, encode, known_texts, read_cells
 from fastopt.training.config import MLPConfig, from_json
 from fastopt.training.data import as_number, read_npz
@@ -71,7 +71,8 @@ class TrainedModel:
         loss = SoftmaxCrossEntropy() if self.classes else SquaredError()
         self._model = MLP(widths, loss, batch_size=1, dtype=config.dtype, seed=config.seed)
         for name, values in self._model.parameters.items():
-            np.copyto(values, checkpoint.tensors[f"param.{name}"])
+            trained = checkpoint.tensors[f"param.{name}"]
+            np.copyto(values, checkpoint.tensors.get(f"{IN_USE}{name}", trained))
 
     def __repr__(self) -> str:
         """Return what it predicts, and from what."""

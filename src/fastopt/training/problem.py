@@ -1,10 +1,12 @@
 """What a run is about, behind one face: data, model and optimizer, put together from the settings."""
 
 from abc import ABC, abstractmethod
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 from fastopt import StepInfo
+from fastopt.modes import TwoModes
 from fastopt.training.assessment import Assessment
 from fastopt.training.batches import Batch, ShuffledBatches
 from fastopt.training.checkpoint import Checkpoint
@@ -65,6 +67,27 @@ class Problem(ABC):
     @abstractmethod
     def update(self) -> StepInfo:
         """Take the optimizer's step with the gradients that the model has found."""
+
+    @property
+    def has_two_modes(self) -> bool:
+        """Whether the parameters are trained in another place than they are used in (Schedule-Free)."""
+        return isinstance(self.optimizer, TwoModes)
+
+    @contextmanager
+    def in_use(self) -> Iterator[None]:
+        """Have the parameters where they are used, while the block lasts; then where they were, to the bit."""
+        if not self.has_two_modes:
+            yield
+            return
+        arrays = list(self.model.parameters.values())
+        trained = [array.copy() for array in arrays]
+        self.optimizer.eval()
+        try:
+            yield
+        finally:
+            self.optimizer.train()
+            for array, values in zip(arrays, trained, strict=True):
+                array[...] = values
 
     @abstractmethod
     def evaluate(self) -> dict[str, float]:
