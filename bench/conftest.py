@@ -1,4 +1,4 @@
-"""One interleaved, checked run for each task, shared by the benchmarks of its contestants."""
+"""One interleaved, checked run for each task, shared by the benchmarks of its rivals."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -55,9 +55,9 @@ def measured(record: Record, request: pytest.FixtureRequest) -> Measured:
     runs: dict[Task, Run] = {}
     seconds = float(request.config.getoption("benchmark_max_time"))
 
-    def run_of(task: Task, contestants: tuple[str, ...]) -> Run:
+    def run_of(task: Task, rivals: tuple[str, ...]) -> Run:
         if task not in runs:
-            runs[task] = perform(on_task(task, contestants), seconds)
+            runs[task] = perform(on_task(task, rivals), seconds)
             record.runs.setdefault("comparison", []).append(runs[task])
         return runs[task]
 

@@ -8,7 +8,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 import fastopt
 from bench.conftest import CLOCK, Measured
 from fastopt.benchmark import works
-from fastopt.benchmark.field import OURS
+from fastopt.benchmark.field import OURS, company
 from fastopt.benchmark.runs import Entrant, Run
 from fastopt.benchmark.targets import TORCH
 from fastopt.benchmark.tasks import Method, Task
@@ -20,7 +20,8 @@ METHODS = {(case.optimizer, case.rule): Method(case.optimizer, case.options) for
 
 QUICK = ("1K", "1M", "1000x100")
 WORKS = [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in works.STANDARD]
-CONTESTANTS = (*OURS, "NumPy", *TORCH)
+RIVALS = ("NumPy", *TORCH)
+CONTESTANTS = (*company(RIVALS), *RIVALS)
 
 # What a rival's library warns of is not an error here.
 pytestmark = [pytest.mark.benchmark(timer=CLOCK.time), pytest.mark.filterwarnings("default")]
@@ -40,7 +41,7 @@ def test_step(
     benchmark: BenchmarkFixture,
 ) -> None:
     task = Task(method, works.find(work), dtype, threads=fastopt.get_num_threads())
-    run = measured(task, CONTESTANTS)
+    run = measured(task, RIVALS)
     entrant = Entrant(contestant, task)
     for absence in run.absences:
         assert absence.entrant.contestant not in OURS or absence.reason.startswith(

@@ -18,11 +18,12 @@
  *     places      for each traced number, where in `options` it belongs
  *     stochastic  a bit for each state that is rounded at random, where it is in bfloat16
  *     average     whether the last state is the parameters' moving average
+ *     advances    where in a row of options the numbers belong that the rule keeps for all parameters together
  *     first       how many parameters there are before the call's, where that matters
- *     counts      whether this is the call that counts the step
+ *     counts      whether this is the call that counts the step, and brings what `advances` names to after it
  * arguments
- *     the traced numbers; how many steps were taken; all parameters; for each state, those of all parameters; the same
- *     for the numbers that the rule keeps; all gradients
+ *     the traced numbers; how many steps were taken; if `advances` names any, the halves of these; all parameters; for
+ *     each state, those of all parameters; the same for the numbers that the rule keeps for each; all gradients
  * results
  *     all from the number of steps on but for the gradients: the same memory, where XLA can have it so */
 #include <math.h>
@@ -39,8 +40,9 @@ typedef struct {
     double *options; /* a copy, with the traced numbers */
     double *taken;   /* how many steps each tensor has taken, without this one */
     fo_plan *plan;   /* with `first` tensors before the call's, which have no gradient */
-    const int64_t *owners;
-    size_t traced, rows, first, tensors;
+    const int64_t *owners, *advances;
+    size_t traced, rows, first, tensors, advanced;
+    size_t heads; /* arguments after the traced ones that come before the parameters */
     fo_rule rule;
     int64_t stochastic;
     bool average, counts;
@@ -132,7 +134,7 @@ static void *take(const xla_call *call, const xla_buffer *argument, size_t k)
     size_t bytes = length_of(argument);
     switch (argument->dtype) {
     case XLA_F64: bytes *= 8; break;
-    case XLA_F32: case XLA_S32: bytes *= 4; break;
+    case XLA_F32: case XLA_S32: case XLA_U32: bytes *= 4; break;
     default: bytes *= 2;
     }
     if (result->data != argument->data && bytes) memcpy(result->data, argument->data, bytes);
@@ -161,20 +163,37 @@ static bool read_options(const xla_call *call, xla_parts *parts, size_t *size)
 static bool read_attributes(const xla_call *call, xla_parts *parts)
 {
     int64_t rule, average, first, counts;
-    const void *owners;
+    const void *owners, *advances;
     size_t numbers;
     if (!read_options(call, parts, &numbers) || !read_integer(call, "rule", &rule) ||
         !read_integer(call, "stochastic", &parts->stochastic) || !read_integer(call, "average", &average) ||
         !read_integer(call, "first", &first) || !read_integer(call, "counts", &counts) ||
-        !read_array(call, "owners", XLA_S64, &owners, &parts->tensors))
+        !read_array(call, "owners", XLA_S64, &owners, &parts->tensors) ||
+        !read_array(call, "advances", XLA_S64, &advances, &parts->advanced))
         return false;
-    if (rule < 0 || rule >= FO_RULES || fo_needs[rule].advances || first < 0 || numbers < NUMBERS_OF_ALL || (numbers - NUMBERS_OF_ALL) % FO_OPTIONS)
+    if (rule < 0 || rule >= FO_RULES || fo_needs[rule].advances != (parts->advanced > 0) || first < 0 ||
+        numbers < NUMBERS_OF_ALL || (numbers - NUMBERS_OF_ALL) % FO_OPTIONS)
         return false;
     parts->rule = (fo_rule)rule, parts->average = average, parts->first = (size_t)first, parts->counts = counts;
     parts->owners = owners, parts->rows = (numbers - NUMBERS_OF_ALL) / FO_OPTIONS;
+    parts->advances = advances, parts->heads = parts->advanced ? 2 : 1;
     for (size_t i = 0; i < parts->tensors; i++)
         if (parts->owners[i] < 0 || (size_t)parts->owners[i] >= parts->rows) return false;
+    for (size_t k = 0; k < parts->advanced; k++)
+        if (parts->advances[k] < 0 || parts->advances[k] >= FO_OPTIONS) return false;
     return true;
+}
+
+/* Put the numbers that the rule keeps for all parameters into each row of options; return where they are kept. */
+static double *read_advanced(const xla_call *call, const xla_parts *parts)
+{
+    const xla_buffer *argument = call->arguments.at[parts->traced + 1];
+    if (argument->dtype != XLA_U32 || length_of(argument) != 2 * parts->advanced) return NULL;
+    double *kept = take(call, argument, 1);
+    for (size_t row = 0; row < parts->rows; row++)
+        for (size_t k = 0; k < parts->advanced; k++)
+            memcpy(&parts->options[row * FO_OPTIONS + (size_t)parts->advances[k]], &kept[k], sizeof *kept);
+    return kept;
 }
 
 /* The stream of a tensor in the k-th result. */
@@ -197,15 +216,15 @@ static bool read_tensor(const xla_call *call, xla_parts *parts, size_t i)
 {
     fo_tensor *t = &parts->plan->tensors[parts->first + i];
     const size_t count = parts->tensors, states = fo_needs[parts->rule].states, numbers = fo_needs[parts->rule].numbers;
-    const size_t after_states = 1 + count * (1 + states + parts->average);
+    const size_t heads = parts->heads, after_states = heads + count * (1 + states + parts->average);
     t->rule = parts->rule;
     t->options = (fo_options *)(parts->options + (size_t)parts->owners[i] * FO_OPTIONS);
     t->count = (fo_number){&parts->taken[i], false};
-    t->n = length_of(call->arguments.at[parts->traced + 1 + i]);
-    if (!read_stream(call, parts->traced, 1 + i, t->n, &t->param)) return false;
+    t->n = length_of(call->arguments.at[parts->traced + heads + i]);
+    if (!read_stream(call, parts->traced, heads + i, t->n, &t->param)) return false;
     for (size_t k = 0; k < states + parts->average; k++) {
         fo_stream *state = k < states ? &t->state[k] : &t->average;
-        if (!read_stream(call, parts->traced, 1 + (k + 1) * count + i, t->n, state)) return false;
+        if (!read_stream(call, parts->traced, heads + (k + 1) * count + i, t->n, state)) return false;
         if (state->storage == FO_BF16 && (parts->stochastic >> k & 1)) state->storage = FO_BF16_STOCHASTIC;
         if ((state->storage == FO_F64) != (t->param.storage == FO_F64)) return false;
     }
@@ -251,12 +270,14 @@ static xla_error *step(const fo_kernels *kernels, int threads, const xla_call *c
 {
     if (!read_attributes(call, parts)) return malformed(call);
     const size_t arrays = 1 + fo_needs[parts->rule].states + parts->average + fo_needs[parts->rule].numbers;
-    const size_t results = 1 + parts->tensors * arrays;
+    const size_t results = parts->heads + parts->tensors * arrays;
     if ((size_t)call->results.size != results || (size_t)call->arguments.size != parts->traced + results + parts->tensors)
         return malformed(call);
     const xla_buffer *count = call->arguments.at[parts->traced];
     if (count->dtype != XLA_S32 || length_of(count) != 1) return malformed(call);
     int32_t *steps = take(call, count, 0);
+    double *kept = parts->advanced ? read_advanced(call, parts) : NULL;
+    if (parts->advanced && (!kept || !parts->tensors)) return malformed(call);
     parts->plan = fo_plan_new(parts->first + parts->tensors);
     parts->taken = malloc((parts->tensors + 1) * sizeof(double));
     if (!parts->plan || !parts->taken) return out_of_memory(call);
@@ -276,7 +297,10 @@ static xla_error *step(const fo_kernels *kernels, int threads, const xla_call *c
                  fo_scalar_name((size_t)result.unfit - 1));
         return failed(call, XLA_INVALID_ARGUMENT, message);
     }
-    *steps += parts->counts;
+    if (!parts->counts) return NULL;
+    *steps += 1;
+    const double *row = parts->options + (size_t)(parts->advanced ? parts->owners[0] : 0) * FO_OPTIONS;
+    for (size_t k = 0; k < parts->advanced; k++) memcpy(&kept[k], &row[parts->advances[k]], sizeof *kept);
     return NULL;
 }
 

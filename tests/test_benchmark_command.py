@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from fastopt.benchmark import plan
-from fastopt.benchmark.field import OURS
+from fastopt.benchmark.field import OURS, company
 from fastopt.benchmark.runs import Entrant, Run, perform
 from fastopt.cli import app
 
@@ -132,7 +132,7 @@ def test_a_full_disk_is_told_after_the_tables(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_rivals_for_whom_memory_does_not_suffice_at_once_get_runs_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plan, "room", lambda task: 5)
+    monkeypatch.setattr(plan, "room", lambda task: len(OURS) + 2)
     seen: list[set[str]] = []
 
     def noting(entrants: list[Entrant], *arguments: Any) -> Run:
@@ -141,11 +141,11 @@ def test_rivals_for_whom_memory_does_not_suffice_at_once_get_runs_of_their_own(m
 
     monkeypatch.setattr(plan, "perform", noting)
     bench("--work", "50", "--rivals", "NumPy,torch,optax")
-    assert seen == [{*OURS, "NumPy", "torch"}, {*OURS, "optax"}]
+    assert seen == [{*company(()), "NumPy", "torch"}, {*OURS, "optax"}]
     monkeypatch.setattr(plan, "room", lambda task: 0)
     seen.clear()
     bench("--work", "50", "--rivals", "")
-    assert seen == [{*OURS}]
+    assert seen == [company(())]
 
 
 @pytest.mark.parametrize(

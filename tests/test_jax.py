@@ -6,6 +6,8 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,8 +23,14 @@ import jax.numpy as jnp  # noqa: E402
 import fastopt.jax  # noqa: E402
 from fastopt import schedules  # noqa: E402
 from fastopt.backends.jax import MOST_IN_A_CALL  # noqa: E402
+from fastopt.benchmark import works  # noqa: E402
+from fastopt.benchmark.plan import on_task  # noqa: E402
+from fastopt.benchmark.runs import Entrant, perform  # noqa: E402
+from fastopt.benchmark.tasks import ACTIONS, Task, methods  # noqa: E402
 
-CASES = [case for case in ALL_CASES if hasattr(fastopt.jax, case.optimizer) and not case.options.get("rowwise")]
+CASES = [
+    case for case in ALL_CASES if hasattr(fastopt.jax, case.optimizer) and not case.options.get("rowwise")
+]  # (which is refused here)
 
 SHAPES: dict[str, tuple[int, ...]] = {"a": (3, 5), "b": (), "c": (0, 3), "d": (BLOCK + 3,)}
 
@@ -86,6 +94,7 @@ def assert_like_numpy(case: Case, rng: np.random.Generator, dtype: str, **more: 
     same(params, expected)
     for name in opt.names:
         same(state.arrays[name], [kept[name] for kept in twin.state])
+    assert opt.numbers_of(state) == {name: twin.param_groups[0][name] for name in opt.method.advances}
 
 
 # ---- numbers ----
@@ -173,9 +182,46 @@ def test_a_mask_says_what_decays(mask: Any, weight_decay: Any, rng: np.random.Ge
     assert_same(params, expected)
 
 
-def test_a_step_that_is_not_finite_is_skipped(rng: np.random.Generator) -> None:
+@pytest.mark.parametrize("optimizer", ["ScheduleFreeAdamW", "Prodigy"])
+def test_numbers_of_all_parameters_together_are_the_numpy_faces(optimizer: str, rng: np.random.Generator) -> None:
+    expected = [np.array(rng.standard_normal(size), "float32") for size in range(MOST_IN_A_CALL + 3)]
+    opt = made(optimizer, lr=0.1, weight_decay=0.1, decay_mask=[k % 2 == 0 for k in range(len(expected))])
+    groups = [{"params": expected[::2]}, {"params": expected[1::2], "weight_decay": 0.0}]
+    twin = getattr(fastopt, optimizer)(groups, lr=0.1, weight_decay=0.1)
+    params = in_jax(expected)
+    state, step = opt.init(params), compiled(opt)
+    for _ in range(4):
+        grads = [np.array(rng.standard_normal(array.shape), "float32") for array in expected]
+        params, state = step(params, in_jax(grads), state)
+        twin.step([*grads[::2], *grads[1::2]])
+    assert_same(params, expected)
+    for group in twin.param_groups:
+        assert opt.numbers_of(state) == {name: group[name] for name in opt.method.advances}
+
+
+@pytest.mark.parametrize("optimizer", ["ScheduleFreeSGD", "ScheduleFreeAdamW"])
+def test_the_parameters_that_are_used_are_the_numpy_faces(optimizer: str, rng: np.random.Generator) -> None:
+    expected = arrays(rng)
+    opt, twin = made(optimizer, lr=0.1), getattr(fastopt, optimizer)(expected, lr=0.1)
+    params = in_jax(expected)
+    state, step = opt.init(params), compiled(opt)
+    assert_same(opt.eval_params(params, state), params)
+    for _ in range(3):
+        grads = arrays(rng)
+        params, state = step(params, in_jax(grads), state)
+        twin.step(grads)
+    twin.eval()
+    assert_close(jax.jit(opt.eval_params)(params, state), expected)
+    moving = {"betas": (lambda step: 0.9, 0.9)} if "betas" in opt.options else {"momentum": lambda step: 0.9}
+    opt = made(optimizer, **moving)
+    with pytest.raises(TypeError, match="expected a number that says how far apart"):
+        opt.eval_params(params, state)
+
+
+@pytest.mark.parametrize("optimizer", ["AdamW", "Prodigy"])
+def test_a_step_that_is_not_finite_is_skipped(optimizer: str, rng: np.random.Generator) -> None:
     params, grads = in_jax(arrays(rng)), in_jax(arrays(rng))
-    opt = fastopt.jax.AdamW(nonfinite="skip")
+    opt = made(optimizer, nonfinite="skip")
     before = opt.init(params)
     after = jax.jit(opt.step)(params, {**grads, "b": jnp.array(np.nan)}, before)
     assert_same(after, (params, before))
@@ -256,9 +302,10 @@ def test_without_donation_nothing_is_overwritten(rng: np.random.Generator) -> No
     assert not np.array_equal(eager[0]["a"], params["a"])
 
 
-def test_a_scan_over_steps_takes_no_more_memory(rng: np.random.Generator) -> None:
+@pytest.mark.parametrize("optimizer", ["AdamW", "Prodigy"])
+def test_a_scan_over_steps_takes_no_more_memory(optimizer: str, rng: np.random.Generator) -> None:
     size = 100_000
-    params, opt = jnp.array(rng.standard_normal(size), "float32"), fastopt.jax.AdamW(lr=0.1)
+    params, opt = jnp.array(rng.standard_normal(size), "float32"), made(optimizer, lr=0.1)
     grads = jnp.array(rng.standard_normal((5, 1)), "float32")
 
     def many(params: Any, state: Any) -> Any:
@@ -275,25 +322,49 @@ def test_a_scan_over_steps_takes_no_more_memory(rng: np.random.Generator) -> Non
     assert_same(scanned(params, opt.init(params)), expected)
 
 
-def test_vmap_is_a_step_of_each(rng: np.random.Generator) -> None:
-    opt = fastopt.jax.AdamW(lr=0.1)
+@pytest.mark.parametrize("optimizer", ["AdamW", "Prodigy"])
+def test_vmap_is_a_step_of_each(optimizer: str, rng: np.random.Generator) -> None:
+    opt = made(optimizer, lr=0.1)
     params, grads = (jnp.array(rng.standard_normal((3, 7)), "float32") for _ in range(2))
     found = jax.jit(jax.vmap(opt.step))(params, grads, jax.vmap(opt.init)(params))
     for k in range(3):
         assert_same(jax.tree.map(lambda leaf, k=k: leaf[k], found), opt.step(params[k], grads[k], opt.init(params[k])))
 
 
-def test_the_step_has_no_derivative() -> None:
-    opt, params = fastopt.jax.SGD(), jnp.ones(3)
+@pytest.mark.parametrize("options", [{}, {"clip_norm": 1.0}])
+@pytest.mark.parametrize("place", [0, 1])
+def test_the_step_has_no_derivative(place: int, options: dict[str, Any]) -> None:
+    opt, params = fastopt.jax.SGD(**options), jnp.ones(3)
+    state = opt.init(params)
     with pytest.raises(TypeError, match="a step has no derivative"):
-        jax.grad(lambda grads: opt.step(params, grads, opt.init(params))[0].sum())(params)
+        jax.jit(jax.grad(lambda *given: opt.step(*given, state)[0].sum(), argnums=place))(params, params)
 
 
-def test_a_pickled_state_goes_on_with_the_same_bits(rng: np.random.Generator) -> None:
-    params, opt = in_jax(arrays(rng)), fastopt.jax.AdamW(lr=schedules.cosine(0.1, 10))
-    step, grads = jax.jit(opt.step), in_jax(arrays(rng))
-    params, state = step(params, grads, opt.init(params))
-    loaded = pickle.loads(pickle.dumps((params, state)))
+def pickled(tree: Any, like: Any, folder: Path) -> Any:
+    return pickle.loads(pickle.dumps(tree))
+
+
+def in_a_checkpoint(tree: Any, like: Any, folder: Path) -> Any:
+    orbax = pytest.importorskip("orbax.checkpoint")
+    with orbax.StandardCheckpointer() as checkpointer:
+        checkpointer.save(folder / "state", tree)
+        checkpointer.wait_until_finished()
+        return checkpointer.restore(folder / "state", like)
+
+
+@pytest.mark.filterwarnings("default")  # (of orbax's libraries)
+@pytest.mark.parametrize("saved", [pickled, in_a_checkpoint])
+@pytest.mark.parametrize("optimizer", ["AdamW", "Prodigy"])
+def test_a_saved_state_goes_on_with_the_same_bits(
+    optimizer: str, saved: Callable[..., Any], rng: np.random.Generator, tmp_path: Path
+) -> None:
+    params, opt = in_jax(arrays(rng)), made(optimizer, lr=schedules.cosine(0.1, 10))
+    del params["c"]  # (orbax takes no empty arrays)
+    step, grads = jax.jit(opt.step), {name: in_jax(arrays(rng))[name] for name in params}
+    like = params, opt.init(params)
+    params, state = step(params, grads, like[1])
+    loaded = saved((params, state), like, tmp_path)
+    assert_same(loaded, (params, state))
     assert_same(step(loaded[0], grads, loaded[1]), step(params, grads, state))
 
 
@@ -341,11 +412,26 @@ def test_the_package_imports_no_jax() -> None:
         ({"ema": lambda step: 0.9}, "ema: expected a number"),
         ({"clip_norm": -1.0}, "Invalid clip_norm"),
         ({"lr": schedules.linear(-1.0, 0.0, 5)}, "Invalid learning rate: -1.0"),
+        ({"rowwise": True}, "rowwise: is not supported here"),
+        ({"accumulate": 2}, "unexpected keyword argument 'accumulate'"),
     ],
 )
 def test_options_out_of_bounds_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises((TypeError, ValueError), match=message):
         fastopt.jax.AdamW(**options)
+
+
+def test_a_state_of_other_precision_is_named(x64: None) -> None:
+    opt, params = fastopt.jax.NAdam(), jnp.ones(3, "float32")
+    state = opt.init(params)
+    jax.config.update("jax_enable_x64", False)
+    with pytest.raises(ValueError, match=r"state.arrays\['mu_product'\]: expected float32 .*, got float64"):
+        opt.step(params, params, state)
+
+
+def test_what_numbers_start_as_cannot_move() -> None:
+    with pytest.raises(TypeError, match="d0: expected a number"):
+        fastopt.jax.Prodigy(d0=lambda step: 1e-6)
 
 
 def test_what_does_not_fit_is_named() -> None:
@@ -363,6 +449,8 @@ def test_what_does_not_fit_is_named() -> None:
         opt.step(params, {"w": jnp.ones((2, 3), int)}, state)
     with pytest.raises(TypeError, match="state: expected what init"):
         opt.step(params, params, fastopt.jax.Lion().init(params))
+    with pytest.raises(TypeError, match="state: expected what init"):
+        opt.step(params, params, state._replace(numbers=jnp.zeros(2, jnp.uint32)))
     with pytest.raises(ValueError, match=r"state.arrays\['exp_avg'\]\['w'\]: expected float32 of the shape \(2, 3\)"):
         opt.step(params, params, opt.init({"w": jnp.ones(3)}))
     with pytest.raises(ValueError, match="decay_mask: "):
@@ -425,3 +513,18 @@ def test_another_optimizers_state_is_refused() -> None:
         fastopt.jax.AdamW().from_optax(optax.lion(0.1).init(params), params)
     with pytest.raises(TypeError, match="not optax's"):
         fastopt.jax.RMSprop().from_optax(optax.rmsprop(0.1).init(params), params)
+
+
+# ---- fastopt bench ----
+
+
+@pytest.mark.usefixtures("hasty")
+@pytest.mark.parametrize("action", ACTIONS)
+def test_the_benchmark_compares_optax_with_this_face(action: str, x64: None) -> None:
+    task = Task(methods()["adamw"], works.find("policy"), action=action)
+    run = perform(on_task(task, ["optax"]), 1e-9)  # (which looks whether the answers are right)
+    face = Entrant("fastopt.jax", task)
+    assert face in run.seconds
+    if find_spec("optax"):
+        assert run.counterpart(Entrant("optax", task)) == face
+    assert face not in on_task(task, ["torch"])

@@ -75,6 +75,8 @@ class Rule(NamedTuple):
     """A bit for each state that is rounded at random."""
     average: bool
     """Whether the last state is the parameters' moving average."""
+    advances: list[int]
+    """Where in a row of options the numbers belong that are kept for all parameters together."""
 
 
 def step(
@@ -82,14 +84,15 @@ def step(
     clip_norm: Numbers,
     skips: bool,
     owners: list[int],
-    count: Any,
+    heads: list[Any],
     written: list[list[Any]],
     grads: list[Any],
-) -> tuple[Any, list[list[Any]]]:
-    """Return the number of steps and what is written by one: the parameters, each of their states, each number kept.
+) -> tuple[list[Any], list[list[Any]]]:
+    """Return what a step writes: the heads; the parameters, each of their states, each number kept.
 
-    It is in the same memory where XLA can have it so: where that has been donated. `owners` has the row of options of
-    each parameter; `skips` says whether a step is skipped if a gradient is not finite.
+    The heads are the number of steps and, if there are any, the halves of the numbers that are kept for all parameters
+    together. What is written is in the same memory where XLA can have it so: where that has been donated. `owners` has
+    the row of options of each parameter; `skips` says whether a step is skipped if a gradient is not finite.
     """
     *rows, clip_value, weight = rule.options.fixed
     measured = [1.0, 0.0]
@@ -99,27 +102,31 @@ def step(
         traced = (*traced, (len(rows) + 2, halves[:2]), (len(rows) + 3, halves[2:]))
     options = Numbers(np.array([*rows, clip_value, weight, *measured]), traced)
     together = len(grads) if _core.SCOPES.get(rule.name) == "plan" else MOST_IN_A_CALL
-    found: list[list[Any]] = [[] for _ in written]
+    found = [list(arrays) for arrays in written]
+    order = sorted(range(len(grads)), key=owners.__getitem__)  # (parameters with the same options are to be neighbours)
     for first in range(0, len(grads), together):  # (one after the other: each takes all threads)
-        part = slice(first, first + together)
-        parts = [arrays[part] for arrays in written]
-        count, *after = call(
+        part = order[first : first + together]
+        parts = [[arrays[i] for i in part] for arrays in written]
+        after = call(
             STEP,
             options.operands,
-            [count, *(array for arrays in parts for array in arrays)],
-            grads[part],
+            [*heads, *(array for arrays in parts for array in arrays)],
+            [grads[i] for i in part],
             rule=np.int64(_core.RULES[rule.name][0]),
             options=options.fixed,
             places=options.places,
-            owners=np.array(owners[part], np.int64),
+            owners=np.array([owners[i] for i in part], np.int64),
             stochastic=np.int64(rule.stochastic),
             average=np.int64(rule.average),
+            advances=np.array(rule.advances, np.int64),
             first=np.int64(first if rule.stochastic else 0),
             counts=np.int64(first + together >= len(grads)),
         )
+        heads, after = after[: len(heads)], after[len(heads) :]
         for k, arrays in enumerate(found):
-            arrays += after[k * len(parts[k]) : (k + 1) * len(parts[k])]
-    return count, found
+            for i, array in zip(part, after[k * len(part) :], strict=False):
+                arrays[i] = array
+    return heads, found
 
 
 def measure(clip_norm: Numbers, skips: bool, grads: list[Any]) -> Any:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from fastopt.benchmark import rivals
 from fastopt.benchmark.contestants import Contestant, Fastopt, Floor, Textbook
 
@@ -16,19 +18,28 @@ CONTESTANTS: dict[str, type[Contestant]] = {
         rivals.TorchForeach,
         rivals.TorchFused,
         rivals.DeepSpeed,
+        rivals.FastoptJax,
         rivals.Optax,
         rivals.TorchAO,
         rivals.BitsAndBytes,
     )
 }
 
-OURS = ("floor", "fastopt", "fastopt.torch")
-"""What is always in: the others are rivals."""
+OURS = ("floor", "fastopt", "fastopt.torch", "fastopt.jax")
+"""The others are rivals."""
 
 RIVALS = tuple(name for name in CONTESTANTS if name not in OURS)
 
 
 def counterparts(contestant: str) -> tuple[str, ...]:
-    """Return which of ours a contestant is compared with, best first: on tensors those for tensors."""
-    on_tensors = issubclass(CONTESTANTS[contestant], rivals.OnTensors)
-    return ("fastopt.torch", "fastopt") if on_tensors else ("fastopt", "fastopt.torch")
+    """Return which of ours a contestant is compared with, best first: the one on tensors, or on JAX."""
+    cls = CONTESTANTS[contestant]
+    if issubclass(cls, rivals.OnTensors):
+        return "fastopt.torch", "fastopt"
+    return (*(["fastopt.jax"] if issubclass(cls, rivals.OnJax) else []), "fastopt", "fastopt.torch")
+
+
+def company(contestants: Iterable[str]) -> set[str]:
+    """Return which of ours take part beside others: `fastopt.jax` only where it is compared with one."""
+    compared = {counterparts(name)[0] for name in contestants}
+    return {*OURS} - ({"fastopt.jax"} - compared)

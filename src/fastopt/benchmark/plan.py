@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
@@ -10,7 +10,7 @@ from itertools import product
 from typing import TYPE_CHECKING, NamedTuple
 
 from fastopt.benchmark import works
-from fastopt.benchmark.field import CONTESTANTS, OURS, RIVALS
+from fastopt.benchmark.field import CONTESTANTS, OURS, RIVALS, company
 from fastopt.benchmark.records import Record
 from fastopt.benchmark.runs import Entrant, perform, room
 from fastopt.benchmark.targets import TORCH, Target, runs_for
@@ -71,12 +71,12 @@ def add_runs(
     task = entrants[0].task
     rivals = [entrant.contestant for entrant in entrants if entrant.contestant not in OURS]
     for batch in batches(rivals, room(task)):
-        add_run(section, on_task(task, (*OURS, *batch)), seconds, record, after_round)
+        add_run(section, on_task(task, batch), seconds, record, after_round)
 
 
-def on_task(task: Task, contestants: Iterable[str]) -> list[Entrant]:
-    """Return entrants on one task, in the order of the field."""
-    wanted = set(contestants)
+def on_task(task: Task, rivals: Sequence[str]) -> list[Entrant]:
+    """Return entrants on one task, ours and rivals, in the order of the field."""
+    wanted = {*company(rivals), *rivals}
     return [Entrant(name, task) for name in CONTESTANTS if name in wanted]
 
 
@@ -92,7 +92,7 @@ def comparison(
     """Yield runs of fastopt and rivals on every combination."""
     for method, dtype, action, name in product(chosen, dtypes, actions, work_names):
         task = Task(method, works.find(name), dtype, action, threads)
-        yield run_of("comparison", on_task(task, (*OURS, *rivals)), seconds, divisible=True)
+        yield run_of("comparison", on_task(task, rivals), seconds, divisible=True)
 
 
 def batches(rivals: Sequence[str], places: int | None) -> Iterator[Sequence[str]]:
@@ -117,7 +117,7 @@ def of_sizes(threads: int) -> Iterator[Job]:
     for name in SIZES:
         task = Task(methods()["adamw"], works.find(name), threads=threads)
         rivals = ("torch fused",) if task.work.elements > LARGE else ("torch fused", "NumPy")
-        yield run_of("sizes", on_task(task, (*OURS, *rivals)), 1.0)
+        yield run_of("sizes", on_task(task, rivals), 1.0)
 
 
 def of_threads(most: int) -> Iterator[Job]:
@@ -125,7 +125,7 @@ def of_threads(most: int) -> Iterator[Job]:
     counts = sorted({most, *(2**k for k in range(most.bit_length()))})
     for name in ("1M", "16M"):
         task = Task(methods()["adamw"], works.find(name))
-        by_count = [on_task(replace(task, threads=count), (*OURS, "torch fused")) for count in counts]
+        by_count = [on_task(replace(task, threads=count), ["torch fused"]) for count in counts]
         yield run_of("threads", [entrant for entrants in by_count for entrant in entrants], 1.5)
 
 

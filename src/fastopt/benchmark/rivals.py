@@ -199,8 +199,67 @@ def class_of(classes: Mapping[str, tuple[str, str, dict[str, Any]]], task: Task)
     return partial(getattr(importlib.import_module(module), name), **options)
 
 
-class Optax(Contestant):
-    """optax under `jax.jit`, the buffers of parameters and states donated."""
+class OnJax(Contestant):
+    """A step under `jax.jit`, the buffers of parameters and states donated."""
+
+    modules: ClassVar[tuple[str, ...]] = ("jax",)
+
+    @classmethod
+    def functions(cls, task: Task) -> tuple[Callable[[Any], Any], Callable[[Any, Any, Any], Any]]:
+        """Return what makes a state of parameters, and the step, of parameters, gradients and state."""
+        raise NotImplementedError
+
+    def __init__(self, task: Task, arrays: Arrays) -> None:
+        with few_cpus(task.threads):
+            # The pool of threads is made now, once, as large as the number of CPUs.
+            jax = importlib.import_module("jax")
+            jax.config.update("jax_enable_x64", True)
+            jax.devices()
+        init, step = self.functions(task)
+
+        def update(params: Any, state: Any, grads: Any) -> Any:
+            zeros = jax.tree.map(jax.numpy.zeros_like, grads) if task.zeroes else None
+            return *step(params, grads, state), zeros
+
+        self.wait = jax.block_until_ready
+        self.put = partial(jax.numpy.array, dtype=task.dtype)
+        self.params = list(map(self.put, arrays.params))
+        self.state = init(self.params)
+        self.grads = list(map(self.put, arrays.grads))
+        self.update = jax.jit(update, donate_argnums=(0, 1, 2) if task.zeroes else (0, 1))
+        self.step = self.take_step
+
+    def take_step(self) -> None:
+        """Step, and wait for it."""
+        self.params, self.state, zeros = self.update(self.params, self.state, self.grads)
+        self.wait(self.params)
+        self.grads = self.grads if zeros is None else zeros
+
+    def load_gradients(self, grads: list[Array]) -> None:
+        """Make new ones: arrays of JAX cannot be changed."""
+        self.grads = list(map(self.put, grads))
+
+    def values(self) -> list[Array]:
+        """Return the parameters as arrays."""
+        return [np.asarray(param, dtype=None if param.dtype != "bfloat16" else "float32") for param in self.params]
+
+
+class FastoptJax(OnJax):
+    """`fastopt.jax`'s optimizers, clipping in the step."""
+
+    name = "fastopt.jax"
+
+    @classmethod
+    def functions(cls, task: Task) -> tuple[Callable[[Any], Any], Callable[[Any, Any, Any], Any]]:
+        """Return those of its class."""
+        module = importlib.import_module("fastopt.jax")
+        clipping = {"clip_norm": MAX_NORM} if task.clips else {}
+        optimizer = getattr(module, task.method.optimizer)(**task.method.options, **clipping)
+        return optimizer.init, optimizer.step
+
+
+class Optax(OnJax):
+    """optax's optimizers with torch's conventions."""
 
     name = "optax"
     precision = 1e-6  # clips by max_norm / norm, others by max_norm / (norm + 1e-6)
@@ -233,43 +292,19 @@ class Optax(Contestant):
         missing = super().obstacle(task)
         return missing or (None if cls.transformation(task) else f"has no {task.method}")
 
-    def __init__(self, task: Task, arrays: Arrays) -> None:
-        with few_cpus(task.threads):
-            # The pool of threads is made now, once, as large as the number of CPUs.
-            jax = importlib.import_module("jax")
-            jax.config.update("jax_enable_x64", True)
-            jax.devices()
+    @classmethod
+    def functions(cls, task: Task) -> tuple[Callable[[Any], Any], Callable[[Any, Any, Any], Any]]:
+        """Return those of its chain of transformations."""
         optax = importlib.import_module("optax")
-        optimizer = self.transformation(task)
+        optimizer = cls.transformation(task)
         if task.clips:
             optimizer = optax.chain(optax.clip_by_global_norm(MAX_NORM), optimizer)
 
-        def update(params: Any, state: Any, grads: Any) -> Any:
+        def step(params: Any, grads: Any, state: Any) -> Any:
             updates, state = optimizer.update(grads, state, params)
-            zeros = jax.tree.map(jax.numpy.zeros_like, grads) if task.zeroes else None
-            return optax.apply_updates(params, updates), state, zeros
+            return optax.apply_updates(params, updates), state
 
-        self.wait = jax.block_until_ready
-        self.put = partial(jax.numpy.array, dtype=task.dtype)
-        self.params = list(map(self.put, arrays.params))
-        self.state = optimizer.init(self.params)
-        self.grads = list(map(self.put, arrays.grads))
-        self.update = jax.jit(update, donate_argnums=(0, 1, 2) if task.zeroes else (0, 1))
-        self.step = self.take_step
-
-    def take_step(self) -> None:
-        """Step, and wait for it."""
-        self.params, self.state, zeros = self.update(self.params, self.state, self.grads)
-        self.wait(self.params)
-        self.grads = self.grads if zeros is None else zeros
-
-    def load_gradients(self, grads: list[Array]) -> None:
-        """Make new ones: arrays of JAX cannot be changed."""
-        self.grads = list(map(self.put, grads))
-
-    def values(self) -> list[Array]:
-        """Return the parameters as arrays."""
-        return [np.asarray(param, dtype=None if param.dtype != "bfloat16" else "float32") for param in self.params]
+        return optimizer.init, step
 
 
 @contextmanager

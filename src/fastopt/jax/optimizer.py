@@ -17,7 +17,7 @@ from fastopt.backends.jax import step as run
 from fastopt.engine import AVERAGE
 from fastopt.hyperparameters import at_step
 from fastopt.jax import exchange
-from fastopt.methods.base import STORED_AS, WHOLE_OF_JAX, Method, Option, StateDtype
+from fastopt.methods.base import STORED_AS, WHOLE_OF_JAX, Maybe, Method, Option, StateDtype
 from fastopt.schedules import Schedule
 
 DTYPES = ("float32", "float64", "bfloat16", "float16")
@@ -33,6 +33,9 @@ class State(NamedTuple):
     """How many steps were taken: a whole number, which is what schedules go by."""
     arrays: dict[str, Any]
     """By name, the states of all parameters in the structure of these; of `ema`, their moving average."""
+    numbers: jax.Array | None = None
+    """What Prodigy and Schedule-Free keep for all parameters together: the halves of numbers in double precision, as
+    JAX may have no such (`Optimizer.numbers_of`)."""
 
 
 class Moving(NamedTuple):
@@ -102,6 +105,10 @@ class Optimizer:
         self.method.check(start)
         for name, option in WHOLE_OF_JAX.items():
             option.check(name, start[name])
+        for name in self.method.advances:
+            option = self.method.options[name]
+            if isinstance(option, Maybe) and start[name] is None:
+                raise TypeError(f"{option.start}: expected a number, got {self.options[option.start]!r}")
         self.start = start
         self.moving: list[Moving] = []
         rows = np.zeros((2, len(_core.OPTIONS)))  # for what decays, and for what the mask leaves out
@@ -165,7 +172,17 @@ class Optimizer:
         """
         leaves, tree, _ = flattened(params)
         kept = {name: tree.unflatten([self.made(name, leaf) for leaf in leaves]) for name in self.kept}
-        return State(jnp.zeros((), jnp.int32), kept)
+        numbers = np.array([self.start[name] for name in self.method.advances], np.float64)
+        return State(jnp.zeros((), jnp.int32), kept, jnp.array(numbers.view(np.uint32)) if numbers.size else None)
+
+    def numbers_of(self, state: State) -> dict[str, float]:
+        """Return the numbers that a state has for all parameters together: Prodigy's `d` and others.
+
+        Of a state of arrays, outside of what is compiled.
+        """
+        self.check_state(state)
+        numbers = () if state.numbers is None else np.asarray(state.numbers).view(np.float64).tolist()
+        return dict(zip(self.method.advances, numbers, strict=True))
 
     @property
     def kept(self) -> tuple[str, ...]:
@@ -211,8 +228,7 @@ class Optimizer:
         """
         leaves, tree, labels = flattened(params)
         gradients = matched("grads", grads, tree)
-        if not isinstance(state, State) or state.arrays.keys() != set(self.kept):
-            raise TypeError(f"state: expected what init() of {type(self).__name__} returns, got {kind_of(state)}")
+        self.check_state(state)
         for leaf, gradient, label in zip(leaves, gradients, labels, strict=True):
             wide = jnp.float64 in (leaf.dtype, gradient.dtype)
             if gradient.dtype.name not in DTYPES or (wide and gradient.dtype != leaf.dtype):
@@ -233,17 +249,25 @@ class Optimizer:
         moving = [(moving.places, moving.at(state.steps)) for moving in self.moving]
         traced = tuple((place, number) for places, number in moving for place in places if place != CLIP_NORM)
         clip_norm = tuple((0, number) for places, number in moving if CLIP_NORM in places)
-        count, found = run(
-            Rule(self.rule, Numbers(self.numbers, traced), self.stochastic, AVERAGE in self.arrays),
+        places = [_core.OPTIONS[name] for name in self.method.advances]
+        heads, found = run(
+            Rule(self.rule, Numbers(self.numbers, traced), self.stochastic, AVERAGE in self.arrays, places),
             Numbers(self.clip_norm, clip_norm),
             self.options["nonfinite"] == "skip",
             self.owners(params, len(leaves)),
-            state.steps,
+            [state.steps] if state.numbers is None else [state.steps, jnp.asarray(state.numbers)],
             written,
             gradients,
         )
         trees = map(tree.unflatten, found)
-        return next(trees), State(count, dict(zip(self.kept, trees, strict=True)))
+        count, *numbers = heads
+        return next(trees), State(count, dict(zip(self.kept, trees, strict=True)), *numbers)
+
+    def check_state(self, state: Any) -> None:
+        """Raise `TypeError` if a state is not of this optimizer."""
+        fits = isinstance(state, State) and state.arrays.keys() == set(self.kept)
+        if not fits or (state.numbers is None) != (not self.method.advances):
+            raise TypeError(f"state: expected what init() of {type(self).__name__} returns, got {kind_of(state)}")
 
     @property
     def stochastic(self) -> int:
@@ -340,6 +364,34 @@ class Optimizer:
         return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in given.items())})"
 
 
+class TwoModes(Optimizer):
+    """What optimizers have besides whose parameters are in one place in training and in another when they are used."""
+
+    def eval_params(self, params: Any, state: State) -> Any:
+        """Return the parameters where they are used (evaluated, saved); training goes on with those that it has.
+
+        Parameters
+        ----------
+        params, state
+            What the last step returned.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If they do not belong together, or how far apart the places are (`momentum`, the first of `betas`) is no
+            number.
+        """
+        leaves, tree, _ = flattened(params)
+        self.check_state(state)
+        name, share = self.method.place_of_use(self.options)
+        if is_moving(share):
+            raise TypeError(f"expected a number that says how far apart the two places are, got {share!r}")
+        ends = matched(f"state.arrays[{name!r}]", state.arrays[name], tree)
+        wide = [leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32)) for leaf in leaves]
+        moved = [place + (1 - 1 / share) * (end - place) for place, end in zip(wide, ends, strict=True)]
+        return tree.unflatten([place.astype(leaf.dtype) for place, leaf in zip(moved, leaves, strict=True)])
+
+
 # ---- options ----
 
 
@@ -411,4 +463,4 @@ def made_from(method: type[Method]) -> type[Optimizer]:
         "__doc__": method.documentation(WHOLE_OF_JAX).replace("params\n    What to optimize, in place.\n", ""),
         "__module__": "fastopt.jax.optimizers",
     }
-    return type(method.__name__, (Optimizer,), names)
+    return type(method.__name__, (TwoModes if "train_mode" in method.options else Optimizer,), names)

@@ -1,7 +1,6 @@
 """The optimizers for JAX, each made from its description in `fastopt.methods`.
 
-All but those whose steps keep numbers in the groups of parameters, which there are none of here, those whose rule
-depends on the parameter's shape or needs products of matrices, and those for sparse gradients.
+All but those whose rule depends on the parameter's shape or needs products of matrices, and those for sparse gradients.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from fastopt.methods.base import Method
 
 def is_for_jax(method: type[Method]) -> bool:
     """Whether there is such an optimizer for JAX."""
-    if method.advances or method.between or method.refusal_of_dense:
+    if method.between or method.refusal_of_dense:
         return False
     return method.rule_for(method.defaults(), (2, 2), str) == method.rule(method.defaults())
 
