@@ -376,7 +376,7 @@ def test_master_and_rounding_exclude_each_other_and_float32_has_no_use_for_them(
     torch = pytest.importorskip("torch")
     import fastopt.torch
 
-    with pytest.raises(ValueError, match=r"Invalid master: expected one of \(None, 'split', 'split8'\), got 'half'"):
+    with pytest.raises(ValueError, match=r"Invalid master: expected one of \(None, 'split', 'split8', 'float32'\), got 'half'"):
         fastopt.torch.SGD([torch.nn.Parameter(torch.ones(3))], master="half")  # type: ignore[arg-type]
     param = torch.nn.Parameter(torch.ones(3, dtype=torch.bfloat16))
     opt = fastopt.torch.SGD([param], master="split", rounding="stochastic")
