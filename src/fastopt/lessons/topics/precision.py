@@ -74,8 +74,8 @@ def second_moments() -> dict[str, Array]:
     expected=(near(BETA2**DECAY_STEPS, 0.001), exactly(1.0), near(BETA2**DECAY_STEPS, 0.01)),
 )
 def freezes() -> list[float]:
-    """A thousandth less is an eighth to a quarter of a place less: the nearest number is the old one. One large gradient
-    would make all later steps short, for ever.
+    """A thousandth less is an eighth to a quarter of a place less: the nearest number is the old one. One large
+    gradient would make all later steps short, for ever.
     """
     return [float(course[-1]) for course in second_moments().values()]
 
