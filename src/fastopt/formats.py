@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Set
 from importlib import import_module
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -80,7 +80,7 @@ def from_bitsandbytes(state_dict: Mapping[str, Any], optimizer: Face) -> dict[st
     def options(given: Group) -> Group:
         name = BETAS[method.__name__]
         betas = given["betas"] if name == "betas" else given["betas"][0]
-        known = {key: given[key] for key in ("lr", "eps", "weight_decay") if key in given}
+        known: Group = {key: given[key] for key in ("lr", "eps", "weight_decay") if key in given}
         if method.__name__ == "AdEMAMix":
             known |= {key: given[key] for key in ("alpha", "t_alpha", "t_beta3")}
         return {**known, name: betas, "decoupled_weight_decay": name == "betas"}
@@ -338,7 +338,8 @@ def exported(
     states: Callable[[Mapping[str, Any], Group], dict[str, Any]],
 ) -> dict[str, Any]:
     """Return a state dict with the options of each group and the states of each parameter as they are called there."""
-    state_dict, method = optimizer.state_dict(), optimizer.method
+    method, whole = optimizer.method, cast(Any, optimizer)  # (the faces' `state_dict` differ)
+    state_dict = whole.state_dict()
     found, groups = {}, []
     for group in state_dict["param_groups"]:
         values = method.at(group, optimizer.step_count)
