@@ -45,7 +45,19 @@ DO_NOT_HOLD = {
 }
 """What the experiments decided: a verdict that changes is news."""
 
-SLOW = {"batches", "noise", "rmsprop", "depth", "landscapes", "adam", "adamw", "schedules", "warmup", "recipe"}
+SLOW = {
+    "batches",
+    "noise",
+    "rmsprop",
+    "depth",
+    "landscapes",
+    "adam",
+    "adamw",
+    "schedules",
+    "warmup",
+    "recipe",
+    "precision",
+}
 
 LESSONS = registry()
 EACH_LESSON = [

@@ -40,6 +40,9 @@ ADDED = "gradients_added"
 REMAINDER = "remainder"
 """The entry that has what is left of a parameter in two pieces (the option `master`)."""
 
+MASTER = "master"
+"""The entry that has a parameter in float32, which the parameter is a rounded copy of (the same option)."""
+
 
 WHOLE_GROUPS = "expected a multiple of 32 in row order (lazy=True with states in 8 bits or parameters in two pieces)"
 """What is wrong with rows that cannot be stepped alone."""
@@ -666,8 +669,7 @@ class Engine(ABC):
             if scales_of(name) in beside:
                 places[k] = (*places[k], self.address(beside[scales_of(name)]))
         param = self.param_place(slot, buffers.param, entry)
-        if entry.get(REMAINDER) is not None:
-            beside[REMAINDER] = entry[REMAINDER]
+        beside |= {name: entry[name] for name in (REMAINDER, MASTER) if entry.get(name) is not None}
         table = self.table(slot, entry, buffers.length) if catches_up else None
         states_of_rule = places[: len(names)]
         if rule in _core.HANDED_OVER:
@@ -693,7 +695,7 @@ class Engine(ABC):
 
     def rows_are_whole(self, width: int, in_order: bool) -> bool:
         """Whether rows of a width can be stepped alone: no group of what lies beside elements has parts of two."""
-        grouped = self.whole["state_dtype"] == "8bit" or self.whole.get("master") is not None
+        grouped = self.whole["state_dtype"] == "8bit" or self.whole.get("master") in _core.BESIDE
         return not grouped or (in_order and width % _core.GROUP == 0)
 
     def has_entry(self, slot: int, has_states: bool) -> bool:

@@ -21,7 +21,7 @@ from torch import Tensor
 from fastopt import _core, _dlpack, environment
 from fastopt.backends.torch_compat import DTensor, exchange
 from fastopt.clipping import clip_coefficient
-from fastopt.engine import REMAINDER, WHOLE_GROUPS, Buffers, Engine, Group, Request, RowPlaces, scales_of
+from fastopt.engine import MASTER, REMAINDER, WHOLE_GROUPS, Buffers, Engine, Group, Request, RowPlaces, scales_of
 from fastopt.products import Call, Calls
 
 DTYPE_NAMES = {
@@ -36,6 +36,16 @@ CODES = {"signed8": torch.int8, "root8": torch.uint8}
 
 REMAINDERS = {"split": torch.int16, "split8": torch.int8}
 """Storage of a bfloat16 parameter in two pieces -> dtype of the one that is not the parameter."""
+
+MASTERED = {
+    None: (),
+    "split": (torch.bfloat16,),
+    "split8": (torch.bfloat16,),
+    "float32": (torch.bfloat16, torch.float16),
+}
+"""Option `master` -> dtypes of the parameters that it is for."""
+
+PIECES = {dtype: storage for storage, dtype in REMAINDERS.items()}
 
 STORAGE_NAMES = {**DTYPE_NAMES, **{dtype: name for name, dtype in CODES.items()}}
 
@@ -102,6 +112,8 @@ class Tensors(Engine):
             dtype = torch.float64 if double else torch.float32
             self.steps = torch.zeros(len(self.params), dtype=dtype, device="cpu")
             self.step_views = list(self.steps)
+        self.versions: dict[int, int] = {}
+        """Of each parameter that is a copy of a master, its version when it was one."""
         self.updates = np.ones(len(self.params))  # how often states were updated; all that matters is whether ever
 
     # ---- what has changed ----
@@ -131,6 +143,9 @@ class Tensors(Engine):
                 self.watch.release(slot)
             self.left = math.inf
         new = self.watch.look(grads, self.face.state, given)
+        for slot, version in self.versions.items():
+            if slot not in new and version != self.params[slot]._version:
+                self.take_over(slot)
         if self.method.refusal_of_dense and any(grad is not None and not grad.is_sparse for grad in grads):
             raise RuntimeError(self.method.refusal_of_dense)
         return new
@@ -262,41 +277,78 @@ class Tensors(Engine):
         """Return the address of a tensor."""
         return int(array.data_ptr())
 
+    def has_master(self, slot: int) -> bool:
+        """Whether a parameter has something beside it that makes a float32 of it."""
+        return self.params[slot].dtype in MASTERED[self.whole["master"]]
+
     def has_entry(self, slot: int, has_states: bool) -> bool:
         """Whether something is kept for a parameter."""
-        remains = self.whole["master"] is not None and self.params[slot].dtype == torch.bfloat16
-        return super().has_entry(slot, has_states) or remains
+        return super().has_entry(slot, has_states) or self.has_master(slot)
 
     def param_place(self, slot: int, place: tuple[int, int], entry: dict[str, Any]) -> tuple[int, ...]:
-        """Return where a parameter is; one of bfloat16 may be in two pieces or be rounded at random."""
+        """Return where a parameter is: it may be in two pieces, the copy of a master, or rounded at random."""
         param, master, stochastic = self.params[slot], self.whole["master"], self.whole["rounding"] == "stochastic"
         if stochastic and master is not None:
             raise ValueError(f"rounding: 'stochastic' is for parameters without a master, got master={master!r} too")
-        rest = entry.get(REMAINDER)
-        if param.dtype != torch.bfloat16 or master is None:
-            entry.pop(REMAINDER, None)
-            return (
-                (place[0], _core.STORAGES["bfloat16_stochastic"])
-                if stochastic and param.dtype == torch.bfloat16
-                else place
-            )
+        self.versions.pop(slot, None)
+        if not self.has_master(slot):
+            for name in (REMAINDER, MASTER):
+                entry.pop(name, None)
+            if stochastic and param.dtype == torch.bfloat16:
+                return place[0], _core.STORAGES["bfloat16_stochastic"]
+            return place
         if isinstance(param, DTensor):
             self.refuse(slot, f"is sharded, for which there is no master={master!r}")
         matrix = self.matrix(slot)
-        size = math.prod(matrix) if matrix else 0
+        size = math.prod(matrix) if matrix and master != "float32" else 0
         if size % _core.GROUP and size != max(param.numel(), 1):
             self.refuse(slot, f"has matrices of {size} elements, expected a multiple of 32 (master={master!r})")
+        for name, dtypes in ((REMAINDER, PIECES.keys()), (MASTER, {torch.float32})):
+            kept = entry.get(name)
+            if kept is not None and (kept.shape != param.shape or kept.dtype not in dtypes):
+                self.refuse(slot, f"is of dtype {kept.dtype} and shape {tuple(kept.shape)}", f"{name} of ")
         with outside_inference(), torch.no_grad():
-            like = in_order_of(param.detach(), REMAINDERS[master], "meta")
-            if rest is not None and (rest.shape != param.shape or rest.dtype not in REMAINDERS.values()):
-                self.refuse(slot, f"is of dtype {rest.dtype} and shape {tuple(rest.shape)}", f"{REMAINDER} of ")
-            if rest is None:
-                self.enter(slot, entry, {REMAINDER: in_order_of(param.detach(), REMAINDERS[master]).zero_()})
-            elif rest.dtype != like.dtype or not same_order(rest, like):
-                factor = rest.element_size() - like.element_size()  # 16 bits from 8, or 8 from 16
-                whole = rest.to(torch.int32) * 256 if factor < 0 else (rest.to(torch.int32) >> 8 if factor else rest)
-                entry[REMAINDER] = in_order_of(param.detach(), like.dtype).copy_(whole)
-        return place[0], _core.STORAGES[master], entry[REMAINDER].data_ptr()
+            return (self.master_place if master == "float32" else self.split_place)(slot, place, entry)
+
+    def split_place(self, slot: int, whole: tuple[int, int], entry: dict[str, Any]) -> tuple[int, ...]:
+        """Return where a parameter and its remainder are, which is made of the master if there was one."""
+        param, storage, rest = self.params[slot].detach(), self.whole["master"], entry.get(REMAINDER)
+        like = in_order_of(param, REMAINDERS[storage])
+        place = whole[0], _core.STORAGES[storage], like.data_ptr()
+        if rest is None and entry.get(MASTER) is None:
+            self.enter(slot, entry, {REMAINDER: like.zero_()})
+        elif rest is None:
+            master = in_order_of(param, torch.float32).copy_(entry.pop(MASTER))
+            _core.convert(place, (master.data_ptr(), _core.STORAGES["float32"]), master.numel())
+            entry[REMAINDER] = like
+        elif rest.dtype != like.dtype or not same_order(rest, like):
+            factor = rest.element_size() - like.element_size()  # 16 bits from 8, or 8 from 16
+            wide = rest.to(torch.int32) * 256 if factor < 0 else (rest.to(torch.int32) >> 8 if factor else rest)
+            entry[REMAINDER] = like.copy_(wide)
+        return *place[:2], entry[REMAINDER].data_ptr()
+
+    def master_place(self, slot: int, whole: tuple[int, int], entry: dict[str, Any]) -> tuple[int, ...]:
+        """Return where the master of a parameter is, which is made of both pieces if it was in two."""
+        param, master, rest = self.params[slot].detach(), entry.get(MASTER), entry.pop(REMAINDER, None)
+        like = in_order_of(param, torch.float32)
+        place = like.data_ptr(), _core.STORAGES["float32"]
+        if rest is not None:
+            rest = in_order_of(param, rest.dtype).copy_(rest)
+            _core.convert(place, (whole[0], _core.STORAGES[PIECES[rest.dtype]], rest.data_ptr()), like.numel())
+            entry[MASTER] = like
+        elif master is None:
+            self.enter(slot, entry, {MASTER: like.copy_(param)})
+        elif not same_order(master, like):
+            entry[MASTER] = like.copy_(master)
+        self.take_over(slot)
+        return entry[MASTER].data_ptr(), place[1]
+
+    def take_over(self, slot: int) -> None:
+        """Give a master the values that somebody else has written into its parameter."""
+        param, master = self.params[slot].detach(), self.entry(slot)[MASTER]
+        with outside_inference(), torch.no_grad():
+            torch.where(master.to(param.dtype) == param, master, param.float(), out=master)
+        self.versions[slot] = param._version
 
     def count_place(self, slot: int, entry: dict[str, Any], fresh: bool) -> tuple[int, bool]:
         """Return the address of the entry "step"; without one all that matters is whether it is the first."""
@@ -482,7 +534,9 @@ class Tensors(Engine):
         """Call the kernels; autograd does not record what is copied back or zeroed after them."""
         records = (len(request.after) > 1 or request.always) and torch.is_grad_enabled()
         with torch.no_grad() if records else nullcontext():
-            return super().run(grads, request)
+            done = super().run(grads, request)
+        self.versions = {slot: self.params[slot]._version for slot in self.versions}
+        return done
 
     def is_transposed(self, slot: int) -> bool:
         """Whether a matrix lies in memory column by column."""
@@ -498,8 +552,13 @@ class Tensors(Engine):
         return self.face.state.get(self.params[slot], {}).get(name) is not None
 
     def copy_of(self, slot: int) -> Any:
-        """Return what a parameter is copied to in each step, or None."""
-        return self.face._copies.get(self.params[slot])
+        """Return what a parameter is copied to in each step, or None: of a master it is the parameter."""
+        copy = self.face._copies.get(self.params[slot])
+        if self.whole["master"] != "float32" or not self.has_master(slot):
+            return copy
+        if copy is not None:
+            self.refuse(slot, "has a copy already, the master's (master='float32')", "write_copies: ")
+        return self.params[slot]
 
     def duplicate(self, slot: int) -> Any:
         """Return a copy of a parameter."""

@@ -358,9 +358,10 @@ WHOLE_OF_TORCH: dict[str, Option] = {
     "master": Choice(
         None,
         'What bfloat16 parameters have beside them, so that small updates are not lost: 16 bits of remainder ("split": '
-        'all of float32, of which the parameter is the value rounded to nearest), 8 ("split8"), or nothing.',
+        'all of float32, of which the parameter is the value rounded to nearest), 8 ("split8"), or nothing. "float32" '
+        'keeps a whole float32 beside bfloat16 and float16 ones, under "master" in the state.',
         keyword_only=True,
-        among=(None, "split", "split8"),
+        among=(None, "split", "split8", "float32"),
     ),
     "rounding": Choice(
         "nearest",
