@@ -262,6 +262,6 @@ def recipe() -> Station:
             "constant rate 0.2": run(lr=0.2, **options),
             "warmup to 0.2, cosine to 0": run(lr=schedules.warmup_cosine(0.2, 15, steps), **options),
         },
-        lessons=["schedules", "warmup", "clipping", "adamw", "recipe"],
+        lessons=["schedules", "warmup", "clipping", "adamw", "precision", "recipe"],
         landscape="surface=cliff&lr=0.1",
     )
