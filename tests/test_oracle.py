@@ -119,7 +119,8 @@ def test_large_array_matches_the_oracle(case: Case, dtype: str, rng: np.random.G
 @pytest.mark.slow
 @first_case_of_each_rule
 def test_large_arrays_match_the_oracle(case: Case, dtype: str, isa: str, rng: np.random.Generator) -> None:
-    check_steps(case, [LARGE], dtype, rng, steps=2)
+    # (Of so many averages some nearly cancel at the second step: their signs are those of rounding.)
+    check_steps(case, [LARGE], dtype, rng, steps=1 if case.rule == "signum" else 2)
 
 
 @every_case
