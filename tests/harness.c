@@ -165,9 +165,11 @@ static void fill(const fo_stream *s, size_t n, numbers kind, double scale)
     for (size_t i = 0; i < beside_bytes(s, n); i++) ((unsigned char *)s->beside)[i] = (unsigned char)(draw() >> 56);
     for (size_t i = 0; coded && kind != ANY_BITS && i < (n + FO_GROUP - 1) / FO_GROUP; i++)
         ((float *)s->beside)[i] = (float)(scale * (1 + uniform()));
+    /* (The root of a negative number is a NaN, whose sign is the processor's.) */
+    const uint64_t mask = coded && kind == POSITIVE ? 0x7f : UINT64_MAX;
     if (coded) kind = ANY_BITS;
     for (size_t i = 0; i < n; i++) {
-        const uint64_t bits = draw();
+        const uint64_t bits = draw() & mask;
         const size_t size = fo_storage_size(s->storage);
         if (kind == ANY_BITS)
             memcpy((char *)s->at + i * size, &bits, size);
