@@ -1,23 +1,19 @@
 """A recommender on interactions, all in NumPy."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 
 import numpy as np
 from numpy.typing import NDArray
-from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
-import fastopt
-from fastopt import StepInfo, optimizers
 from fastopt.training.assessment import Assessment, assess_ranking
 from fastopt.training.batches import Batch, ShuffledBatches
 from fastopt.training.checkpoint import Checkpoint
 from fastopt.training.config import RecommenderConfig
 from fastopt.training.errors import TrainingError
 from fastopt.training.interactions import load_interactions
-from fastopt.training.problem import Problem
+from fastopt.training.numpy_problem import NumpyProblem
 from fastopt.training.randomness import Stream, generator
-from fastopt.training.recipes import build_optimizer, registered, rival
+from fastopt.training.recipes import registered
 from fastopt.training.recommender import Recommender
 
 OTHERS, HIT = 99, 10
@@ -40,7 +36,7 @@ class PairedBatches(ShuffledBatches):
             yield Batch(np.concatenate([batch.features, others], axis=1), batch.targets)
 
 
-class RecommenderProblem(Problem):
+class RecommenderProblem(NumpyProblem):
     """A recommender that learns what users take.
 
     Parameters
@@ -62,26 +58,16 @@ class RecommenderProblem(Problem):
     model: Recommender
 
     def __init__(self, config: RecommenderConfig) -> None:
-        if rival(config.optimizer):
-            raise TrainingError(f"--optimizer {config.optimizer} needs a model in torch: --model transformer")
+        super().__init__(config)
         options = registered(config).method.options
         if "lazy" not in options:
             raise TrainingError(f"--optimizer {config.optimizer}: steps no rows alone, as --model recommender needs")
-        self.config = config
         self.data = data = load_interactions(config.interactions, config.seed)
         self.name, self.fingerprint = data.name, data.fingerprint
         size = len(data.train) if config.batch_size == "full" else config.batch_size
         self.batches = PairedBatches(data.train, data.items, size, config.seed)
         self.model = Recommender(data.users, data.items, width=config.width, dtype=config.dtype, seed=config.seed)
-        self.optimizer = build_optimizer(
-            config,
-            optimizers.registry(),
-            self.model.parameters,
-            self.total_steps,
-            clip_norm=config.max_norm,
-            nonfinite="raise",
-            **({} if options["lazy"].fixed else {"lazy": True}),
-        )
+        self.optimizer = self.build_optimizer(**({} if options["lazy"].fixed else {"lazy": True}))
         test = data.test[:EVALUATED]
         others = generator(config.seed, Stream.NEGATIVES).integers(data.items, size=(len(test), OTHERS))
         self._users, self._ranked = test[:, 0], np.concatenate([test[:, 1:], others], axis=1)
@@ -90,11 +76,6 @@ class RecommenderProblem(Problem):
             f"{data.items:,} items"
         )
         self.model_facts = f"two towers over embeddings of {config.width}"
-
-    def update(self) -> StepInfo:
-        """Take the optimizer's step with the gradients that the model has found."""
-        info: StepInfo = self.optimizer.step(self.model.gradients)
-        return info
 
     def evaluate(self) -> dict[str, float]:
         """Return the scores of the model on held-out interactions by name."""
@@ -107,19 +88,9 @@ class RecommenderProblem(Problem):
         """Compare the model with what is popular."""
         return assess_ranking(self.evaluate(), ranking(self.data.popularity[self._ranked]))
 
-    @contextmanager
-    def arithmetic(self) -> Iterator[None]:
-        """Set the threads of the matrix products while the block lasts, as for a perceptron."""
-        with threadpool_limits(self.config.threads or 1, user_api="blas"), np.errstate(over="ignore", invalid="ignore"):
-            yield
-
     def data_checkpoint(self) -> Checkpoint:
         """Return how many users and items there are."""
         return Checkpoint({}, {"users": self.data.users, "items": self.data.items})
-
-    def versions(self) -> dict[str, str]:
-        """Return the versions of the libraries that the bits depend on."""
-        return {"fastopt": fastopt.__version__, "numpy": np.__version__}
 
 
 def ranking(scores: NDArray[np.floating]) -> dict[str, float]:

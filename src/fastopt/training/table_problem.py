@@ -1,27 +1,20 @@
 """A multilayer perceptron on a table, all in NumPy."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 
 import numpy as np
-from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
-import fastopt
-from fastopt import StepInfo, optimizers
 from fastopt.training.assessment import Assessment, assess_classes, assess_numbers
 from fastopt.training.batches import ShuffledBatches
 from fastopt.training.checkpoint import Checkpoint
 from fastopt.training.config import MLPConfig
 from fastopt.training.data import Reading, Split, load, split
-from fastopt.training.errors import TrainingError
 from fastopt.training.losses import Loss, SoftmaxCrossEntropy, SquaredError
 from fastopt.training.mlp import MLP
-from fastopt.training.problem import Problem
-from fastopt.training.recipes import build_optimizer, rival
+from fastopt.training.numpy_problem import NumpyProblem
 
 
-class TableProblem(Problem):
+class TableProblem(NumpyProblem):
     """A perceptron that learns to predict a column of a table.
 
     Parameters
@@ -41,9 +34,7 @@ class TableProblem(Problem):
     model: MLP
 
     def __init__(self, config: MLPConfig, data: Split | None = None) -> None:
-        if rival(config.optimizer):
-            raise TrainingError(f"--optimizer {config.optimizer} needs a model in torch: --model transformer")
-        self.config = config
+        super().__init__(config)
         reading = Reading(config.separator, config.drop, config.keep)
         self.data = data or split(load(config.data, config.task, config.target, reading), config.seed, config.dtype)
         train, classes, standardization = self.data.train, self.data.classes, self.data.standardization
@@ -61,14 +52,7 @@ class TableProblem(Problem):
         self.batches = ShuffledBatches(train, rows, config.seed)
         widths = [train.features.shape[1], *config.hidden, len(classes) or 1]
         self.model = MLP(widths, loss, batch_size=self.batches.batch_size, dtype=config.dtype, seed=config.seed)
-        self.optimizer = build_optimizer(
-            config,
-            optimizers.registry(),
-            self.model.parameters,
-            self.total_steps,
-            clip_norm=config.max_norm,
-            nonfinite="raise",
-        )
+        self.optimizer = self.build_optimizer()
 
         targets = f"{len(classes)} classes" if classes else "numbers to predict"
         self.data_facts = (
@@ -76,11 +60,6 @@ class TableProblem(Problem):
             f"{train.features.shape[1]} features, {targets}"
         )
         self.model_facts = f"perceptron {'-'.join(map(str, widths))}"
-
-    def update(self) -> StepInfo:
-        """Take the optimizer's step with the gradients that the model has found."""
-        info: StepInfo = self.optimizer.step(self.model.gradients)
-        return info
 
     def evaluate(self) -> dict[str, float]:
         """Return the scores of the model on held-out rows by name."""
@@ -97,20 +76,6 @@ class TableProblem(Problem):
         predicted, targets = (np.asarray(values, np.float64) * scale + mean for values in (outputs[:, 0], test.targets))
         return assess_numbers(self.evaluate(), predicted, targets, mean)
 
-    @contextmanager
-    def arithmetic(self) -> Iterator[None]:
-        """Set the threads of the matrix products while the block lasts.
-
-        The threads of BLAS wait by spinning, as those of OpenMP do. Where both have several, or another process wants a
-        core, they keep each other from working: 0.4 ms for a step of the digits have been seen to become 80 ms. So the
-        products get one thread unless more are asked for.
-        """
-        with (
-            threadpool_limits(self.config.threads or 1, user_api="blas"),
-            np.errstate(over="ignore", invalid="ignore"),  # of a run that diverges the optimizer reports it
-        ):
-            yield
-
     def data_checkpoint(self) -> Checkpoint:
         """Return what was learned of the columns, the scaling and the names of the classes."""
         standardization, found = self.data.standardization, self.data.found
@@ -125,7 +90,3 @@ class TableProblem(Problem):
                 "left_out": found.left_out if found else [],
             },
         )
-
-    def versions(self) -> dict[str, str]:
-        """Return the versions of the libraries that the bits depend on."""
-        return {"fastopt": fastopt.__version__, "numpy": np.__version__}
