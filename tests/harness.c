@@ -899,7 +899,7 @@ static uint64_t hash_of(const fo_kernels *kernels, fo_rule rule, size_t combinat
     allocate(&t, ORDINARY);
     double count = 0, kept[FO_MAX_NUMBERS] = {1, 1, 1, 1};
     fo_options options = {.lr = 1e-2, .weight_decay = 0.01, .momentum = 0.9, .nesterov = 1, .alpha = 0.99,
-                                .beta1 = 0.9, .beta2 = 0.999, .eps = 1e-8, .eps_root = 1e-12,
+                                .beta1 = 0.9, .beta2 = 0.999, .beta3 = 0.99, .eps = 1e-8, .eps_root = 1e-12,
                                 .beta2_decay = -0.8, .eps1 = 1e-8, .eps2 = 1e-3, .d = 1};
     fo_plan *plan = fo_plan_new(1);
     plan->tensors[0] = t;
