@@ -533,6 +533,10 @@ def test_errors_have_names() -> None:
         Offload([torch.ones(2, requires_grad=True), elsewhere], fastopt.torch.AdamW)
     with pytest.raises(ValueError, match="zero_grad_in_step"):
         Offload(model.parameters(), fastopt.torch.AdamW, zero_grad_in_step=True)
+    with pytest.raises(ValueError, match="master: Offload has masters in float32"):
+        Offload(model.parameters(), fastopt.torch.AdamW, master="split")
+    with pytest.raises(ValueError, match="rounding: Offload has masters"):
+        Offload(model.parameters(), fastopt.torch.AdamW, rounding="stochastic")
     with pytest.raises(ValueError, match="Invalid learning rate"):
         Offload(model.parameters(), fastopt.torch.AdamW, lr=-1.0)
     opt = Offload(model.parameters(), fastopt.torch.AdamW)

@@ -42,6 +42,10 @@ class Masters(Tensors):
         """Step without a norm."""
         return super().run(grads, request._replace(clip_norm=math.inf, want_norm=False, nonfinite="propagate"))
 
+    def param_place(self, slot: int, place: tuple[int, int], entry: dict[str, Any]) -> tuple[int, ...]:
+        """Leave the entry "master", which shows the parameter itself, where it is."""
+        return place
+
     def threads(self) -> int:
         """Return as many as for any step; where several processes share the machine, at least this one's share."""
         usual = super().threads()
@@ -218,6 +222,9 @@ class Offload(torch.optim.Optimizer):
             raise ValueError("accumulate: is not for Offload, which adds the gradients of backward passes by itself")
         if whole["zero_grad_in_step"]:
             raise ValueError("zero_grad_in_step: Offload keeps no gradient that could be zeroed")
+        for name, usual in (("master", None), ("rounding", "nearest")):
+            if whole[name] != usual:
+                raise ValueError(f"{name}: Offload has masters in float32, expected {usual!r}, got {whole[name]!r}")
         self._together = any(_core.SCOPES.get(rule) == "plan" for rule, _ in self._engine.rules)
         self._whole = whole["clip_norm"] is not None or whole["nonfinite"] != "propagate" or self._together
         self._begun = True
