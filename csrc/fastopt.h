@@ -34,6 +34,7 @@ typedef struct {
     bool advances;      /* keeps numbers in its options from step to step */
     bool over_plan;     /* the sums are over all tensors of the rule, not over each */
     bool careful;       /* can be cautious */
+    bool decayed;       /* measures nothing without weight_decay, or always_adapt */
     bool writes_states; /* measuring updates the states: the step only reads them, and no gradient */
     bool hands_over;    /* the last state is what becomes the update, and the caller's between measuring and stepping */
     unsigned char small[FO_MAX_STATES]; /* what each state is, an fo_extent */
@@ -51,6 +52,7 @@ static const fo_rule_needs fo_needs[FO_RULES] = {
 #define ADVANCE(name) [FO_RULE_##name].advances = true,
 #define HAND_OVER(name) [FO_RULE_##name].hands_over = true,
 #define CAREFUL(name, how) [FO_RULE_##name].careful = true,
+#define DECAYED(name) [FO_RULE_##name].decayed = true,
 #define ROWWISE(name, state) [FO_RULE_##name].small[state] = FO_ROWS,
 #define FACTORED(name, row, column)                                                                                  \
     [FO_RULE_##name].small[row] = FO_ROWS, [FO_RULE_##name].small[column] = FO_COLUMNS,                              \

@@ -589,6 +589,7 @@ SCALARS_OF(lars_momentum)
     NAMED(momentum_scalars)(o, t, number, single, h);
     h->wd = h->l2;
     h->l2 = 0;
+    h->trust = 1;
 }
 
 SAME_SCALARS(lars, lars_momentum)
@@ -604,8 +605,6 @@ SAME_MEASURE(lars_momentum, lars)
 SETTLE_OF(lars)
 {
     double norm_p = sqrt(sum[0]), norm_g = sqrt(sum[1]);
-    h->trust = 1;
-    if (h->wd == 0 && o->always_adapt == 0) return;
     if (norm_p != 0 && norm_g != 0) h->trust = o->trust_coeff * norm_p / (norm_g + h->wd * norm_p + o->eps);
     if (o->trust_clip != 0 && !(h->trust / o->lr < 1)) h->trust = 1;
     else if (o->trust_clip != 0) h->trust /= o->lr;

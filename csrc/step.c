@@ -262,8 +262,10 @@ static bool is_careful(const fo_tensor *t)
 /* How many sums have to be known before the step. */
 static int sums_of(const fo_tensor *t)
 {
+    const fo_options *o = t->options;
     const int sums = fo_needs[t->rule].sums;
-    return sums == 0 && fo_needs[t->rule].careful && t->options->cautious != 0 ? 1 : sums;
+    if (fo_needs[t->rule].decayed && o->weight_decay == 0 && o->always_adapt == 0) return 0;
+    return sums == 0 && fo_needs[t->rule].careful && o->cautious != 0 ? 1 : sums;
 }
 
 static fo_stream from(const fo_tensor *t, fo_stream s, size_t offset)
