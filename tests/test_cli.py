@@ -364,6 +364,9 @@ def test_transformer_without_torch_is_said_in_one_line(monkeypatch: pytest.Monke
 def test_divergence_takes_one_line() -> None:
     output = run("train", "--optimizer=sgd", "--lr=1e30", "--clip-norm=0", "--epochs=1", "--out=run", status=2)
     assert "error: the training diverged at step" in output.splitlines()[-1]
+    for option in ("--lr=1e300", "--weight-decay=1e300"):
+        output = run("train", option, "--epochs=1", f"--out={option}", status=2)
+        assert "the optimizer cannot take step" in output.splitlines()[-1]
 
 
 @pytest.mark.parametrize("option", ["--epochs=0", "--seed=-1", "--clip-norm=-1", "--task=guess", "--lr=-1"])
