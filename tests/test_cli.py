@@ -12,6 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 import fastopt
+from fastopt.__main__ import main
 from fastopt.cli import app
 from fastopt.files import locked
 from fastopt.training.config import Config
@@ -429,3 +430,13 @@ main()
     process = in_new_process(code)
     expected = f"fastopt: the command line needs {missing}; install its libraries with: pip install 'fastopt[cli]'\n"
     assert (process.returncode, process.stderr) == (1, expected)
+
+
+def test_an_interrupt_while_the_libraries_are_read_is_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("fastopt.cli.app", interrupted)
+    with pytest.raises(SystemExit) as error:
+        main()
+    assert error.value.code == 130
