@@ -165,6 +165,10 @@ class Face:
             if name not in group and not same_value(self._whole[name], option.default):
                 group[name] = self._whole[name]
 
+    def _shared(self) -> Group:
+        """Return what a group that is added has from the others: numbers that all have alike, once there are steps."""
+        return {name: self.param_groups[0][name] for name in self.method.shared} if self.step_count else {}
+
     def _take_whole(self, group: Mapping[str, Any]) -> None:
         """Take the options of the whole optimizer that the first group brings; any other group must agree with them."""
         given = {name: group[name] for name in self.whole if name in group}

@@ -133,6 +133,8 @@ class Optimizer(Face, torch.optim.Optimizer):
         self.method.complete(self.defaults)
         whole = dict(self._whole)
         if isinstance(param_group, dict):
+            for name, value in self._shared().items():
+                param_group.setdefault(name, value)
             group = {**self.defaults, **param_group}
             self._check_options(group)
             self._take_whole(group)
