@@ -12,6 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 import fastopt
+from fastopt.__main__ import main
 from fastopt.cli import app
 from fastopt.files import locked
 from fastopt.training.config import Config
@@ -364,6 +365,9 @@ def test_transformer_without_torch_is_said_in_one_line(monkeypatch: pytest.Monke
 def test_divergence_takes_one_line() -> None:
     output = run("train", "--optimizer=sgd", "--lr=1e30", "--clip-norm=0", "--epochs=1", "--out=run", status=2)
     assert "error: the training diverged at step" in output.splitlines()[-1]
+    for option in ("--lr=1e300", "--weight-decay=1e300"):
+        output = run("train", option, "--epochs=1", f"--out={option}", status=2)
+        assert "the optimizer cannot take step" in output.splitlines()[-1]
 
 
 @pytest.mark.parametrize("option", ["--epochs=0", "--seed=-1", "--clip-norm=-1", "--task=guess", "--lr=-1"])
@@ -426,3 +430,13 @@ main()
     process = in_new_process(code)
     expected = f"fastopt: the command line needs {missing}; install its libraries with: pip install 'fastopt[cli]'\n"
     assert (process.returncode, process.stderr) == (1, expected)
+
+
+def test_an_interrupt_while_the_libraries_are_read_is_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("fastopt.cli.app", interrupted)
+    with pytest.raises(SystemExit) as error:
+        main()
+    assert error.value.code == 130

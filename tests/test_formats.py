@@ -151,11 +151,11 @@ def test_numpy_states_in_bfloat16_are_written() -> None:
 
 def test_what_bitsandbytes_has_not_is_refused() -> None:
     one = np.ones(8, np.float32)
-    with pytest.raises(ValueError, match=r"expected one that bitsandbytes has, .* got Adan"):
+    with pytest.raises(ValueError, match=r"expected one whose rule is bitsandbytes' too, .* got Adan"):
         formats.to_bitsandbytes(fastopt.Adan(one))
     with pytest.raises(ValueError, match="bitsandbytes's AdamW has no amsgrad=True"):
         formats.to_bitsandbytes(fastopt.AdamW(one, amsgrad=True))
-    with pytest.raises(ValueError, match=r"expected one that bitsandbytes has, .* got LAMB"):
+    with pytest.raises(ValueError, match=r"expected one whose rule is bitsandbytes' too, .* got LAMB"):
         formats.from_bitsandbytes({"state": {}, "param_groups": []}, fastopt.LAMB(one))
     with pytest.raises(ValueError, match="bitsandbytes's Adam has no decoupled_weight_decay=False"):
         formats.to_bitsandbytes(fastopt.Adam(one, weight_decay=0.1))

@@ -132,3 +132,30 @@ def test_as_pytorch_optimizer_and_with_torchs_schedulers() -> None:
             opt.load_state_dict(copy.deepcopy(opt.state_dict()))
     for one, two in zip(ours, theirs, strict=True):
         torch.testing.assert_close(one, two, rtol=1e-12, atol=1e-12)
+
+
+def test_what_is_set_is_set_in_the_optimizer() -> None:
+    p = np.ones(3)
+    opt = fastopt.Lookahead(fastopt.SGD(p, lr=1.0))
+    opt.clip_norm = 1.0
+    opt.k = 2
+    assert opt.optimizer.clip_norm == 1
+    opt.step(np.array([3.0, 4.0, 0.0]))
+    opt.step(np.array([0.0, 4.0, 3.0]))
+    np.testing.assert_allclose(p, 1 - np.array([0.6, 1.6, 0.6]) / 2, rtol=1e-5)
+
+
+@pytest.mark.parametrize("fused", [None, True])
+def test_a_gradient_scaler_of_torch(fused: bool | None) -> None:
+    torch = pytest.importorskip("torch")
+    import fastopt.torch
+
+    param = torch.nn.Parameter(torch.ones(2))
+    opt: Any = fastopt.torch.Lookahead(fastopt.torch.SGD([param], lr=0.1, fused=fused), k=100)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    for factor in (1.0, float("inf"), 2.0):  # (with the second one nothing is changed)
+        opt.zero_grad()
+        scaler.scale((param * factor).sum()).backward()
+        scaler.step(opt)
+        scaler.update()
+    torch.testing.assert_close(param.detach(), torch.full((2,), 0.7))

@@ -369,6 +369,62 @@ def test_a_master_is_float32_training_and_the_parameter_its_copy(dtype: str, lay
     plain.step()
 
 
+ROW_BY_ROW: dict[str, dict[str, Any]] = {"Adafactor": {}, "Adam": {"rowwise": True}, "Adagrad": {"rowwise": True}}
+"""Optimizers that step parameters row after row, however these lie in memory."""
+
+
+@pytest.mark.parametrize("beside", [{"master": "float32"}, {"master": "split"}, {"state_dtype": "8bit"}])
+@pytest.mark.parametrize("name", ROW_BY_ROW)
+def test_what_lies_beside_a_transposed_parameter_is_in_the_order_of_the_step(
+    name: str, beside: dict[str, Any], rng: np.random.Generator
+) -> None:
+    torch = pytest.importorskip("torch")
+    import fastopt.torch
+
+    grads = [torch.tensor(rng.normal(size=(64, 32)).astype(np.float32)).bfloat16() for _ in range(4)]
+    start = torch.tensor(rng.normal(size=(64, 32)).astype(np.float32)).bfloat16()
+    found = []
+    for transposed in (False, True):
+        for load in (False, True):
+            param = torch.nn.Parameter(start.t().contiguous().t() if transposed else start.clone())
+            opt = getattr(fastopt.torch, name)([param], lr=0.1, **ROW_BY_ROW[name], **beside)
+            for grad in grads:
+                param.grad = grad.clone()
+                opt.step()
+                if load:  # into one that lies the other way
+                    saved, values = opt.state_dict(compressed=transposed), param.detach()
+                    other = values.t().contiguous().t() if values.is_contiguous() else values.contiguous()
+                    param = torch.nn.Parameter(other)
+                    opt = getattr(fastopt.torch, name)([param], lr=0.1, **ROW_BY_ROW[name])
+                    opt.load_state_dict(saved)
+            found.append(param.detach())
+    for other in found[1:]:
+        assert torch.equal(other, found[0])
+
+
+@pytest.mark.parametrize("name", ["SGD", "Adagrad", "AdamW", "SparseAdam"])
+def test_rows_of_a_transposed_table_and_its_master(name: str, rng: np.random.Generator) -> None:
+    torch = pytest.importorskip("torch")
+    import fastopt.torch
+
+    start = torch.tensor(rng.normal(size=(50, 7)).astype(np.float32)).bfloat16()
+    table, like = torch.nn.Parameter(start.t().contiguous().t()), torch.nn.Parameter(start.clone())
+    options: dict[str, Any] = {"lr": 0.1, "master": "float32", **({"lazy": True} if name == "AdamW" else {})}
+    opt, other = (getattr(fastopt.torch, name)([param], **options) for param in (table, like))
+    rows = torch.tensor([3, 7, 8, 41])
+    for _ in range(3):
+        values = torch.tensor(rng.normal(size=(4, 7)).astype(np.float32)).bfloat16()
+        table.grad = torch.sparse_coo_tensor(rows[None], values, table.shape, check_invariants=True)
+        like.grad = table.grad.clone()
+        if name in ("AdamW", "SparseAdam"):  # which change these rows alone
+            with pytest.raises(RuntimeError, match="in row order"):
+                opt.step()
+            return
+        opt.step()
+        other.step()
+    assert torch.equal(table, like)
+
+
 def test_a_master_follows_what_others_write_into_its_parameter() -> None:
     torch = pytest.importorskip("torch")
     param, opt = trained(torch, "bfloat16", master="float32")

@@ -262,3 +262,24 @@ def test_groups_of_prodigy_have_one_rate() -> None:
     opt.step([np.ones(3), np.ones(3)])
     assert (params[0] != 1).all()
     assert (params[1] == 1).all()
+
+
+def test_a_group_that_is_added_to_prodigy_has_its_rate(rng: np.random.Generator) -> None:
+    prodigy = next(row for row in REFERENCES if row.ours == "Prodigy").cls()
+    starts, grads = rng.normal(size=(2, 3)), rng.normal(size=(12, 2, 3))
+    params = [[torch.nn.Parameter(torch.from_numpy(start.copy())) for start in starts] for _ in range(2)]
+    arrays = list(starts.copy())
+    theirs, ours = prodigy(params[0][:1]), fastopt.torch.Prodigy(params[1][:1])
+    in_numpy: Any = fastopt.Prodigy(arrays[:1])
+    for step, gradients in enumerate(grads):
+        if step == 6:
+            for opt, of in ((theirs, params[0]), (ours, params[1]), (in_numpy, arrays)):
+                opt.add_param_group({"params": of[1:]})
+        for some, opt in zip(params, (theirs, ours), strict=True):
+            for param, grad in zip(some, gradients, strict=True):
+                param.grad = torch.from_numpy(grad)
+            opt.step()
+        in_numpy.step(list(gradients) if step >= 6 else [gradients[0]])
+    assert theirs.param_groups[0]["d"] > 1e-6
+    torch.testing.assert_close(params[1], params[0], rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close([torch.from_numpy(array) for array in arrays], [p.detach() for p in params[0]])

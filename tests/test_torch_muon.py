@@ -269,6 +269,32 @@ def test_a_state_dict_between_goes_on_and_loads_into_torchs() -> None:
     torch.testing.assert_close(params, others, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("name", ["AdamW", "RMSprop", "NAdam", "SGD"])  # (torch looks for a "step" in all, but in SGD)
+def test_before_the_first_step_a_state_dict_goes_on_too(name: str) -> None:
+    make: Any = getattr(fastopt.torch, name)
+    params = matrices()
+    opt = make(params, lr=0.1, accumulate=3)
+    give(params, params, 0)
+    opt.step()
+    others = [param.detach().clone().requires_grad_() for param in params]
+    resumed = make(others, lr=0.1, accumulate=3)
+    resumed.load_state_dict(copy.deepcopy(opt.state_dict()))
+    copied, third = copy.deepcopy((params, opt))
+    arrays = [param.detach().numpy().copy() for param in params]
+    in_numpy = getattr(fastopt, name)(arrays, lr=0.1, accumulate=3)
+    in_numpy.load_state_dict(opt.state_dict())
+    fourth = [param.detach().clone().requires_grad_() for param in params]
+    from_numpy = make(fourth, lr=0.1, accumulate=3)
+    from_numpy.load_state_dict(in_numpy.state_dict())
+    for seed in (1, 2):
+        for others_params, other in ((others, resumed), (copied, third), (fourth, from_numpy), (params, opt)):
+            give(params, others_params, seed)
+            other.step()
+        in_numpy.step([None if param.grad is None else param.grad.numpy() for param in params])
+    for others_params in (others, copied, fourth, list(map(torch.from_numpy, arrays))):
+        torch.testing.assert_close(others_params, params, rtol=0, atol=0)
+
+
 def test_a_gradient_scaler_that_unscales_in_the_step() -> None:
     params, twins = matrices(), matrices()
     opt: Any = AdamW(params, lr=0.1, accumulate=2, fused=True)

@@ -150,6 +150,24 @@ def test_what_is_not_as_in_the_training_is_told(trained: Path) -> None:
         numbers.predict(np.ones((3, 2)))
 
 
+@pytest.mark.parametrize("kind", [pl.Float64, pl.String, pl.Null])
+def test_rows_of_missing_cells_alone_and_no_rows(trained: Path, kind: Any) -> None:
+    model = training.load(trained / "classes")
+    frame = pl.DataFrame({name: pl.Series([None], dtype=kind) for name in model.features})
+    assert len(model.predict(frame)) == 1
+    assert model.predict(frame[:0]).shape == (0,)
+    assert model.predict_proba(frame[:0]).shape == (0, 2)
+
+
+def test_a_table_of_no_rows_makes_one_of_no_predictions(trained: Path, tmp_path: Path) -> None:
+    people(0, 0).write_csv(tmp_path / "new.csv")
+    for name in ("classes", "numbers"):
+        out = tmp_path / "made" / "for it" / f"{name}.csv"
+        output = run("predict", trained / name, "--data", tmp_path / "new.csv", "--out", out)
+        assert output.splitlines()[-1].startswith("0 predictions are in")
+        assert out.read_text(encoding="utf-8").count("\n") == 1
+
+
 def test_errors_of_the_command_take_one_line(trained: Path, tmp_path: Path) -> None:
     people(10, 6).write_csv(tmp_path / "new.csv")
     new, out = tmp_path / "new.csv", tmp_path / "p.csv"

@@ -14,6 +14,8 @@ def main() -> None:
         from fastopt.cli import app
 
         app()
+    except KeyboardInterrupt:  # while the libraries are read: the commands themselves take it from then on
+        sys.exit(130)
     except ModuleNotFoundError as error:
         missing = (error.name or "").partition(".")[0]
         if missing not in CLI_LIBRARIES:

@@ -44,7 +44,7 @@ MASTER = "master"
 """The entry that has a parameter in float32, which the parameter is a rounded copy of (the same option)."""
 
 
-WHOLE_GROUPS = "expected a multiple of 32 in row order (lazy=True with states in 8 bits or parameters in two pieces)"
+WHOLE_GROUPS = "expected a multiple of 32 in row order (lazy=True with states in 8 bits or a master)"
 """What is wrong with rows that cannot be stepped alone."""
 
 
@@ -164,6 +164,10 @@ class Face:
         for name, option in self.whole.items():
             if name not in group and not same_value(self._whole[name], option.default):
                 group[name] = self._whole[name]
+
+    def _shared(self) -> Group:
+        """Return what a group that is added has from the others: numbers that all have alike, once there are steps."""
+        return {name: self.param_groups[0][name] for name in self.method.shared} if self.step_count else {}
 
     def _take_whole(self, group: Mapping[str, Any]) -> None:
         """Take the options of the whole optimizer that the first group brings; any other group must agree with them."""
@@ -694,9 +698,10 @@ class Engine(ABC):
             self.made.append((slot, name, value))
 
     def rows_are_whole(self, width: int, in_order: bool) -> bool:
-        """Whether rows of a width can be stepped alone: no group of what lies beside elements has parts of two."""
-        grouped = self.whole["state_dtype"] == "8bit" or self.whole.get("master") in _core.BESIDE
-        return not grouped or (in_order and width % _core.GROUP == 0)
+        """Whether rows of a width can be stepped alone: in what lies beside elements they are rows, of whole groups."""
+        master = self.whole.get("master")
+        grouped = self.whole["state_dtype"] == "8bit" or master in _core.BESIDE
+        return (in_order or not (grouped or master)) and not (grouped and width % _core.GROUP)
 
     def has_entry(self, slot: int, has_states: bool) -> bool:
         """Whether something is kept for a parameter."""

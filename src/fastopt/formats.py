@@ -148,10 +148,12 @@ def to_bitsandbytes(optimizer: Face) -> dict[str, Any]:
 
 
 def in_bitsandbytes(optimizer: Face) -> type[Method]:
-    """Return the description of an optimizer; raise unless bitsandbytes has it too."""
+    """Return the description of an optimizer; raise unless bitsandbytes steps alike."""
     method = described(optimizer)
     if method.__name__ not in BETAS:
-        raise ValueError(f"optimizer: expected one that bitsandbytes has, {', '.join(BETAS)}, got {method.__name__}")
+        raise ValueError(
+            f"optimizer: expected one whose rule is bitsandbytes' too, {', '.join(BETAS)}, got {method.__name__}"
+        )
     return method
 
 

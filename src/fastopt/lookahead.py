@@ -9,6 +9,9 @@ from typing import Any
 from fastopt.engine import Face
 from fastopt.hyperparameters import Bound, Number, as_count, at_step
 
+OWN = ("optimizer", "k", "alpha", "counter", "slow_params")
+"""What a `Lookahead` has of its own; all else is read and written in its optimizer."""
+
 
 class Lookahead:
     """Every k steps of an optimizer, go from slow weights a part of the way to it, and let it go on from there.
@@ -18,7 +21,7 @@ class Lookahead:
     Parameters
     ----------
     optimizer
-        Any of this library. What is not here is there: `param_groups`, `step_count`, ...
+        Any of this library. What is not here is there, to read and to write: `param_groups`, `clip_norm`, ...
     k
         Steps in between, at least 1.
     alpha
@@ -51,6 +54,18 @@ class Lookahead:
         if name.startswith("__") or name == "optimizer":
             raise AttributeError(name)
         return getattr(self.optimizer, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in OWN or hasattr(type(self), name):
+            super().__setattr__(name, value)
+        else:
+            setattr(self.optimizer, name, value)
+
+    def __delattr__(self, name: str) -> None:
+        if name in vars(self):
+            super().__delattr__(name)
+        else:
+            delattr(self.optimizer, name)
 
     def step(self, *args: Any, **kwargs: Any) -> Any:
         """Let the optimizer step; the k-th time, go on from the slow weights. A step that it skips does not count.

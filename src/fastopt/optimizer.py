@@ -112,7 +112,7 @@ class Optimizer(Face):
                 root = f"param_groups[{len(shapes)}]['params']" if grouped else "params"
                 leaves, names, shape = trees.flatten(given["params"], root)
                 arrays = [_arrays.as_array(leaf, name, True) for leaf, name in zip(leaves, names, strict=True)]
-                group = {**self.defaults, **given, "params": arrays}
+                group = {**self.defaults, **self._shared(), **given, "params": arrays}
                 self._check_options(group)
                 self._take_whole(group)
                 self._write_whole(group)

@@ -232,6 +232,17 @@ class Tensors(Engine):
         present = [entry[name] for name in names if entry.get(name) is not None and name not in made]
         return storage if all(state.dtype == param.dtype for state in present) else "float32"
 
+    def goes_by_rows(self, slot: int, grad: Tensor | None = None) -> bool:
+        """Whether a parameter is stepped row after row, however it lies in memory."""
+        return self.rule_of(slot)[0] in _core.SMALL or self.catches_up(slot, grad)
+
+    def laid_out(self, slot: int, dtype: torch.dtype, device: str = "cpu") -> Tensor:
+        """Return a tensor without gaps in the order in which a parameter is stepped."""
+        param = self.params[slot].detach()
+        if is_dense(param) and not self.goes_by_rows(slot):
+            return torch.empty_like(param, dtype=dtype, device=device)
+        return torch.empty(param.shape, dtype=dtype, device=device)
+
     def start_state(self, slot: int, name: str, storage: str, value: float | None) -> dict[str, Any]:
         """Return tensors in the parameter's memory order."""
         param = self.params[slot].detach()
@@ -239,8 +250,8 @@ class Tensors(Engine):
             with outside_inference(), torch.no_grad():
                 if value == 0:
                     groups = torch.zeros(groups_of(param.numel()), dtype=torch.float32, device="cpu")
-                    return {name: in_order_of(param, CODES[storage]).zero_(), scales_of(name): groups}
-                whole = in_order_of(param, torch.float32)
+                    return {name: self.laid_out(slot, CODES[storage]).zero_(), scales_of(name): groups}
+                whole = self.laid_out(slot, torch.float32)
                 return encoded(name, whole.copy_(param) if value is None else whole.fill_(value), storage)
         dtype = dtype_of(storage, param)
         shape = self.method.state_shape(name, param.shape)
@@ -257,12 +268,12 @@ class Tensors(Engine):
         param, state, scales = self.params[slot], entry[name], entry.get(scales_of(name))
         with outside_inference(), torch.no_grad():
             if scales is not None:
-                like = in_order_of(param.detach(), state.dtype, "meta")
+                like = self.laid_out(slot, state.dtype, "meta")
                 if state.dtype == CODES.get(storage) and same_order(state, like):
                     return {name: state, scales_of(name): scales}
                 state = decoded(state, scales)
             if storage in CODES:
-                return encoded(name, in_order_of(param.detach(), torch.float32).copy_(state), storage)
+                return encoded(name, self.laid_out(slot, torch.float32).copy_(state), storage)
             dtype = dtype_of(storage, param)
             if state.layout != torch.strided:  # momentum of sparse gradients, in torch
                 state = state.to_dense()
@@ -312,13 +323,13 @@ class Tensors(Engine):
 
     def split_place(self, slot: int, whole: tuple[int, int], entry: dict[str, Any]) -> tuple[int, ...]:
         """Return where a parameter and its remainder are, which is made of the master if there was one."""
-        param, storage, rest = self.params[slot].detach(), self.whole["master"], entry.get(REMAINDER)
-        like = in_order_of(param, REMAINDERS[storage])
+        storage, rest = self.whole["master"], entry.get(REMAINDER)
+        like = self.laid_out(slot, REMAINDERS[storage])
         place = whole[0], _core.STORAGES[storage], like.data_ptr()
         if rest is None and entry.get(MASTER) is None:
             self.enter(slot, entry, {REMAINDER: like.zero_()})
         elif rest is None:
-            master = in_order_of(param, torch.float32).copy_(entry.pop(MASTER))
+            master = self.laid_out(slot, torch.float32).copy_(entry.pop(MASTER))
             _core.convert(place, (master.data_ptr(), _core.STORAGES["float32"]), master.numel())
             entry[REMAINDER] = like
         elif rest.dtype != like.dtype or not same_order(rest, like):
@@ -330,10 +341,10 @@ class Tensors(Engine):
     def master_place(self, slot: int, whole: tuple[int, int], entry: dict[str, Any]) -> tuple[int, ...]:
         """Return where the master of a parameter is, which is made of both pieces if it was in two."""
         param, master, rest = self.params[slot].detach(), entry.get(MASTER), entry.pop(REMAINDER, None)
-        like = in_order_of(param, torch.float32)
+        like = self.laid_out(slot, torch.float32)
         place = like.data_ptr(), _core.STORAGES["float32"]
         if rest is not None:
-            rest = in_order_of(param, rest.dtype).copy_(rest)
+            rest = self.laid_out(slot, rest.dtype).copy_(rest)
             _core.convert(place, (whole[0], _core.STORAGES[PIECES[rest.dtype]], rest.data_ptr()), like.numel())
             entry[MASTER] = like
         elif master is None:
@@ -409,8 +420,7 @@ class Tensors(Engine):
         if grad is not None and grad.is_sparse:
             return self.buffers_of_rows(slot, grad, states)
         write_back: list[Call] = []
-        in_order = self.catches_up(slot, grad) or self.rule_of(slot)[0] in _core.SMALL
-        p = ordered(param, in_rows(param) if in_order else None, write_back)
+        p = ordered(param, in_rows(param) if self.goes_by_rows(slot, grad) else None, write_back)
         several = self.states_beside(slot, p, states, write_back)
         g = None if grad is None else brought(plain_gradient(grad, param), p)
         ordinary = not (isinstance(param, DTensor) or param.is_complex())
@@ -443,7 +453,7 @@ class Tensors(Engine):
         averaged = self.whole["ema"] is not None and not options["lazy"]  # (all rows' averages move)
         rows = what == "rows" and not averaged and grad.sparse_dim() and param.numel()
         width = math.prod(param.shape[grad.sparse_dim() :])
-        if rows and not self.rows_are_whole(width, param.is_contiguous()):
+        if rows and not self.rows_are_whole(width, param.is_contiguous() or self.goes_by_rows(slot)):
             if options["lazy"]:
                 self.refuse(slot, f"has rows of {width} elements, {WHOLE_GROUPS}", "gradient of ")
             rows = False
@@ -647,13 +657,6 @@ def fit_scales(scales: Any, size: int) -> bool:
     """Whether these can be the scales of as many codes."""
     fits = isinstance(scales, Tensor) and scales.shape == (groups_of(size),) and scales.dtype == torch.float32
     return fits and scales.is_contiguous() and scales.device.type == "cpu"
-
-
-def in_order_of(param: Tensor, dtype: torch.dtype, device: str = "cpu") -> Tensor:
-    """Return a tensor without gaps in the order in which a parameter is stepped."""
-    if is_dense(param):
-        return torch.empty_like(param, dtype=dtype, device=device)
-    return torch.empty(param.shape, dtype=dtype, device=device)
 
 
 def encoded(name: str, values: Tensor, storage: str) -> dict[str, Any]:

@@ -481,6 +481,9 @@ class Method:
     advances: ClassVar[tuple[str, ...]] = ()
     """Numbers that groups keep from step to step, written by the step: fixed options."""
 
+    shared: ClassVar[tuple[str, ...]] = ()
+    """Of these, what all groups have alike: one that is added later begins as they are."""
+
     counts_steps: ClassVar[bool] = True
     """Whether the update depends on the number of steps, so that it is part of a parameter's state."""
 

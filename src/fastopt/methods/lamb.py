@@ -32,7 +32,8 @@ class LAMB(Method):
     ``p -= lr * ratio * w`` with ``ratio = |p|/|w|``, 1 where a norm is 0.
 
     As in the package timm, whose `max_grad_norm`, 1 by default, is `clip_norm` here (to the norm 1e-6 is added, as
-    torch does), and whose `decoupled_decay` and `caution` are `decoupled_weight_decay` and `cautious`.
+    torch does), and whose `decoupled_decay` and `caution` are `decoupled_weight_decay` and `cautious`; but t is a
+    parameter's own.
 
     References
     ----------

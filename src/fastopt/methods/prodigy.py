@@ -49,6 +49,7 @@ class Prodigy(Method):
 
     states = {"exp_avg": MOMENT, "exp_avg_sq": SQUARE, "s": MOMENT, "p0": State(start=None)}
     advances = ("k", "d", "d_max", "d_numerator", "d_denom", "d_hat")
+    shared = advances
     renamed = {"decouple": "decoupled_weight_decay"}
 
     lr = learning_rate(1.0)

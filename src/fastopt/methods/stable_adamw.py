@@ -30,7 +30,7 @@ class StableAdamW(Method):
     ``p *= 1 - rate*weight_decay``, ``p -= rate * m / (sqrt(v) + eps)``.
 
     As in the package pytorch_optimizer, whose `weight_decouple` is `decoupled_weight_decay` here; there is no
-    `kahan_sum`.
+    `kahan_sum`, and t is a parameter's own.
 
     References
     ----------

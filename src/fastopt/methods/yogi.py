@@ -14,8 +14,8 @@ class Yogi(Method):
     ``m = beta1*m + (1-beta1)*g``, ``v -= (1-beta2) * sign(v - g**2) * g**2``,
     ``p -= lr * m/(1-beta1**t) / (sqrt(v/(1-beta2**t)) + eps)``, t = 1, 2, ...
 
-    As in the package pytorch_optimizer: m starts as `initial_accumulator` too. (In the paper, nothing is corrected for
-    bias.)
+    As in the package pytorch_optimizer: m starts as `initial_accumulator` too; but t is a parameter's own. (In the
+    paper, nothing is corrected for bias.)
 
     References
     ----------

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fastopt._turn import Turn
 from fastopt.backends.torch import Tensors, complaint, decoded
-from fastopt.engine import Face, StepInfo, WholeOption, scales_of
+from fastopt.engine import MEAN, Face, StepInfo, WholeOption, scales_of
 from fastopt.hyperparameters import as_count, at_step, is_scheduled
 from fastopt.methods.base import WHOLE_OF_TORCH, Method
 from fastopt.modes import TwoModes
@@ -133,6 +133,8 @@ class Optimizer(Face, torch.optim.Optimizer):
         self.method.complete(self.defaults)
         whole = dict(self._whole)
         if isinstance(param_group, dict):
+            for name, value in self._shared().items():
+                param_group.setdefault(name, value)
             group = {**self.defaults, **param_group}
             self._check_options(group)
             self._take_whole(group)
@@ -170,7 +172,12 @@ class Optimizer(Face, torch.optim.Optimizer):
         for param, entry in state["state"].items():
             if isinstance(entry, dict):
                 entry.update((name, v.restored(name, param)) for name, v in entry.items() if isinstance(v, Uncast))
+        # (torch looks for a number of steps in every entry: those of gradients added up for a first step have none.)
+        means = {param: entry for param, entry in state["state"].items() if is_unstepped(entry)}
+        for param in means:
+            del state["state"][param]
         super().__setstate__(state)
+        self.state.update(means)
         for group in self.param_groups:
             for name, default in self.defaults.items():
                 group.setdefault(name, default)
@@ -388,6 +395,11 @@ class Optimizer(Face, torch.optim.Optimizer):
                         f"parameter {names[position]!r}" if names else f"param_groups[{number}]['params'][{position}]"
                     )
         return "a parameter"
+
+
+def is_unstepped(entry: Any) -> bool:
+    """Whether what is kept for a parameter is no more than a mean of gradients, for its first step."""
+    return isinstance(entry, dict) and entry.keys() == {MEAN}
 
 
 def plain_entry(entry: Any) -> Any:

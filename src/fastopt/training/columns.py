@@ -237,8 +237,10 @@ def read_cells(raw: RawTable, column: Column) -> Cells:
         texts = known_texts(series.cast(pl.String))
         return Cells(texts, texts.is_null().to_numpy())
     finding = _typed(raw, column, series)
-    if finding.fault or finding.cells is None:
+    if finding.fault:
         raise TrainingError(f"{column.name}: {finding.fault}")
+    if finding.cells is None:  # all missing, or no rows
+        return Cells(np.zeros(len(series)), np.ones(len(series), dtype=bool))
     return finding.cells
 
 

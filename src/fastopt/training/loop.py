@@ -156,5 +156,9 @@ def _timed_update(run: Run[Any]) -> StepInfo:
         raise TrainingError(
             f"the training diverged at step {run.step + 1} ({error}); try a lower --lr or a lower --clip-norm"
         ) from error
+    except ValueError as error:  # (each option is within its bounds, but not what the step makes of them)
+        raise TrainingError(
+            f"the optimizer cannot take step {run.step + 1} ({error}); try a lower --lr or a lower --weight-decay"
+        ) from error
     run.optimizer_seconds += perf_counter() - started
     return info

@@ -40,6 +40,7 @@ def predict(
         if probabilities:
             names += [f"probability of {name}" for name in model.classes]
             columns += model.probabilities(outputs).T.tolist()
+        out.parent.mkdir(parents=True, exist_ok=True)
         with replacing(out) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(names)
@@ -54,10 +55,12 @@ def predict(
     console.print(f"{len(predicted):,} predictions are in {out}", soft_wrap=True, highlight=False)
     if compared:
         console.print(compared, soft_wrap=True, highlight=False)
+    if not len(predicted):
+        return
     if model.classes:
         shares = [f"{name} {np.mean(predicted == name):.1%}" for name in model.classes]
         console.print(", ".join(shares), soft_wrap=True, highlight=False)
-    elif len(predicted):
+    else:
         console.print(
             f"from {predicted.min():.4g} to {predicted.max():.4g}, mean {predicted.mean():.4g}", highlight=False
         )

@@ -150,7 +150,7 @@ class TrainedModel:
         return softmax(outputs.astype(np.float64))
 
     def compare(self, prepared: Prepared, predicted: Array) -> str:
-        """Return how right predictions are, in words; empty where the table does not have the target."""
+        """Return how right predictions are, in words; empty where the table does not say the target."""
         if prepared.raw is None or self._target is None or self.target not in prepared.raw.frame.columns:
             return ""
         raw, labels = prepared.raw, prepared.raw.frame[self.target]
@@ -159,14 +159,18 @@ class TrainedModel:
             texts = known_texts(labels) if labels.dtype == pl.String else labels
             spelled = [None if label is None else names.get(as_number(str(label)), str(label)) for label in texts]
             known = [row for row, label in enumerate(spelled) if label is not None]
-            right = np.mean([spelled[row] == predicted[row] for row in known]) if known else 0.0
+            if not known:
+                return ""
+            right = np.mean([spelled[row] == predicted[row] for row in known])
             return f"{right:.1%} right of the {len(known):,} whose {self.target} is known"
         try:
             cells = read_cells(raw, self._target)
         except TrainingError:  # a column of that name that has something else
             return ""
         difference = (cells.values - predicted)[~cells.missing]
-        error = np.sqrt(np.mean(np.square(difference))) if len(difference) else 0.0
+        if not len(difference):
+            return ""
+        error = np.sqrt(np.mean(np.square(difference)))
         return f"rmse {error:.4g} of the {len(difference):,} whose {self.target} is known"
 
     def _prepared(self, table: Any) -> Prepared:
