@@ -157,6 +157,25 @@ def of_trainings() -> Iterator[Job]:
         yield Job(f"training: {model}", 60.0, measure)
 
 
+def of_quality(optimizers: Sequence[str]) -> Iterator[Job]:
+    """Yield what optimizers reach, and what AdamW does with its numbers stored in fewer bits if it is among them."""
+    from fastopt.benchmark import quality
+
+    for name, optimizer in product(quality.OPTIMIZERS_ON, optimizers):
+
+        def search(record: Record, after_trial: AfterRound, name: str = name, optimizer: str = optimizer) -> None:
+            record.qualities.append(quality.search(name, optimizer, after_trial))
+
+        yield Job(f"quality: {optimizer}, {name}", quality.PROBLEMS[name].seconds, search)
+    for name, of in product(quality.STORAGES_ON if quality.STORED in optimizers else (), quality.STORAGES):
+
+        def store(record: Record, after_trial: AfterRound, name: str = name, of: str = of) -> None:
+            plain = next((found for found in record.storages if found.problem == name and found.trials), None)
+            record.storages.append(quality.storage(name, of, plain, after_trial))
+
+        yield Job(f"storage: {of}, {name}", quality.PROBLEMS[name].seconds, store)
+
+
 def everything(threads: int, wanted: Sequence[Target]) -> Iterator[Job]:
     """Yield all there is."""
     yield from of_targets(wanted)

@@ -13,7 +13,7 @@ from fastopt.benchmark import works
 from fastopt.benchmark.field import OURS, RIVALS
 from fastopt.benchmark.machine import level_of
 from fastopt.benchmark.measure import Ratio, Seconds
-from fastopt.benchmark.records import Change, Record, WholeStep, WholeTraining
+from fastopt.benchmark.records import PLAIN, Change, Quality, Record, WholeStep, WholeTraining
 from fastopt.benchmark.runs import Absence, Entrant, Run
 from fastopt.benchmark.targets import Outcome, Target
 from fastopt.benchmark.tasks import Task, methods
@@ -47,6 +47,10 @@ def all_sheets(record: Record, targets: Sequence[Target], changes: Sequence[Chan
         yield step_sheet(record.steps)
     if record.trainings:
         yield training_sheet(record.trainings)
+    if record.qualities:
+        yield quality_sheet(record)
+    if record.storages:
+        yield storage_sheet(record)
     if targets:
         yield target_sheet(record, targets)
     if changes is not None:
@@ -279,6 +283,113 @@ def training_sheet(trainings: Sequence[WholeTraining]) -> Sheet:
 def common_loss(trainings: Sequence[WholeTraining]) -> float:
     """Return the lowest loss that every one of them reached."""
     return max(float(training.losses.min()) for training in trainings)
+
+
+# ---- what optimizers reach ----
+
+
+def by_problem(qualities: Sequence[Quality]) -> Iterator[tuple[str, list[Quality]]]:
+    """Yield each problem's title, and those that fit it."""
+    for _, group in groupby(qualities, key=lambda quality: quality.problem):
+        fitting = [quality for quality in group if quality.trials]
+        if fitting:
+            yield f"{fitting[0].title}, {fitting[0].steps} steps", fitting
+
+
+def quality_sheet(record: Record) -> Sheet:
+    """Return what optimizers reach with the same number of steps, best first."""
+    rows: list[Sequence[str]] = []
+    for title, fitting in by_problem(record.qualities):
+        rows.append([title])
+        rows += [quality_row(quality) for quality in sorted(fitting, key=lambda quality: float(quality.losses.mean()))]
+    return Sheet(
+        "Quality: held-out loss at the best rate",
+        ("", "loss", "seeds", "rate", "optimizer", "run", "states"),
+        rows,
+        [
+            "loss: mean of seeds that did not choose the rate; seeds: half of what lies between them. Nearer losses say no "
+            "order.",
+            f"rate: the best of {most_tries(record.qualities)}, found from the default in tens and halves of them; "
+            "* it is the least or the largest.",
+            "optimizer: its time in a step; run: the time of all steps; the least of all runs. They did not take turns.",
+            "states: bytes kept beside each element of the parameters. All other options are the class's defaults.",
+            *without_trials(record.qualities),
+        ],
+    )
+
+
+def quality_row(quality: Quality) -> list[str]:
+    """Return the row of an optimizer."""
+    return [
+        quality.optimizer,
+        *loss_cells(quality),
+        f"{'*' if quality.is_at_edge else ''}{quality.lr:.2g}",
+        time(min(trial.optimizer_seconds for trial in quality.trials) / quality.steps),
+        time(min(trial.seconds for trial in quality.trials)),
+        f"{quality.state_bytes:.3g}",
+    ]
+
+
+def loss_cells(quality: Quality) -> list[str]:
+    """Return the mean loss, and how far the seeds are apart."""
+    losses = quality.losses
+    if not np.isfinite(losses).all():
+        return ["diverged", ""]
+    return [f"{losses.mean():.4f}", f"±{np.ptp(losses) / 2:.4f}"]
+
+
+def most_tries(qualities: Sequence[Quality]) -> int:
+    """Return at how many rates an optimizer was tried."""
+    return max((len({trial.lr for trial in quality.trials}) for quality in qualities), default=0)
+
+
+def without_trials(qualities: Sequence[Quality]) -> list[str]:
+    """Return a line for each that does not fit a problem, and why."""
+    left = (quality for quality in qualities if not quality.trials)
+    return list(dict.fromkeys(f"{q.problem}: without {name_of(q)}: {q.obstacle}" for q in left))
+
+
+def name_of(quality: Quality) -> str:
+    """Return what tells it from the others of its table."""
+    return quality.optimizer if quality.storage == PLAIN else quality.storage
+
+
+def storage_sheet(record: Record) -> Sheet:
+    """Return what becomes of the loss with numbers stored in fewer bits."""
+    rows: list[Sequence[str]] = []
+    for title, fitting in by_problem(record.storages):
+        rows.append([f"{title}, rate {fitting[0].lr:.2g}"])
+        rows += [storage_row(quality, fitting[0]) for quality in fitting]
+    optimizer = record.storages[0].optimizer
+    return Sheet(
+        f"Storages: held-out loss of {optimizer}",
+        ("", "loss", "seeds", "difference", "within", "states", "moved"),
+        rows,
+        [
+            "states ...: weights in float32; master ..., rounding ...: weights in bfloat16, states in float32.",
+            "difference: to float32, mean of the seeds (least to largest), each with the same start and batches.",
+            "within: whether the mean lies between the least and the largest of float32's seeds.",
+            "states: bytes kept beside each element of the parameters; moved: what a step reads and writes for it.",
+            *without_trials(record.storages),
+        ],
+    )
+
+
+def storage_row(quality: Quality, plain: Quality) -> list[str]:
+    """Return the row of a storage."""
+    differences = quality.losses - plain.losses
+    low, high = plain.losses.min(), plain.losses.max()
+    compared = [
+        f"{differences.mean():+.4f} ({differences.min():.4f} to {differences.max():.4f})",
+        "yes" if low <= quality.losses.mean() <= high else "no",
+    ]
+    return [
+        quality.storage,
+        *loss_cells(quality),
+        *(["", ""] if quality is plain else compared),
+        f"{quality.state_bytes:.3g}",
+        f"{quality.moved_bytes:.3g}",
+    ]
 
 
 # ---- what became slower ----
