@@ -60,7 +60,7 @@ def full() -> Record:
         )
         for name, slow, low in (("torch", 2.0, 0.5), ("fastopt.torch", 1.0, 0.4))
     ]
-    return Record(FACTS, "2026-01-31", runs, steps, trainings, ["training: transformer: out of memory"])
+    return Record(FACTS, "2026-01-31", runs, steps, trainings, failures=["training: transformer: out of memory"])
 
 
 # ---- files ----

@@ -15,6 +15,7 @@ from fastopt.benchmark.records import Record
 from fastopt.benchmark.runs import Entrant, perform, room
 from fastopt.benchmark.targets import TORCH, Target, runs_for
 from fastopt.benchmark.tasks import ACTIONS, Method, Task, methods
+from fastopt.optimizers import registry
 
 if TYPE_CHECKING:
     from fastopt.training.config import ModelName
@@ -155,6 +156,13 @@ def of_trainings() -> Iterator[Job]:
             record.trainings += trainings.trainings(model, after_round)
 
         yield Job(f"training: {model}", 60.0, measure)
+
+
+def trained_optimizers() -> list[str]:
+    """Return what `fastopt train` calls the optimizers, and those that it refuses, which is told."""
+    from fastopt.training.recipes import optimizer_names
+
+    return sorted({*optimizer_names(), *map(str.lower, registry())})
 
 
 def of_quality(optimizers: Sequence[str]) -> Iterator[Job]:

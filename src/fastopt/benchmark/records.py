@@ -220,8 +220,9 @@ class Record:
             [WholeStep.from_json(step) for step in content["steps"]],
             [WholeTraining.from_json(training) for training in content["trainings"]],
             # (Earlier files have none.)
-            *([Quality.from_json(each) for each in content.get(name, [])] for name in ("qualities", "storages")),
-            failures=content["failures"],
+            [Quality.from_json(quality) for quality in content.get("qualities", [])],
+            [Quality.from_json(quality) for quality in content.get("storages", [])],
+            content["failures"],
         )
 
 

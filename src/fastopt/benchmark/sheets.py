@@ -307,11 +307,11 @@ def quality_sheet(record: Record) -> Sheet:
         ("", "loss", "seeds", "rate", "optimizer", "run", "states"),
         rows,
         [
-            "loss: mean of seeds that did not choose the rate; seeds: half of what lies between them. Nearer losses say no "
-            "order.",
-            f"rate: the best of {most_tries(record.qualities)}, found from the default in tens and halves of them; "
-            "* it is the least or the largest.",
-            "optimizer: its time in a step; run: the time of all steps; the least of all runs. They did not take turns.",
+            "loss: mean of seeds that did not choose the rate; seeds: half of what lies between them. Two losses that are "
+            "nearer than that say of no optimizer that it is better.",
+            f"rate: the best of {most_tries(record.qualities)} for each, from the default in tens, then between; "
+            "*: it is the least or the largest of them.",
+            "optimizer: its part of a step; run: all steps; the least of all runs, which did not take turns.",
             "states: bytes kept beside each element of the parameters. All other options are the class's defaults.",
             *without_trials(record.qualities),
         ],
@@ -367,7 +367,7 @@ def storage_sheet(record: Record) -> Sheet:
         rows,
         [
             "states ...: weights in float32; master ..., rounding ...: weights in bfloat16, states in float32.",
-            "difference: to float32, mean of the seeds (least to largest), each with the same start and batches.",
+            "difference: to float32 with the same start and batches; mean of the seeds, half of what lies between them.",
             "within: whether the mean lies between the least and the largest of float32's seeds.",
             "states: bytes kept beside each element of the parameters; moved: what a step reads and writes for it.",
             *without_trials(record.storages),
@@ -380,7 +380,7 @@ def storage_row(quality: Quality, plain: Quality) -> list[str]:
     differences = quality.losses - plain.losses
     low, high = plain.losses.min(), plain.losses.max()
     compared = [
-        f"{differences.mean():+.4f} ({differences.min():.4f} to {differences.max():.4f})",
+        f"{differences.mean():+.4f} ±{np.ptp(differences) / 2:.4f}",
         "yes" if low <= quality.losses.mean() <= high else "no",
     ]
     return [
@@ -496,13 +496,19 @@ def rule_row(rule: str, runs: dict[tuple[str, str, str], Run]) -> list[str]:
     return [*row, headline_cell([run], numpy) if run and numpy else ""]
 
 
+BUSY = 0.5
+"""A load at the start of a run from which on others take time from it."""
+
+
 def machine_line(record: Record) -> str:
     """Return what was measured where."""
     facts: dict[str, Any] = record.facts
     libraries = ", ".join(f"{name} {version}" for name, version in facts["libraries"].items())
     caches = ", ".join(f"{size} {level}" for level, size in readable_caches(facts))
+    load = facts.get("load") or 0.0  # (earlier records have none)
+    busy = f" shared with others (load {load:.1f} before)" if load > BUSY else ""
     return (
-        f"{facts['cpu']}, {facts['cores']} cores ({caches}), {facts['isa']}; fastopt {facts['fastopt']}, "
+        f"{facts['cpu']}, {facts['cores']} cores ({caches}){busy}, {facts['isa']}; fastopt {facts['fastopt']}, "
         f"Python {facts['python']}, {libraries}; {record.date}"
     )
 

@@ -82,7 +82,9 @@ class Torch:
         arguments = RIVALS[rival(config.optimizer)]
         self._schedule: Schedule = build_schedule(config, total_steps)
         self._max_norm = config.max_norm
-        self.inner = build_optimizer(config, vars(torch.optim), groups, total_steps, lr=config.lr, **arguments, **options)
+        self.inner = build_optimizer(
+            config, vars(torch.optim), groups, total_steps, lr=config.lr, **arguments, **options
+        )
         self._parameters = [parameter for group in self.inner.param_groups for parameter in group["params"]]
         self._step_count = 0
 
