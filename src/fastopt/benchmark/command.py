@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from contextlib import suppress
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,7 +18,7 @@ from fastopt.benchmark.display import bar, show
 from fastopt.benchmark.field import RIVALS
 from fastopt.benchmark.records import Record, changes
 from fastopt.benchmark.targets import all_targets
-from fastopt.benchmark.tasks import ACTIONS, ITEM_SIZES, methods
+from fastopt.benchmark.tasks import ACTIONS, ITEM_SIZES, Method, methods
 from fastopt.console import fail, plain_console
 from fastopt.files import check_writable
 
@@ -85,11 +86,13 @@ def bench(
         names = listed(named, known, "--optimizer")
         comparison: dict[str, Any] = {
             "chosen": [] if quality else [methods()[name] for name in names],
-            "work_names": works_of(work),
+            "work_names": (work_names := works_of(work)),
             "dtypes": listed(dtype, ITEM_SIZES, "--dtype"),
             "actions": listed(action, ACTIONS, "--action"),
             "rivals": listed(rivals, RIVALS, "--rivals"),
         }
+        if is_given(context, "work"):
+            check_fit(comparison["chosen"], work_names)
     except (ValueError, OSError) as error:
         fail(str(error))
     fastopt.set_num_threads(threads or fastopt.get_num_threads())
@@ -182,6 +185,20 @@ def works_of(text: str) -> list[str]:
         except ValueError as error:
             raise ValueError(f"--work: {error}") from None
     return list(dict.fromkeys(names))
+
+
+def check_fit(chosen: Sequence[Method], work_names: Sequence[str]) -> None:
+    """Refuse works that an optimizer cannot step.
+
+    Raises
+    ------
+    ValueError
+        Naming the first of them.
+    """
+    for method, name in product(chosen, work_names):
+        obstacle = method.obstacle(works.find(name))
+        if obstacle:
+            raise ValueError(f"--work {name}: {obstacle}")
 
 
 def check_alone(context: typer.Context, **fixed: bool) -> None:

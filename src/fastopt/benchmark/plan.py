@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 QUICK_WORKS = ("1K", "1M", "16M", "1000x1K", "policy")
 
+MATRICES = "block"
+"""What is stepped by optimizers for matrices alone."""
+
 SIZES = tuple(str(round(10 ** (half / 2))) for half in range(4, 17))
 """From 1e2 to 1e8 elements, two a decade."""
 
@@ -91,9 +94,15 @@ def comparison(
     seconds: float = 1.0,
 ) -> Iterator[Job]:
     """Yield runs of fastopt and rivals on every combination."""
-    for method, dtype, action, name in product(chosen, dtypes, actions, work_names):
-        task = Task(method, works.find(name), dtype, action, threads)
-        yield run_of("comparison", on_task(task, rivals), seconds, divisible=True)
+    for method, dtype, action in product(chosen, dtypes, actions):
+        for name in fitting(method, work_names):
+            task = Task(method, works.find(name), dtype, action, threads)
+            yield run_of("comparison", on_task(task, rivals), seconds, divisible=True)
+
+
+def fitting(method: Method, names: Sequence[str]) -> Sequence[str]:
+    """Return the works that a method can step; if none of them, the matrices of a block."""
+    return [name for name in names if method.obstacle(works.find(name)) is None] or [MATRICES]
 
 
 def batches(rivals: Sequence[str], places: int | None) -> Iterator[Sequence[str]]:
@@ -200,7 +209,7 @@ def everything(threads: int, wanted: Sequence[Target]) -> Iterator[Job]:
         rivals = RIVALS if in_time else large
         yield from comparison([methods()["adamw"]], (name,), ("float32",), (action,), rivals, threads, 0.7)
     # The other dtype, where NumPy is out.
-    half = {method.optimizer: method for method in reversed(methods().values()) if method.states}
+    half = {method.optimizer: method for method in reversed(methods().values()) if method.cls.method.states}
     yield from comparison(list(half.values())[::-1], ("1M", "16M"), ("bfloat16",), ("step",), RIVALS, threads, 0.7)
     yield from of_sizes(threads)
     yield from of_threads(threads)

@@ -15,6 +15,7 @@ import numpy as np
 
 from fastopt import Rows
 from fastopt.benchmark.records import PLAIN, SEARCH_SEED, Quality, Trial
+from fastopt.benchmark.tasks import ITEM_SIZES, moved_bytes
 from fastopt.methods.base import STORED_AS, WHOLE_OF_TORCH, Choice
 from fastopt.modes import TwoModes
 from fastopt.training.batches import Batch
@@ -273,4 +274,4 @@ def bytes_of(job: Job, half: bool) -> tuple[float, float]:
     """Return what the optimizer keeps, and what a step moves, in bytes for each element of the parameters."""
     elements = sum(array.size for array in job.problem.model.parameters.values())
     kept = job.problem.inner_optimizer.state_bytes() / elements
-    return kept, 3 * (2 if half else 4) + 2 * kept
+    return kept, moved_bytes(kept, ITEM_SIZES["bfloat16" if half else "float32"])

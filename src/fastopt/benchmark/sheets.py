@@ -16,7 +16,8 @@ from fastopt.benchmark.measure import Ratio, Seconds
 from fastopt.benchmark.records import PLAIN, Change, Quality, Record, WholeStep, WholeTraining
 from fastopt.benchmark.runs import Absence, Entrant, Run
 from fastopt.benchmark.targets import Outcome, Target
-from fastopt.benchmark.tasks import Task, methods
+from fastopt.benchmark.tasks import ITEM_SIZES, Task, methods, moved_bytes, state_bytes
+from fastopt.methods.base import STORED_AS
 
 ACTION_NAMES = {
     "step": "step",
@@ -135,7 +136,24 @@ def comparison(title: str, runs: Sequence[Run], caches: dict[str, int]) -> Sheet
     for run in runs:
         rows.append([load(task_of(run), caches)])
         rows += [comparison_row(run, entrant) for entrant in run.seconds]
-    return Sheet(title, COMPARISON_COLUMNS, rows, left_out(absence for run in runs for absence in run.absences))
+    absences = left_out(absence for run in runs for absence in run.absences)
+    return Sheet(title, COMPARISON_COLUMNS, rows, [storages_line(task_of(runs[0])), *absences])
+
+
+def storages_line(task: Task) -> str:
+    """Return what a step moves and what states keep, for each way to store them."""
+    cls, options, item_size = task.method.cls, task.method.options, ITEM_SIZES[task.dtype]
+    own = state_bytes(cls, **options) * item_size / ITEM_SIZES["float32"]
+    found = (
+        {"": own} if task.dtype == "float64" else {"": own, **{d: state_bytes(cls, d, **options) for d in STORED_AS}}
+    )
+    cells = [
+        f"{f'with states in {dtype} ' if dtype else 'a step moves '}{moved_bytes(kept, item_size):.3g} and "
+        f"{'' if dtype else 'states keep '}{kept:.3g}"
+        for dtype, kept in found.items()
+        if not dtype or kept != own
+    ]
+    return f"Bytes an element of a matrix: {'; '.join(cells)}"
 
 
 def load(task: Task, caches: dict[str, int]) -> str:
@@ -307,8 +325,8 @@ def quality_sheet(record: Record) -> Sheet:
         ("", "loss", "seeds", "rate", "optimizer", "run", "states"),
         rows,
         [
-            "loss: mean of seeds that did not choose the rate; seeds: half of what lies between them. Two losses that are "
-            "nearer than that say of no optimizer that it is better.",
+            "loss: mean of seeds that did not choose the rate; seeds: half of what lies between them. Losses nearer to "
+            "each other than that are not told apart.",
             f"rate: the best of {most_tries(record.qualities)} for each, from the default in tens, then between; "
             "*: it is the least or the largest of them.",
             "optimizer: its part of a step; run: all steps; the least of all runs, which did not take turns.",
@@ -367,7 +385,7 @@ def storage_sheet(record: Record) -> Sheet:
         rows,
         [
             "states ...: weights in float32; master ..., rounding ...: weights in bfloat16, states in float32.",
-            "difference: to float32 with the same start and batches; mean of the seeds, half of what lies between them.",
+            "difference: to float32 with the same start and batches, mean of the seeds ± half of what lies between.",
             "within: whether the mean lies between the least and the largest of float32's seeds.",
             "states: bytes kept beside each element of the parameters; moved: what a step reads and writes for it.",
             *without_trials(record.storages),
