@@ -22,7 +22,7 @@ runner = CliRunner()
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Trials of some tens of steps, and few of them."""
-    less = {
+    less: dict[str, dict[str, Any]] = {
         "digits": {"epochs": 1, "hidden": (16,), "batch_size": 64},
         "characters": {"layers": 1, "width": 32, "context": 16, "batch_size": 16, "epochs": 1},
         "interactions": {"width": 32, "epochs": 1, "batch_size": 2_000},
@@ -84,8 +84,11 @@ def test_prodigy_is_not_searched_for() -> None:
     assert (config.schedule, config.warmup) == ("cosine", "0")
 
 
-def test_schedule_free_has_no_schedule_and_is_evaluated_where_it_is_used() -> None:
-    job = assembled(replace(by_default("digits", "schedulefreeadamw"), lr=0.01), STORAGES[PLAIN])
+@pytest.mark.parametrize("name", quality.OPTIMIZERS_ON)
+def test_schedule_free_has_no_schedule_and_is_evaluated_where_it_is_used(name: str) -> None:
+    if name == "characters":
+        pytest.importorskip("torch")
+    job = assembled(replace(by_default(name, "schedulefreeadamw"), lr=0.01), STORAGES[PLAIN])
     assert job.config.schedule == "constant"
     found = trial(job)
     assert found.loss == job.evaluate()["loss"]

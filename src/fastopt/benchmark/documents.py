@@ -44,7 +44,7 @@ def targets(record: Record) -> str:
 
 def noted(sheet: Sheet) -> str:
     """Return a table, and what is to be said of it."""
-    return "\n\n".join([table(sheet), *(f"{note.rstrip('.')}." for note in sheet.notes)])
+    return f"{table(sheet)}\n\n" + " ".join(note.removesuffix(".") + "." for note in sheet.notes)
 
 
 def of_quality(sheet: Callable[[Record], Sheet]) -> Callable[[Record], str]:
