@@ -46,6 +46,11 @@ LEARNED, HELD_OUT = 80_000, 16_000
 """Characters of the text."""
 
 
+OTHER_SCHEDULES = {"prodigy": ("cosine", "0"), "ftrl": ("constant", "0")}
+"""Schedule and warm-up of those that no warm-up is for: Prodigy's first steps find the rate, and FTRL's weights are in
+proportion to it at any time."""
+
+
 class Problem(NamedTuple):
     """Something to train."""
 
@@ -186,17 +191,13 @@ def next_rate(tried: Mapping[float, float]) -> float:
 def by_default(name: str, optimizer: str) -> Config:
     """Return the settings of a problem with the class's own rate and decay, and the schedule that it is made for.
 
-    That is a constant rate after a warm-up for Schedule-Free, a cosine without one for those that find their rate, and
-    the same cosine after a warm-up for all others.
+    That is a cosine after a warm-up, for Schedule-Free a constant rate after it, and for some without it.
     """
     problem = PROBLEMS[name]
     config = configure(problem.model, {**problem.settings, "optimizer": optimizer})
     defaults = registered(config).method.defaults()
-    schedule, warmup = config.schedule, config.warmup
-    if issubclass(registered(config), TwoModes):
-        schedule = "constant"
-    elif optimizer in FIND_THEIR_RATE:
-        schedule, warmup = "cosine", "0"
+    usual = ("constant" if issubclass(registered(config), TwoModes) else config.schedule, config.warmup)
+    schedule, warmup = OTHER_SCHEDULES.get(optimizer, usual)
     decay = defaults.get("weight_decay", 0.0)
     return replace(config, lr=defaults["lr"], weight_decay=decay, schedule=schedule, warmup=warmup)
 

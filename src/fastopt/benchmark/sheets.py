@@ -338,12 +338,13 @@ def quality_sheet(record: Record) -> Sheet:
 
 def quality_row(quality: Quality) -> list[str]:
     """Return the row of an optimizer."""
+    whole = [trial for trial in quality.trials if trial.loss is not None]
     return [
         quality.optimizer,
         *loss_cells(quality),
         f"{'*' if quality.is_at_edge else ''}{quality.lr:.2g}",
-        time(min(trial.optimizer_seconds for trial in quality.trials) / quality.steps),
-        time(min(trial.seconds for trial in quality.trials)),
+        time(min(trial.optimizer_seconds for trial in whole) / quality.steps) if whole else "",
+        time(min(trial.seconds for trial in whole)) if whole else "",
         f"{quality.state_bytes:.3g}",
     ]
 
