@@ -1,6 +1,6 @@
 """What optimizers reach: `fastopt train` with each at a rate that was searched for, and with fewer bits for AdamW.
 
-The problems are small and the runs short, so that all of it takes minutes: large models and long runs may prefer others.
+The problems are small and the runs short, so that it takes minutes: large models and long runs may prefer others.
 """
 
 from __future__ import annotations
