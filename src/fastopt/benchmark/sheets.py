@@ -387,7 +387,7 @@ def storage_sheet(record: Record) -> Sheet:
         [
             "states ...: weights in float32; master ..., rounding ...: weights in bfloat16, states in float32.",
             "difference: to float32 with the same start and batches, mean of the seeds ± half of what lies between.",
-            "within: whether the mean lies between the least and the largest of float32's seeds; all +: each seed is worse.",
+            "within: whether the mean lies between the least and the largest of float32's seeds; all +: each is worse.",
             "states: bytes kept beside each element of the parameters; moved: what a step reads and writes for it.",
             *without_trials(record.storages),
         ],
