@@ -57,7 +57,7 @@ def test_bfloat16_answers_are_right(method: Method) -> None:
 
 @pytest.mark.parametrize("name", methods())
 def test_packages_that_optimizers_are_known_from_give_the_same_answers(name: str) -> None:
-    task = replace(TASK, method=methods()[name])
+    task = task_of(methods()[name])
     known = Package.classes.get(task.method.optimizer)
     if known is not None:
         package_of(known[0])
