@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from fastopt.benchmark import documents, machine, sheets, works
-from fastopt.benchmark.documents import BLOCKS, DOCUMENTS, RESULTS, filled
+from fastopt.benchmark.documents import BLOCKS, DOCUMENTS, filled
 from fastopt.benchmark.field import CONTESTANTS
 from fastopt.benchmark.measure import Ratio
-from fastopt.benchmark.records import Record, WholeStep, WholeTraining, changes
+from fastopt.benchmark.records import PLAIN, Quality, Record, Trial, WholeStep, WholeTraining, changes
 from fastopt.benchmark.runs import Absence, Entrant, Run
 from fastopt.benchmark.targets import OfRun, OfTraining, OfTrainingStep, all_targets, rules, runs_for
 from fastopt.benchmark.tasks import Task, methods
@@ -34,6 +34,16 @@ def run_of(milliseconds: Mapping[str, float], task: Task = TASK, noise: float = 
 
 def record_of(*runs: Run, section: str = "comparison") -> Record:
     return Record(FACTS, "2026-01-31", {section: list(runs)})
+
+
+def quality_of(
+    optimizer: str, losses: list[float | None], rates: tuple[float, ...] = (0.1, 1.0, 0.01), **other: Any
+) -> Quality:
+    """What came of an optimizer that was tried at some rates, of which the first is the best."""
+    searched = [Trial(rate, 0, float(1 + k), 2.0, 1.0) for k, rate in enumerate(rates)]
+    measured = [Trial(rates[0], seed, loss, 1.0 + seed, 0.5) for seed, loss in enumerate(losses, start=1)]
+    given = {"problem": "digits", "title": "digits, small", "storage": PLAIN, "state_bytes": 8, "moved_bytes": 28}
+    return Quality(optimizer=optimizer, steps=100, trials=searched + measured, **{**given, **other})
 
 
 @pytest.fixture
@@ -60,7 +70,19 @@ def full() -> Record:
         )
         for name, slow, low in (("torch", 2.0, 0.5), ("fastopt.torch", 1.0, 0.4))
     ]
-    return Record(FACTS, "2026-01-31", runs, steps, trainings, ["training: transformer: out of memory"])
+    qualities = [
+        quality_of("sgd", [0.5, 0.6], rates=(1.0, 0.1)),
+        quality_of("adamw", [0.2, 0.3]),
+        quality_of("lion", [0.1, None]),
+        Quality("digits", "digits, small", "muon", PLAIN, 0, [], 0.0, 0.0, "steps matrices alone"),
+    ]
+    storages = [
+        quality_of("adamw", [0.2, 0.3]),
+        quality_of("adamw", [0.26, 0.32], storage="states 8bit", state_bytes=2.25, moved_bytes=16.5),
+        quality_of("adamw", [0.4, 0.5], storage="rounding nearest"),
+    ]
+    failures = ["training: transformer: out of memory"]
+    return Record(FACTS, "2026-01-31", runs, steps, trainings, qualities, storages, failures)
 
 
 # ---- files ----
@@ -237,7 +259,7 @@ def test_a_comparison_says_what_is_known() -> None:
     assert ours == ["fastopt", "1.25 ms", "±0 %", "800 M", "22.4", "80 %", ""]
     assert numpy == ["NumPy", "30.0 ms", "±0 %", "33.3 M", "0.93", "3 %", "24.0x (24.0 to 24.0)"]
     assert torch[6].startswith("unclear (0.9")
-    assert sheet.notes == ["optax: jax is not installed"]
+    assert sheet.notes[1:] == ["optax: jax is not installed"]
 
 
 def test_speeds_are_of_the_bytes_that_have_to_move() -> None:
@@ -284,27 +306,81 @@ def test_training_steps_are_compared_with_fastopts(full: Record) -> None:
     ]
 
 
+def test_optimizers_stand_by_their_mean_losses_and_what_does_not_fit_is_told(full: Record) -> None:
+    sheet = sheets.quality_sheet(full)
+    assert sheet.rows == [
+        ["digits, small, 100 steps"],
+        ["adamw", "0.2500", "±0.0500", "0.1", "5.00 ms", "2.00 s", "8"],
+        ["sgd", "0.5500", "±0.0500", "*1", "5.00 ms", "2.00 s", "8"],
+        ["lion", "diverged", "", "0.1", "5.00 ms", "2.00 s", "8"],
+    ]
+    assert "rate: the best of 3 for each" in sheet.notes[1]
+    assert sheet.notes[-1] == "digits: without muon: steps matrices alone"
+
+
+def test_storages_are_compared_with_float32_seed_by_seed(full: Record) -> None:
+    assert sheets.storage_sheet(full).rows == [
+        ["digits, small, 100 steps, rate 0.1"],
+        ["float32", "0.2500", "±0.0500", "", "", "8", "28"],
+        ["states 8bit", "0.2900", "±0.0300", "+0.0400 ±0.0200", "yes, all +", "2.25", "16.5"],
+        ["rounding nearest", "0.4500", "±0.0500", "+0.2000 ±0.0000", "no, all +", "8", "28"],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "line"),
+    [
+        (
+            "float32",
+            "a step moves 28 and states keep 8; with states in bfloat16 20 and 4; with states in 8bit 16.5 and 2.25",
+        ),
+        (
+            "bfloat16",
+            "a step moves 14 and states keep 4; with states in float32 22 and 8; with states in 8bit 10.5 and 2.25",
+        ),
+        ("float64", "a step moves 56 and states keep 16"),
+    ],
+)
+def test_a_comparison_says_what_each_storage_moves_and_keeps(dtype: str, line: str) -> None:
+    assert sheets.storages_line(replace(TASK, dtype=dtype)) == f"Bytes an element of a matrix: {line}"
+
+
+def test_a_machine_that_others_work_on_is_told() -> None:
+    assert "shared" not in sheets.machine_line(Record({**FACTS, "load": 0.1}))
+    assert "cores (32 KiB L1, 2 MiB L2, 32 MiB L3) shared with others (load 3.2 before)" in sheets.machine_line(
+        Record({**FACTS, "load": 3.21})
+    )
+
+
 # ---- documents ----
 
 
-def test_documents_are_filled_between_their_marks(full: Record) -> None:
-    template = "# Title\n" + "".join(f"<!-- {name} -->\nold\n<!-- /{name} -->\ntext of {name}\n" for name in BLOCKS)
-    text = filled(template + "<!-- other -->\nold\n<!-- /other -->\n", full)
-    assert text.count("old") == 1
-    for name in BLOCKS:
+@pytest.mark.parametrize(("results", "blocks"), BLOCKS.items(), ids=lambda value: getattr(value, "stem", ""))
+def test_documents_are_filled_between_their_marks(results: Path, blocks: Mapping[str, Any], full: Record) -> None:
+    template = "# Title\n" + "".join(f"<!-- {name} -->\nold\n<!-- /{name} -->\ntext of {name}\n" for name in blocks)
+    text = filled(template + "<!-- other -->\nold\n<!-- /other -->\n", full, results)
+    assert text.count("\nold\n") == 1
+    for name in blocks:
         assert f"text of {name}\n" in text
-    assert "| 1M, step | 1.25 ms | 80 % |" in text
+    assert ("| 1M, step | 1.25 ms | 80 % |" if "table" in blocks else "| adamw | 0.2500 | ±0.0500 |") in text
     assert FACTS["cpu"] in text
-    assert filled(text, full) == text
+    assert filled(text, full, results) == text
 
 
-def test_the_documents_have_the_figures_of_the_recorded_run() -> None:
-    if not (ROOT / RESULTS).exists():
+def test_a_block_has_one_name() -> None:
+    names = [name for blocks in BLOCKS.values() for name in blocks]
+    assert len(set(names)) == len(names)
+
+
+@pytest.mark.parametrize("results", BLOCKS, ids=lambda path: path.stem)
+def test_the_documents_have_the_figures_of_the_recorded_run(results: Path) -> None:
+    if not (ROOT / results).exists():
         pytest.skip("no run is recorded yet")
-    record = Record.load(ROOT / RESULTS)
+    record = Record.load(ROOT / results)
     for document in DOCUMENTS:
         text = (ROOT / document).read_text(encoding="utf-8")
-        assert filled(text, record) == text, f"python -m {documents.__name__} makes the tables of {document} anew"
+        fresh = filled(text, record, results)
+        assert fresh == text, f"python -m {documents.__name__} makes the tables of {document} anew"
 
 
 # ---- the figure ----
@@ -321,6 +397,8 @@ def test_the_figure_has_a_panel_for_everything(full: Record) -> None:
         "AdamW, float32: rivals",
         "AdamW, float32: threads",
         "Training steps: what the optimizer takes",
+        "digits, small, 100 steps",
+        "adamw: digits, small, 100 steps",
         "fastopt train: perceptron",
     ]
 

@@ -14,6 +14,7 @@ from fastopt.benchmark.field import CONTESTANTS
 from fastopt.benchmark.rivals import OnTensors
 from fastopt.benchmark.runs import Entrant, Run, perform
 from fastopt.benchmark.tasks import ACTIONS, Arrays, Method, Task, fading, methods
+from fastopt.benchmark.works import Work
 
 TASK = Task(methods()["adamw"], works.find("3x50"))
 WITHOUT_LIBRARIES = ("floor", "fastopt", "NumPy")
@@ -31,6 +32,8 @@ def run_of(task: Task, *contestants: str) -> Run:
 @pytest.mark.parametrize("method", methods().values(), ids=methods())
 def test_our_answers_and_the_textbooks_are_right(method: Method, dtype: str, action: str) -> None:
     task = replace(TASK, method=method, dtype=dtype, action=action)
+    if method.obstacle(task.work):
+        task = replace(task, work=Work("matrices", ((5, 7), (8, 3))))
     contestants = [name for name in WITHOUT_LIBRARIES if name != "NumPy" or method.optimizer in textbook.STEPS]
     run = run_of(task, *contestants)
     assert not run.absences
@@ -196,7 +199,9 @@ def test_who_does_not_fit_in_memory_is_left_out(monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.parametrize("states", range(4))
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_the_floor_writes_what_it_has_read(states: int, dtype: str) -> None:
-    method = next(method for method in methods().values() if method.states == states)
+    method = next(
+        found for found in methods().values() if not found.cls.method.matrices and found.states((20,)) == states
+    )
     task = Task(method, works.find("2x20"), dtype)
     arrays = Arrays.of(task)
     floor = Floor(task, arrays)

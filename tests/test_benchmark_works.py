@@ -42,13 +42,13 @@ def test_other_names_of_works_are_refused(name: str) -> None:
 def test_there_is_a_method_for_every_rule() -> None:
     floors = {name for name in _core.RULES if name.startswith("floor")}
     # Signum without momentum, which is not switched on but off, its streams being those of sgd; and Adafactor's rule
-    # for matrices, which is the shapes' choice. Muon's time is that of products.
-    without = {"signsgd", "adafactor", *_core.HANDED_OVER}
+    # for matrices, which is the shapes' choice.
+    without = {"signsgd", "adafactor"}
     assert {method.rule for method in methods().values()} == _core.RULES.keys() - floors - without
 
 
 def test_there_is_a_floor_for_every_number_of_states() -> None:
-    assert {f"floor{method.states}" for method in methods().values()} <= _core.RULES.keys()
+    assert {f"floor{method.states((2, 2))}" for method in methods().values()} <= _core.RULES.keys()
 
 
 def test_the_textbook_is_of_optimizers_that_there_are() -> None:

@@ -9,10 +9,12 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import pictures
+import repository
 
 from fastopt import optimizers, schedules
+from fastopt.benchmark import documents
+from fastopt.benchmark.tasks import moved_bytes, state_bytes
 from fastopt.methods.base import STORED_AS, WHOLE, WHOLE_OF_TORCH, Method, Option
 from fastopt.optimizer import Optimizer
 
@@ -56,8 +58,8 @@ def schedule_pages() -> Pages:
 
 def _all_optimizers(found: Mapping[str, type[Optimizer]]) -> str:
     rows = [
-        f"| [{name}]({name.lower()}.md) | {cls.method.use} | {_state_bytes(cls, None):.3g} | {_moved(cls):.3g} |"
-        for name, cls in found.items()
+        f"| [{name}]({name.lower()}.md) | {cls.method.use} | {kept:.3g} | {moved_bytes(kept):.3g} |"
+        for name, cls, kept in ((name, cls, state_bytes(cls)) for name, cls in found.items())
     ]
     head = """# Optimizers
 
@@ -70,7 +72,8 @@ and states read and written. Bytes are for each element of the parameters.
 """
     common = "\n\n## Options of all of them\n\nKeyword-only, in every optimizer:\n\n" + _options(WHOLE)
     beside = {name: option for name, option in WHOLE_OF_TORCH.items() if name not in WHOLE}
-    return head + "\n".join(rows) + common + "\n\nAnd in `fastopt.torch`:\n\n" + _options(beside) + "\n"
+    reached = "\n\n## What they reach\n\n" + documents.block("qualities", repository.ROOT)
+    return head + "\n".join(rows) + reached + common + "\n\nAnd in `fastopt.torch`:\n\n" + _options(beside) + "\n"
 
 
 def _optimizer(cls: type[Optimizer], drawn: Mapping[str, bytes]) -> str:
@@ -121,28 +124,15 @@ def _states(cls: type[Optimizer]) -> str:
     rows += [f"| `{name}` (a number) | {_start(method, start)} | always |" for name, start in method.numbers.items()]
     rows += ["| `step` (a number) | 0 | always |"] if method.counts_steps else []
     table = "| state | starts as | kept |\n| --- | --- | --- |\n" + "\n".join(rows) if rows else "No states."
-    memory = ", ".join(f"{_state_bytes(cls, dtype):.3g} with `{dtype}`" for dtype in STORED_AS)
+    memory = ", ".join(f"{state_bytes(cls, dtype):.3g} with `{dtype}`" for dtype in STORED_AS)
     return (
         f"{table}\n\nWith the default options, bytes of states for each float32 element: {memory}. A step moves at "
-        f"least {_moved(cls):.3g} bytes an element."
+        f"least {moved_bytes(state_bytes(cls)):.3g} bytes an element."
     )
 
 
 def _start(method: type[Method], start: Any) -> str:
     return "the parameter" if start is None else f"`{start}`" if start in method.options else f"{start:g}"
-
-
-def _state_bytes(cls: type[Optimizer], dtype: str | None) -> float:
-    """Return what an optimizer with default options keeps beside a float32 matrix, in bytes an element."""
-    matrix = np.zeros((512, 512), np.float32)
-    optimizer = cls(matrix, state_dtype=dtype)
-    optimizer.step(matrix.copy())
-    return optimizer.state_bytes() / matrix.size
-
-
-def _moved(cls: type[Optimizer]) -> float:
-    """Return what a step has to read and write, in bytes an element."""
-    return 3 * np.dtype(np.float32).itemsize + 2 * _state_bytes(cls, None)
 
 
 def _marked(text: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -67,7 +68,8 @@ def sample(arrays: Sequence[Array]) -> list[NDArray[np.float64]]:
 def solution(task: Task, arrays: Arrays) -> list[NDArray[np.float64]]:
     """Return where steps in float64 take the elements of `sample`."""
     small = task.method.rule in _core.SMALL
-    whole = small or task.method.rule in _core.SCOPES  # an element's step depends on others
+    # Where an element's step depends on others.
+    whole = small or task.method.rule in _core.SCOPES or bool(task.method.cls.method.between)
     params, grads = (
         [part.astype(np.float64) for part in several] if whole else sample(several)
         for several in (arrays.params, arrays.grads)
@@ -75,10 +77,12 @@ def solution(task: Task, arrays: Arrays) -> list[NDArray[np.float64]]:
     if task.clips:
         coefficient = textbook.clip_coefficient(arrays.grads, MAX_NORM)  # of all elements
         grads = [min(1.0, coefficient) * grad for grad in grads]
-    if small or task.method.optimizer not in textbook.STEPS:
+    if whole or task.method.optimizer not in textbook.STEPS:
         # Ours in float64, for which tests/reference.py vouches.
-        clipped = {"clip_norm": None} if task.clips else {}
-        optimizer = task.method.cls(params, **task.method.options, **clipped)
+        options = {**task.method.options, **of_dtype(task)}
+        if task.clips:
+            options["clip_norm"] = None
+        optimizer = task.method.cls(params, **options)
         for _ in range(STEPS):
             optimizer.step(grads)
         return sample(params) if whole else params
@@ -88,3 +92,9 @@ def solution(task: Task, arrays: Arrays) -> list[NDArray[np.float64]]:
         for param, grad, state in zip(params, grads, states, strict=True):
             textbook.STEPS[task.method.optimizer](param, grad, state, step, options)
     return params
+
+
+def of_dtype(task: Task) -> dict[str, Any]:
+    """Return options whose default is by the parameters' dtype: Adafactor's first eps, its distance from 1."""
+    eps = task.method.all_options.get("eps")
+    return {"eps": (2 * EPSILONS[task.dtype], *eps[1:])} if isinstance(eps, tuple) and eps[0] is None else {}

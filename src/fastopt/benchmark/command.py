@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from contextlib import suppress
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,7 +18,7 @@ from fastopt.benchmark.display import bar, show
 from fastopt.benchmark.field import RIVALS
 from fastopt.benchmark.records import Record, changes
 from fastopt.benchmark.targets import all_targets
-from fastopt.benchmark.tasks import ACTIONS, ITEM_SIZES, methods
+from fastopt.benchmark.tasks import ACTIONS, ITEM_SIZES, Method, methods
 from fastopt.console import fail, plain_console
 from fastopt.files import check_writable
 
@@ -50,6 +51,14 @@ def bench(
     ] = "float32",
     action: Annotated[str, typer.Option(metavar="NAME,...", help=f"Out of {', '.join(ACTIONS)}; or 'all'.")] = "step",
     targets: Annotated[bool, typer.Option("--targets", help="Check the project's targets, and nothing else.")] = False,
+    quality: Annotated[
+        bool,
+        typer.Option(
+            "--quality",
+            help="What optimizers reach in training, all or those of --optimizer, each at a rate that is searched for; "
+            "and AdamW with weights and states in fewer bits. About twenty minutes.",
+        ),
+    ] = False,
     full: Annotated[
         bool, typer.Option("--full", help="Everything: targets, all works, sizes, threads, training steps, trainings.")
     ] = False,
@@ -69,16 +78,21 @@ def bench(
     ends it early and shows what there is.
     """
     try:
-        check_alone(context, full=full, targets=targets)
+        check_alone(context, full=full, targets=targets, quality=quality)
         check_files(baseline, json, plot)
         before = Record.load(baseline) if baseline else None
+        known = plan.trained_optimizers() if quality else list(methods())
+        named = "all" if quality and not is_given(context, "optimizer") else optimizer
+        names = listed(named, known, "--optimizer")
         comparison: dict[str, Any] = {
-            "chosen": [methods()[name] for name in listed(optimizer, methods(), "--optimizer")],
-            "work_names": works_of(work),
+            "chosen": [] if quality else [methods()[name] for name in names],
+            "work_names": (work_names := works_of(work)),
             "dtypes": listed(dtype, ITEM_SIZES, "--dtype"),
             "actions": listed(action, ACTIONS, "--action"),
             "rivals": listed(rivals, RIVALS, "--rivals"),
         }
+        if is_given(context, "work"):
+            check_fit(comparison["chosen"], work_names)
     except (ValueError, OSError) as error:
         fail(str(error))
     fastopt.set_num_threads(threads or fastopt.get_num_threads())
@@ -87,6 +101,8 @@ def bench(
     jobs: list[plan.Job]
     if full:
         jobs = list(plan.everything(count, wanted))
+    elif quality:
+        jobs = list(plan.of_quality(names))
     elif targets:
         jobs = list(plan.of_targets(wanted))
     else:
@@ -171,6 +187,20 @@ def works_of(text: str) -> list[str]:
     return list(dict.fromkeys(names))
 
 
+def check_fit(chosen: Sequence[Method], work_names: Sequence[str]) -> None:
+    """Refuse works that an optimizer cannot step.
+
+    Raises
+    ------
+    ValueError
+        Naming the first of them.
+    """
+    for method, name in product(chosen, work_names):
+        obstacle = method.obstacle(works.find(name))
+        if obstacle:
+            raise ValueError(f"--work {name}: {obstacle}")
+
+
 def check_alone(context: typer.Context, **fixed: bool) -> None:
     """Refuse options that say what to measure beside one that has said it already.
 
@@ -179,12 +209,18 @@ def check_alone(context: typer.Context, **fixed: bool) -> None:
     ValueError
         If both are given.
     """
-    given = [f"--{name}" for name, is_given in fixed.items() if is_given]
-    for name in SELECTIONS:
-        source = context.get_parameter_source(name)
-        given += [f"--{name}"] if source and source.name == "COMMANDLINE" else []
+    given = [f"--{name}" for name, is_set in fixed.items() if is_set]
+    given += [f"--{name}" for name in SELECTIONS if is_given(context, name)]
+    if given[:1] == ["--quality"] and "--optimizer" in given:
+        given.remove("--optimizer")
     if any(fixed.values()) and len(given) > 1:
         raise ValueError(f"{given[0]} says what is measured: it cannot be given with {given[1]}")
+
+
+def is_given(context: typer.Context, name: str) -> bool:
+    """Whether an option stands on the command line."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
 
 
 def check_files(baseline: Path | None, json: Path | None, plot: Path | None) -> None:

@@ -33,7 +33,7 @@ class Contestant(ABC):
     name: ClassVar[str]
     modules: ClassVar[tuple[str, ...]] = ()
     """What has to be installed."""
-    precision: ClassVar[float] = 0.0
+    precision: float = 0.0
     """Relative error by design of a parameter's update, as a vector: for states of few bits."""
     answers: ClassVar[bool] = True
     """Whether it is an optimizer, whose parameters can be checked."""
@@ -45,7 +45,7 @@ class Contestant(ABC):
     def obstacle(cls, task: Task) -> str | None:
         """Return why it cannot take part, None if it can."""
         missing = [name for name in cls.modules if find_spec(name) is None]
-        return f"{missing[0]} is not installed" if missing else None
+        return f"{missing[0]} is not installed" if missing else task.method.obstacle(task.work)
 
     @abstractmethod
     def __init__(self, task: Task, arrays: Arrays) -> None: ...
@@ -86,13 +86,15 @@ class Floor(OnArrays):
         super().__init__(task, arrays)
         if task.dtype == "bfloat16":
             self.params, self.grads = map(upper_halves, (self.params, self.grads))
-        states = task.method.states
-        self.states = [[np.zeros_like(param) for _ in range(states)] for param in self.params]
+        self.states = [
+            [np.zeros_like(param) for _ in range(task.method.states(shape))]
+            for param, shape in zip(self.params, task.work.shapes, strict=True)
+        ]
         storage = _core.STORAGES[task.dtype]
         plan = _core.Plan([0] * len(self.params), 1)
         for index, (param, several) in enumerate(zip(self.params, self.states, strict=True)):
             places = [(array.ctypes.data, storage) for array in (param, *several)]
-            plan.bind(index, f"floor{states}", param.size, places[0], places[1:])
+            plan.bind(index, f"floor{len(several)}", param.size, places[0], places[1:])
             plan.set_gradient(index, (self.grads[index].ctypes.data, storage))
         self.step = partial(
             plan.step, task.threads, [], 1.0, math.inf, math.inf, False, "propagate", False, 0.0, [], [], None
@@ -116,7 +118,7 @@ class Fastopt(OnArrays):
     @classmethod
     def obstacle(cls, task: Task) -> str | None:
         """NumPy has no bfloat16."""
-        return "NumPy has no bfloat16" if task.dtype == "bfloat16" else None
+        return "NumPy has no bfloat16" if task.dtype == "bfloat16" else super().obstacle(task)
 
     def __init__(self, task: Task, arrays: Arrays) -> None:
         super().__init__(task, arrays)

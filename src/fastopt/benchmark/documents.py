@@ -1,4 +1,4 @@
-"""The tables and the figure of the documents, from the recorded run: `python -m fastopt.benchmark.documents`.
+"""The tables and the figures of the documents, from the recorded runs: `python -m fastopt.benchmark.documents`.
 
 It is called in a checkout. The tables stand between `<!-- name -->` and `<!-- /name -->`, and are never typed.
 """
@@ -16,7 +16,8 @@ from fastopt.benchmark.targets import all_targets
 from fastopt.files import replacing
 
 RESULTS = Path("bench/results/results.json")
-DOCUMENTS = (Path("README.md"), Path("docs/performance.md"))
+QUALITY = Path("bench/results/quality.json")
+DOCUMENTS = (Path("README.md"), Path("docs/performance.md"), Path("docs/memory.md"))
 
 
 def table(sheet: Sheet) -> str:
@@ -41,39 +42,63 @@ def targets(record: Record) -> str:
     return table(sheets.target_sheet(record, known))
 
 
-BLOCKS: dict[str, Callable[[Record], str]] = {
-    "table": headline,
-    "machine": sheets.machine_line,
-    "rules": lambda record: table(sheets.rule_sheet(record)),
-    "targets": targets,
-    "sizes": lambda record: table(sheets.size_sheet(record)),
-    "threads": lambda record: table(sheets.thread_sheet(record)),
-    "steps": lambda record: table(sheets.step_sheet(record.steps)),
-    "trainings": lambda record: table(sheets.training_sheet(record.trainings)),
+def noted(sheet: Sheet) -> str:
+    """Return a table, and what is to be said of it."""
+    return f"{table(sheet)}\n\n" + " ".join(note.removesuffix(".") + "." for note in sheet.notes)
+
+
+def of_quality(sheet: Callable[[Record], Sheet]) -> Callable[[Record], str]:
+    """Return what makes a table with its notes, and says where it was measured."""
+    return lambda record: f"{noted(sheet(record))}\n\nMeasured on: {sheets.machine_line(record)}."
+
+
+BLOCKS: dict[Path, dict[str, Callable[[Record], str]]] = {
+    RESULTS: {
+        "table": headline,
+        "machine": sheets.machine_line,
+        "rules": lambda record: table(sheets.rule_sheet(record)),
+        "targets": targets,
+        "sizes": lambda record: table(sheets.size_sheet(record)),
+        "threads": lambda record: table(sheets.thread_sheet(record)),
+        "steps": lambda record: table(sheets.step_sheet(record.steps)),
+        "trainings": lambda record: table(sheets.training_sheet(record.trainings)),
+    },
+    QUALITY: {
+        "qualities": of_quality(sheets.quality_sheet),
+        "storages": of_quality(sheets.storage_sheet),
+    },
 }
-"""By the name in the document."""
+"""By the recorded run that they are of, and by the name in the document."""
 
 
-def filled(text: str, record: Record) -> str:
-    """Return a document with its tables made anew."""
+def block(name: str, root: Path) -> str:
+    """Return what stands in documents under a name, from the run that is recorded in a checkout."""
+    results, make = next((results, blocks[name]) for results, blocks in BLOCKS.items() if name in blocks)
+    return make(Record.load(root / results))
+
+
+def filled(text: str, record: Record, results: Path) -> str:
+    """Return a document with its tables of a recorded run made anew."""
+    blocks = BLOCKS[results]
 
     def block(found: re.Match[str]) -> str:
         name = found[1]
-        return f"<!-- {name} -->\n{BLOCKS[name](record)}\n<!-- /{name} -->"
+        return f"<!-- {name} -->\n{blocks[name](record)}\n<!-- /{name} -->"
 
-    return re.sub(rf"<!-- ({'|'.join(BLOCKS)}) -->\n.*?<!-- /\1 -->", block, text, flags=re.S)
+    return re.sub(rf"<!-- ({'|'.join(blocks)}) -->\n.*?<!-- /\1 -->", block, text, flags=re.S)
 
 
 def main() -> None:
-    """Make the tables of all documents, and the figure, anew."""
+    """Make the tables of all documents, and the figures, anew."""
     from fastopt.benchmark.plots import save
 
-    record = Record.load(RESULTS)
-    save(record, RESULTS.with_suffix(".png"))
-    for document in DOCUMENTS:
-        text = filled(document.read_text(encoding="utf-8"), record)
-        with replacing(document) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+    for results in BLOCKS:
+        record = Record.load(results)
+        save(record, results.with_suffix(".png"))
+        for document in DOCUMENTS:
+            text = filled(document.read_text(encoding="utf-8"), record, results)
+            with replacing(document) as temporary:
+                temporary.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ def facts() -> dict[str, Any]:
     return {
         "cpu": cpu_name(),
         "cores": cores(),
+        "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
         "caches": caches(),
         "memory": memory("MemTotal"),
         "huge_pages": chosen(HUGE_PAGES),

@@ -15,11 +15,15 @@ from fastopt.benchmark.records import Record
 from fastopt.benchmark.runs import Entrant, perform, room
 from fastopt.benchmark.targets import TORCH, Target, runs_for
 from fastopt.benchmark.tasks import ACTIONS, Method, Task, methods
+from fastopt.optimizers import registry
 
 if TYPE_CHECKING:
     from fastopt.training.config import ModelName
 
 QUICK_WORKS = ("1K", "1M", "16M", "1000x1K", "policy")
+
+MATRICES = "block"
+"""What is stepped by optimizers for matrices alone."""
 
 SIZES = tuple(str(round(10 ** (half / 2))) for half in range(4, 17))
 """From 1e2 to 1e8 elements, two a decade."""
@@ -90,9 +94,15 @@ def comparison(
     seconds: float = 1.0,
 ) -> Iterator[Job]:
     """Yield runs of fastopt and rivals on every combination."""
-    for method, dtype, action, name in product(chosen, dtypes, actions, work_names):
-        task = Task(method, works.find(name), dtype, action, threads)
-        yield run_of("comparison", on_task(task, rivals), seconds, divisible=True)
+    for method, dtype, action in product(chosen, dtypes, actions):
+        for name in fitting(method, work_names):
+            task = Task(method, works.find(name), dtype, action, threads)
+            yield run_of("comparison", on_task(task, rivals), seconds, divisible=True)
+
+
+def fitting(method: Method, names: Sequence[str]) -> Sequence[str]:
+    """Return the works that a method can step; if none of them, the matrices of a block."""
+    return [name for name in names if method.obstacle(works.find(name)) is None] or [MATRICES]
 
 
 def batches(rivals: Sequence[str], places: int | None) -> Iterator[Sequence[str]]:
@@ -157,6 +167,32 @@ def of_trainings() -> Iterator[Job]:
         yield Job(f"training: {model}", 60.0, measure)
 
 
+def trained_optimizers() -> list[str]:
+    """Return what `fastopt train` calls the optimizers, and those that it refuses, which is told."""
+    from fastopt.training.recipes import optimizer_names
+
+    return sorted({*optimizer_names(), *map(str.lower, registry())})
+
+
+def of_quality(optimizers: Sequence[str]) -> Iterator[Job]:
+    """Yield what optimizers reach, and what AdamW does with its numbers stored in fewer bits if it is among them."""
+    from fastopt.benchmark import quality
+
+    for name, optimizer in product(quality.OPTIMIZERS_ON, optimizers):
+
+        def search(record: Record, after_trial: AfterRound, name: str = name, optimizer: str = optimizer) -> None:
+            record.qualities.append(quality.search(name, optimizer, after_trial))
+
+        yield Job(f"quality: {optimizer}, {name}", quality.PROBLEMS[name].seconds, search)
+    for name, of in product(quality.STORAGES_ON if quality.STORED in optimizers else (), quality.STORAGES):
+
+        def store(record: Record, after_trial: AfterRound, name: str = name, of: str = of) -> None:
+            plain = next((found for found in record.storages if found.problem == name and found.trials), None)
+            record.storages.append(quality.storage(name, of, plain, after_trial))
+
+        yield Job(f"storage: {of}, {name}", quality.PROBLEMS[name].seconds, store)
+
+
 def everything(threads: int, wanted: Sequence[Target]) -> Iterator[Job]:
     """Yield all there is."""
     yield from of_targets(wanted)
@@ -173,7 +209,7 @@ def everything(threads: int, wanted: Sequence[Target]) -> Iterator[Job]:
         rivals = RIVALS if in_time else large
         yield from comparison([methods()["adamw"]], (name,), ("float32",), (action,), rivals, threads, 0.7)
     # The other dtype, where NumPy is out.
-    half = {method.optimizer: method for method in reversed(methods().values()) if method.states}
+    half = {method.optimizer: method for method in reversed(methods().values()) if method.cls.method.states}
     yield from comparison(list(half.values())[::-1], ("1M", "16M"), ("bfloat16",), ("step",), RIVALS, threads, 0.7)
     yield from of_sizes(threads)
     yield from of_threads(threads)

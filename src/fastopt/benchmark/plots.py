@@ -15,9 +15,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogFormatter, LogLocator, NullFormatter
 
 from fastopt.benchmark.field import CONTESTANTS, RIVALS
-from fastopt.benchmark.records import Record, WholeTraining
+from fastopt.benchmark.records import Quality, Record, WholeTraining
 from fastopt.benchmark.runs import Entrant, Run
-from fastopt.benchmark.sheets import digits, machine_line, speed_up, task_of
+from fastopt.benchmark.sheets import by_problem, digits, machine_line, speed_up, task_of
 from fastopt.benchmark.tasks import Task, methods
 from fastopt.files import replacing
 
@@ -103,6 +103,10 @@ def panels_of(record: Record) -> Iterator[Panel]:
         yield partial(draw_threads, [run for run in record.runs["threads"] if run.seconds])
     if record.steps:
         yield partial(draw_steps, record)
+    for title, fitting in by_problem(record.qualities):
+        yield partial(draw_qualities, title, fitting)
+    for title, fitting in by_problem(record.storages):
+        yield partial(draw_storages, title, fitting)
     for model, trainings in groupby(record.trainings, key=lambda training: training.model):
         yield partial(draw_training, model, list(trainings))
 
@@ -257,3 +261,47 @@ def draw_training(model: str, trainings: list[WholeTraining], ax: Axes) -> None:
     ax.set_ylabel("training loss, smoothed")
     ax.set_title(f"fastopt train: {model}")
     ax.legend(fontsize="small", frameon=False)
+
+
+# ---- what optimizers reach ----
+
+
+def draw_qualities(title: str, qualities: list[Quality], ax: Axes) -> None:
+    """Draw each optimizer's losses, best above; the tries at other rates behind them, in grey."""
+    ordered = sorted(qualities, key=lambda quality: float(quality.losses.mean()))
+    for row, quality in enumerate(ordered):
+        tries = [trial.found for trial in quality.trials if np.isfinite(trial.found)]
+        ax.plot(tries, [row] * len(tries), "|", color="#BBBBBB", markersize=5)
+        ax.plot(quality.losses, [row] * len(quality.losses), "o", color="#332288", markersize=2.5)
+        ax.plot(quality.losses.mean(), row, "d", color="#CC6677", markersize=5)
+    ax.plot([], [], "d", color="#CC6677", label="mean of the seeds")
+    ax.plot([], [], "o", color="#332288", markersize=2.5, label="a seed at the best rate")
+    ax.plot([], [], "|", color="#BBBBBB", label="rates tried, another seed")
+    ax.legend(fontsize="small", frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    ax.set_xscale("log")
+    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+    ax.xaxis.set_minor_formatter(NullFormatter())
+    ax.set_yticks(range(len(ordered)), [quality.optimizer for quality in ordered], fontsize="x-small")
+    ax.set_ylim(len(ordered) - 0.5, -0.5)
+    ax.grid(axis="y", color="#EEEEEE")
+    ax.set_xlabel("held-out loss")
+    ax.set_title(title)
+
+
+def draw_storages(title: str, qualities: list[Quality], ax: Axes) -> None:
+    """Draw each storage's losses less those of float32 from the same seeds, and how far those lie apart."""
+    plain = qualities[0].losses
+    ax.axvspan(plain.min() - plain.mean(), plain.max() - plain.mean(), color="#EEEEEE", label="seeds of float32")
+    ax.axvline(0, color="black", linewidth=0.8)
+    for row, quality in enumerate(qualities[1:]):
+        differences = quality.losses - plain
+        ax.plot(differences, [row] * len(differences), "o", color="#332288", markersize=3)
+        ax.plot(differences.mean(), row, "d", color="#CC6677", markersize=6)
+    ax.plot([], [], "o", color="#332288", markersize=3, label="a seed")
+    ax.plot([], [], "d", color="#CC6677", label="mean of the seeds")
+    ax.legend(fontsize="small", frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    ax.set_yticks(range(len(qualities) - 1), [quality.storage for quality in qualities[1:]])
+    ax.set_ylim(len(qualities) - 1.5, -0.5)
+    ax.set_xlabel("held-out loss, less that of float32")
+    ax.set_title(f"{qualities[0].optimizer}: {title}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -17,6 +18,12 @@ from fastopt.benchmark.runs import Entrant, Run, rounded
 from fastopt.files import replacing
 
 FORMAT = 2
+
+PLAIN = "float32"
+"""How numbers are stored if nothing else is asked for."""
+
+SEARCH_SEED = 0
+"""Of the trials that search for a rate."""
 
 SLOWER = 0.95
 """A share of the floor's speed that is at least this part of the earlier one is no news."""
@@ -79,6 +86,71 @@ class WholeTraining:
         return cls(**{**entry, **{name: np.array(entry[name]) for name in cls.CURVES}})
 
 
+@dataclass(frozen=True)
+class Trial:
+    """What came of a training at one rate, from one seed."""
+
+    lr: float
+    seed: int
+    loss: float | None
+    """On what was held out, at the end; None if the training diverged."""
+    seconds: float
+    """Of all steps, without loading and evaluating."""
+    optimizer_seconds: float
+    """What the optimizer took of it."""
+
+    @property
+    def found(self) -> float:
+        """The loss, infinite if the training diverged."""
+        return math.inf if self.loss is None else self.loss
+
+
+@dataclass(frozen=True)
+class Quality:
+    """What an optimizer reaches on a problem: trials of the first seed search for the rate, at which the others are."""
+
+    problem: str
+    title: str
+    """Of the problem, with what is trained."""
+    optimizer: str
+    storage: str
+    """Of weights and states."""
+    steps: int
+    trials: list[Trial]
+    state_bytes: float
+    """Kept beside the parameters, for each of their elements."""
+    moved_bytes: float
+    """What a step has to read and write, for each element."""
+    obstacle: str = ""
+    """Why there are no trials: the optimizer does not fit the problem."""
+
+    @property
+    def lr(self) -> float:
+        """The rate that was chosen."""
+        return self.measured[0].lr
+
+    @property
+    def measured(self) -> list[Trial]:
+        """The trials at the chosen rate, of seeds that did not choose it."""
+        return [trial for trial in self.trials if trial.seed != SEARCH_SEED]
+
+    @property
+    def losses(self) -> Seconds:
+        """The losses at the chosen rate, in the order of the seeds."""
+        return np.array([trial.found for trial in self.measured])
+
+    @property
+    def is_at_edge(self) -> bool:
+        """Whether the chosen rate is the least or the largest of several that were tried."""
+        rates = {trial.lr for trial in self.trials}
+        return len(rates) > 1 and self.lr in (min(rates), max(rates))
+
+    @classmethod
+    def from_json(cls, entry: Mapping[str, Any]) -> Quality:
+        """Return what `asdict` made an entry of."""
+        return cls(**{**entry, "trials": [Trial(**trial) for trial in entry["trials"]]})
+
+
 @dataclass
 class Record:
     """Figures, and the machine that they were measured on."""
@@ -89,6 +161,10 @@ class Record:
     """By section: comparison, targets, sizes, threads."""
     steps: list[WholeStep] = field(default_factory=list)
     trainings: list[WholeTraining] = field(default_factory=list)
+    qualities: list[Quality] = field(default_factory=list)
+    """Of all optimizers, with their numbers in float32."""
+    storages: list[Quality] = field(default_factory=list)
+    """Of one optimizer, with its numbers stored in different ways; float32 is the first of a problem."""
     failures: list[str] = field(default_factory=list)
     """What could not be measured at all, and why."""
 
@@ -106,6 +182,8 @@ class Record:
             "runs": {section: [run.to_json() for run in runs] for section, runs in self.runs.items()},
             "steps": [step.to_json() for step in self.steps],
             "trainings": [training.to_json() for training in self.trainings],
+            "qualities": [asdict(quality) for quality in self.qualities],
+            "storages": [asdict(quality) for quality in self.storages],
             "failures": self.failures,
         }
         with replacing(path) as temporary:
@@ -141,6 +219,9 @@ class Record:
             {section: [Run.from_json(run) for run in runs] for section, runs in content["runs"].items()},
             [WholeStep.from_json(step) for step in content["steps"]],
             [WholeTraining.from_json(training) for training in content["trainings"]],
+            # (Earlier files have none.)
+            [Quality.from_json(quality) for quality in content.get("qualities", [])],
+            [Quality.from_json(quality) for quality in content.get("storages", [])],
             content["failures"],
         )
 

@@ -109,6 +109,11 @@ class Torch(OnTensors):
     name = "torch"
     flags: ClassVar[dict[str, bool]] = {}
 
+    def __init__(self, task: Task, arrays: Arrays) -> None:
+        super().__init__(task, arrays)
+        if task.method.cls.method.between:  # of bfloat16 are its products of matrices
+            self.precision = 0.1
+
     @classmethod
     def optimizer(cls, task: Task) -> Callable[..., Any] | None:
         """Return the class with this contestant's flags, if it takes them and the task's options."""

@@ -8,9 +8,11 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
+from threadpoolctl import ThreadpoolController  # type: ignore[import-untyped]
 
 import fastopt
 from fastopt import environment
@@ -101,7 +103,9 @@ def rounded(values: Seconds) -> list[float]:
 
 def same_streams(a: Task, b: Task) -> bool:
     """Whether two tasks' steps move the same bytes with the same threads."""
-    return (a.method.states, a.work, a.dtype, a.threads) == (b.method.states, b.work, b.dtype, b.threads)
+    if (a.work, a.dtype, a.threads) != (b.work, b.dtype, b.threads):
+        return False
+    return all(a.method.states(shape) == b.method.states(shape) for shape in set(a.work.shapes))
 
 
 class Ready:
@@ -230,8 +234,15 @@ def silenced() -> Iterator[None]:
 def use_threads(count: int) -> None:
     """Let every library that can be told so use this many threads."""
     fastopt.set_num_threads(count)
+    blas().limit(limits=count, user_api="blas")
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(count)
+
+
+@cache
+def blas() -> ThreadpoolController:
+    """Return what sets the threads of NumPy's products of matrices."""
+    return ThreadpoolController()
 
 
 @contextmanager
@@ -240,7 +251,8 @@ def threads_restored() -> Iterator[None]:
     torch = sys.modules.get("torch")
     before, of_torch = environment.chosen_threads(), torch.get_num_threads() if torch else None
     try:
-        yield
+        with blas().limit(limits=None):  # as they are
+            yield
     finally:
         fastopt.set_num_threads(before)
         if torch:

@@ -13,10 +13,11 @@ from fastopt.benchmark import works
 from fastopt.benchmark.field import OURS, RIVALS
 from fastopt.benchmark.machine import level_of
 from fastopt.benchmark.measure import Ratio, Seconds
-from fastopt.benchmark.records import Change, Record, WholeStep, WholeTraining
+from fastopt.benchmark.records import PLAIN, Change, Quality, Record, WholeStep, WholeTraining
 from fastopt.benchmark.runs import Absence, Entrant, Run
 from fastopt.benchmark.targets import Outcome, Target
-from fastopt.benchmark.tasks import Task, methods
+from fastopt.benchmark.tasks import ITEM_SIZES, Task, methods, moved_bytes, state_bytes
+from fastopt.methods.base import STORED_AS
 
 ACTION_NAMES = {
     "step": "step",
@@ -47,6 +48,10 @@ def all_sheets(record: Record, targets: Sequence[Target], changes: Sequence[Chan
         yield step_sheet(record.steps)
     if record.trainings:
         yield training_sheet(record.trainings)
+    if record.qualities:
+        yield quality_sheet(record)
+    if record.storages:
+        yield storage_sheet(record)
     if targets:
         yield target_sheet(record, targets)
     if changes is not None:
@@ -131,7 +136,24 @@ def comparison(title: str, runs: Sequence[Run], caches: dict[str, int]) -> Sheet
     for run in runs:
         rows.append([load(task_of(run), caches)])
         rows += [comparison_row(run, entrant) for entrant in run.seconds]
-    return Sheet(title, COMPARISON_COLUMNS, rows, left_out(absence for run in runs for absence in run.absences))
+    absences = left_out(absence for run in runs for absence in run.absences)
+    return Sheet(title, COMPARISON_COLUMNS, rows, [storages_line(task_of(runs[0])), *absences])
+
+
+def storages_line(task: Task) -> str:
+    """Return what a step moves and what states keep, for each way to store them."""
+    cls, options, item_size = task.method.cls, task.method.options, ITEM_SIZES[task.dtype]
+    own = state_bytes(cls, **options) * item_size / ITEM_SIZES["float32"]
+    found = (
+        {"": own} if task.dtype == "float64" else {"": own, **{d: state_bytes(cls, d, **options) for d in STORED_AS}}
+    )
+    cells = [
+        f"{f'with states in {dtype} ' if dtype else 'a step moves '}{moved_bytes(kept, item_size):.3g} and "
+        f"{'' if dtype else 'states keep '}{kept:.3g}"
+        for dtype, kept in found.items()
+        if not dtype or kept != own
+    ]
+    return f"Bytes an element of a matrix: {'; '.join(cells)}"
 
 
 def load(task: Task, caches: dict[str, int]) -> str:
@@ -281,6 +303,114 @@ def common_loss(trainings: Sequence[WholeTraining]) -> float:
     return max(float(training.losses.min()) for training in trainings)
 
 
+# ---- what optimizers reach ----
+
+
+def by_problem(qualities: Sequence[Quality]) -> Iterator[tuple[str, list[Quality]]]:
+    """Yield each problem's title, and those that fit it."""
+    for _, group in groupby(qualities, key=lambda quality: quality.problem):
+        fitting = [quality for quality in group if quality.trials]
+        if fitting:
+            yield f"{fitting[0].title}, {fitting[0].steps} steps", fitting
+
+
+def quality_sheet(record: Record) -> Sheet:
+    """Return what optimizers reach with the same number of steps, best first."""
+    rows: list[Sequence[str]] = []
+    for title, fitting in by_problem(record.qualities):
+        rows.append([title])
+        rows += [quality_row(quality) for quality in sorted(fitting, key=lambda quality: float(quality.losses.mean()))]
+    return Sheet(
+        "Quality: held-out loss at the best rate",
+        ("", "loss", "seeds", "rate", "optimizer", "run", "states"),
+        rows,
+        [
+            "loss: mean of seeds that did not choose the rate; seeds: half of what lies between them. Losses nearer to "
+            "each other than that are not told apart.",
+            f"rate: the best of {most_tries(record.qualities)} for each, from the default in tens, then between; "
+            "*: it is the least or the largest of them.",
+            "optimizer: its part of a step; run: all steps; the least of all runs, which did not take turns.",
+            "states: bytes kept beside each element of the parameters. All other options are the class's defaults.",
+            *without_trials(record.qualities),
+        ],
+    )
+
+
+def quality_row(quality: Quality) -> list[str]:
+    """Return the row of an optimizer."""
+    whole = [trial for trial in quality.trials if trial.loss is not None]
+    return [
+        quality.optimizer,
+        *loss_cells(quality),
+        f"{'*' if quality.is_at_edge else ''}{quality.lr:.2g}",
+        time(min(trial.optimizer_seconds for trial in whole) / quality.steps) if whole else "",
+        time(min(trial.seconds for trial in whole)) if whole else "",
+        f"{quality.state_bytes:.3g}",
+    ]
+
+
+def loss_cells(quality: Quality) -> list[str]:
+    """Return the mean loss, and how far the seeds are apart."""
+    losses = quality.losses
+    if not np.isfinite(losses).all():
+        return ["diverged", ""]
+    return [f"{losses.mean():.4f}", f"±{np.ptp(losses) / 2:.4f}"]
+
+
+def most_tries(qualities: Sequence[Quality]) -> int:
+    """Return at how many rates an optimizer was tried."""
+    return max((len({trial.lr for trial in quality.trials}) for quality in qualities), default=0)
+
+
+def without_trials(qualities: Sequence[Quality]) -> list[str]:
+    """Return a line for each that does not fit a problem, and why."""
+    left = (quality for quality in qualities if not quality.trials)
+    return list(dict.fromkeys(f"{q.problem}: without {name_of(q)}: {q.obstacle}" for q in left))
+
+
+def name_of(quality: Quality) -> str:
+    """Return what tells it from the others of its table."""
+    return quality.optimizer if quality.storage == PLAIN else quality.storage
+
+
+def storage_sheet(record: Record) -> Sheet:
+    """Return what becomes of the loss with numbers stored in fewer bits."""
+    rows: list[Sequence[str]] = []
+    for title, fitting in by_problem(record.storages):
+        rows.append([f"{title}, rate {fitting[0].lr:.2g}"])
+        rows += [storage_row(quality, fitting[0]) for quality in fitting]
+    optimizer = record.storages[0].optimizer
+    return Sheet(
+        f"Storages: held-out loss of {optimizer}",
+        ("", "loss", "seeds", "difference", "within", "states", "moved"),
+        rows,
+        [
+            "states ...: weights in float32; master ..., rounding ...: weights in bfloat16, states in float32.",
+            "difference: to float32 with the same start and batches, mean of the seeds ± half of what lies between.",
+            "within: whether the mean lies between the least and the largest of float32's seeds; all +: each is worse.",
+            "states: bytes kept beside each element of the parameters; moved: what a step reads and writes for it.",
+            *without_trials(record.storages),
+        ],
+    )
+
+
+def storage_row(quality: Quality, plain: Quality) -> list[str]:
+    """Return the row of a storage."""
+    differences = quality.losses - plain.losses
+    low, high = plain.losses.min(), plain.losses.max()
+    compared = [
+        f"{differences.mean():+.4f} ±{np.ptp(differences) / 2:.4f}",
+        ("yes" if low <= quality.losses.mean() <= high else "no") + (", all +" if differences.min() > 0 else ""),
+    ]
+    return [
+        quality.storage,
+        *loss_cells(quality),
+        *(["", ""] if quality is plain else compared),
+        f"{quality.state_bytes:.3g}",
+        f"{quality.moved_bytes:.3g}",
+    ]
+
+
 # ---- what became slower ----
 
 
@@ -385,13 +515,19 @@ def rule_row(rule: str, runs: dict[tuple[str, str, str], Run]) -> list[str]:
     return [*row, headline_cell([run], numpy) if run and numpy else ""]
 
 
+BUSY = 0.5
+"""A load at the start of a run from which on others take time from it."""
+
+
 def machine_line(record: Record) -> str:
     """Return what was measured where."""
     facts: dict[str, Any] = record.facts
     libraries = ", ".join(f"{name} {version}" for name, version in facts["libraries"].items())
     caches = ", ".join(f"{size} {level}" for level, size in readable_caches(facts))
+    load = facts.get("load") or 0.0  # (earlier records have none)
+    busy = f" shared with others (load {load:.1f} before)" if load > BUSY else ""
     return (
-        f"{facts['cpu']}, {facts['cores']} cores ({caches}), {facts['isa']}; fastopt {facts['fastopt']}, "
+        f"{facts['cpu']}, {facts['cores']} cores ({caches}){busy}, {facts['isa']}; fastopt {facts['fastopt']}, "
         f"Python {facts['python']}, {libraries}; {record.date}"
     )
 

@@ -152,9 +152,9 @@ def all_targets(threads: int) -> list[Target]:
 
 
 def rules() -> dict[str, Method]:
-    """Return a method for every kernel that is a rule."""
+    """Return a method for every kernel that is a rule, and whose time is not that of products of matrices."""
     by_rule = {method.rule: method for method in reversed(methods().values())}
-    return {rule: by_rule[rule] for rule in _core.RULES if rule in by_rule}
+    return {rule: by_rule[rule] for rule in _core.RULES if rule in by_rule and rule not in _core.HANDED_OVER}
 
 
 def of_the_core(threads: int) -> Iterator[Target]:

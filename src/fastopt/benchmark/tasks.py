@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import combinations
@@ -11,9 +12,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fastopt import Optimizer, _core, optimizers
+from fastopt import Optimizer, optimizers
 from fastopt.benchmark import works
-from fastopt.benchmark.works import Work
+from fastopt.benchmark.works import Shape, Work
 
 Array = NDArray[Any]
 
@@ -51,10 +52,26 @@ class Method:
         """The kernel that it leads to."""
         return self.cls.method.rule(self.all_options)[0]
 
-    @property
-    def states(self) -> int:
-        """Number of state arrays a parameter."""
-        return int(_core.RULES[self.rule][1])
+    def states(self, shape: Shape) -> int:
+        """Return the number of states that have as many elements as a parameter of this shape.
+
+        Raises
+        ------
+        ValueError
+            If there is no step of such a parameter.
+        """
+        described = self.cls.method
+        names = described.rule_for(self.all_options, shape, lambda: str(self))[1]
+        return sum(described.states[name].of == "elements" for name in names)
+
+    def obstacle(self, work: Work) -> str | None:
+        """Return why a work cannot be stepped, None if it can."""
+        try:
+            for shape in work.shapes:
+                self.states(shape)
+        except ValueError as error:
+            return str(error)
+        return None
 
     def __str__(self) -> str:
         switched = [
@@ -65,11 +82,21 @@ class Method:
         return ", ".join([self.optimizer, *switched])
 
 
-def methods() -> dict[str, Method]:
-    """Return every optimizer with every option that leads to another kernel, by a name for the command line.
+def state_bytes(cls: type[Optimizer], state_dtype: str | None = None, **options: Any) -> float:
+    """Return what an optimizer keeps beside a float32 matrix, in bytes an element."""
+    matrix = np.zeros((256, 256), np.float32)
+    optimizer = cls(matrix, state_dtype=state_dtype, **options)
+    optimizer.step(matrix.copy())
+    return optimizer.state_bytes() / matrix.size
 
-    Not those whose time goes into products of matrices.
-    """
+
+def moved_bytes(kept: float, item_size: int = 4) -> float:
+    """Return what a step has to read and write, in bytes an element: the gradient, and twice parameter and states."""
+    return 3 * item_size + 2 * kept
+
+
+def methods() -> dict[str, Method]:
+    """Return every optimizer with every option that leads to another kernel, by a name for the command line."""
     return {
         "-".join([name.lower(), *switched]): Method(
             name, {"lr": LEARNING_RATE, **{switch: on[switch] for switch in switched}}
@@ -77,7 +104,7 @@ def methods() -> dict[str, Method]:
         for name, on in (
             (name, switches(cls))
             for name, cls in optimizers.registry().items()
-            if not (cls.method.between or cls.method.refusal_of_dense)  # (gradients are dense here)
+            if not cls.method.refusal_of_dense  # (gradients are dense here)
         )
         for switched in subsets(list(on))
         if go_together(optimizers.registry()[name], {switch: on[switch] for switch in switched})
@@ -135,12 +162,17 @@ class Task:
     @property
     def bytes(self) -> int:
         """Bytes that the step has to move: gradient, parameter and states read, parameter and states written."""
-        return (3 + 2 * self.method.states) * ITEM_SIZES[self.dtype] * self.work.elements
+        return ITEM_SIZES[self.dtype] * (3 * self.work.elements + 2 * self.state_elements)
 
     @property
     def footprint(self) -> int:
         """Bytes of the parameters, gradients and states."""
-        return (2 + self.method.states) * ITEM_SIZES[self.dtype] * self.work.elements
+        return ITEM_SIZES[self.dtype] * (2 * self.work.elements + self.state_elements)
+
+    @property
+    def state_elements(self) -> int:
+        """Elements of all states that are as large as their parameters."""
+        return sum(self.method.states(shape) * math.prod(shape) for shape in self.work.shapes)
 
     def to_json(self) -> dict[str, Any]:
         """Return it as values that JSON can hold."""

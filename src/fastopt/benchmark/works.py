@@ -68,11 +68,17 @@ def gpt2_small() -> list[Shape]:
     return [(50257, 768), (1024, 768), *(norm + attention + norm + perceptron) * 12, *norm]
 
 
+def block() -> list[Shape]:
+    """Vaswani et al. 2017, with a width of 256: the 4 matrices of a block."""
+    return [(256, 768), (256, 256), (256, 1024), (1024, 256)]
+
+
 MODELS: dict[str, Callable[[], list[Shape]]] = {
     "policy": policy,
     "resnet50": resnet50,
     "bert-base": bert_base,
     "gpt2-small": gpt2_small,
+    "block": block,
 }
 
 ARRAYS = ("1K", "64K", "1M", "16M", "64M")

@@ -65,13 +65,22 @@ class Problem(ABC):
         return self.config.epochs * self.batches.steps_per_epoch
 
     @abstractmethod
+    def build_optimizer(self, **options: Any) -> Any:
+        """Return the optimizer of the settings, with further options, for the model's parameters."""
+
+    @abstractmethod
     def update(self) -> StepInfo:
         """Take the optimizer's step with the gradients that the model has found."""
 
     @property
     def has_two_modes(self) -> bool:
         """Whether the parameters are trained in another place than they are used in (Schedule-Free)."""
-        return isinstance(self.optimizer, TwoModes)
+        return isinstance(self.inner_optimizer, TwoModes)
+
+    @property
+    def inner_optimizer(self) -> Any:
+        """The optimizer itself: in torch it is within what follows a backward pass."""
+        return getattr(self.optimizer, "inner", self.optimizer)
 
     @contextmanager
     def in_use(self) -> Iterator[None]:
@@ -81,11 +90,11 @@ class Problem(ABC):
             return
         arrays = list(self.model.parameters.values())
         trained = [array.copy() for array in arrays]
-        self.optimizer.eval()
+        self.inner_optimizer.eval()
         try:
             yield
         finally:
-            self.optimizer.train()
+            self.inner_optimizer.train()
             for array, values in zip(arrays, trained, strict=True):
                 array[...] = values
 

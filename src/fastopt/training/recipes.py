@@ -194,6 +194,8 @@ def _classes() -> dict[str, str]:
 
 def _rule(model: ModelName, optimizer: str) -> Rule:
     name = optimizer.removeprefix(rival(optimizer)).removeprefix(":")
+    if name not in optimizer_names() and name in map(str.lower, optimizers.registry()):
+        raise TrainingError(f"--optimizer {optimizer}: steps matrices alone; muonadamw steps the rest too")
     if name not in optimizer_names():
         raise TrainingError(f"--optimizer: expected one of {', '.join(optimizer_names())}, got {name!r}")
     return RULES[model].get(name) or Rule(_classes()[name], {})

@@ -1,6 +1,7 @@
 """A recommender on interactions, all in NumPy."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,15 +60,14 @@ class RecommenderProblem(NumpyProblem):
 
     def __init__(self, config: RecommenderConfig) -> None:
         super().__init__(config)
-        options = registered(config).method.options
-        if "lazy" not in options:
+        if "lazy" not in registered(config).method.options:
             raise TrainingError(f"--optimizer {config.optimizer}: steps no rows alone, as --model recommender needs")
         self.data = data = load_interactions(config.interactions, config.seed)
         self.name, self.fingerprint = data.name, data.fingerprint
         size = len(data.train) if config.batch_size == "full" else config.batch_size
         self.batches = PairedBatches(data.train, data.items, size, config.seed)
         self.model = Recommender(data.users, data.items, width=config.width, dtype=config.dtype, seed=config.seed)
-        self.optimizer = self.build_optimizer(**({} if options["lazy"].fixed else {"lazy": True}))
+        self.optimizer = self.build_optimizer()
         test = data.test[:EVALUATED]
         others = generator(config.seed, Stream.NEGATIVES).integers(data.items, size=(len(test), OTHERS))
         self._users, self._ranked = test[:, 0], np.concatenate([test[:, 1:], others], axis=1)
@@ -76,6 +76,11 @@ class RecommenderProblem(NumpyProblem):
             f"{data.items:,} items"
         )
         self.model_facts = f"two towers over embeddings of {config.width}"
+
+    def build_optimizer(self, **options: Any) -> Any:
+        """Return the optimizer of the settings, with further options, which steps rows alone."""
+        lazy = {} if registered(self.config).method.options["lazy"].fixed else {"lazy": True}
+        return super().build_optimizer(**lazy, **options)
 
     def evaluate(self) -> dict[str, float]:
         """Return the scores of the model on held-out interactions by name."""

@@ -16,7 +16,7 @@ from fastopt.training.config import TransformerConfig
 from fastopt.training.errors import TrainingError
 from fastopt.training.problem import Problem
 from fastopt.training.recipes import rival
-from fastopt.training.text import load_text
+from fastopt.training.text import Text, load_text
 from fastopt.training.torch_optimizers import Fastopt, Group, Torch
 from fastopt.training.transformer import HEAD_WIDTH, Transformer
 
@@ -30,6 +30,8 @@ class TextProblem(Problem):
     ----------
     config : TransformerConfig
         The settings.
+    text : Text, optional
+        What to learn; by default what the settings name is read.
 
     Raises
     ------
@@ -44,13 +46,13 @@ class TextProblem(Problem):
     model: Transformer
     optimizer: Fastopt | Torch
 
-    def __init__(self, config: TransformerConfig) -> None:
+    def __init__(self, config: TransformerConfig, text: Text | None = None) -> None:
         if config.width % HEAD_WIDTH:
             raise TrainingError(
                 f"--width: expected a multiple of {HEAD_WIDTH}, the width of an attention head, got {config.width}"
             )
         self.config = config
-        text = load_text(config.text, config.context)
+        text = text or load_text(config.text, config.context)
         train, self._test = (text.pieces(part, config.context) for part in (text.train, text.test))
         self._vocabulary, self._entropy = text.vocabulary, text.entropy
         self.name, self.fingerprint = text.name, text.fingerprint
@@ -65,14 +67,19 @@ class TextProblem(Problem):
             dtype=config.dtype,
             seed=config.seed,
         )
-        groups: list[Group] = [{"params": self.model.matrices}, {"params": self.model.vectors, "weight_decay": 0.0}]
-        self.optimizer = (Torch if rival(config.optimizer) else Fastopt)(config, groups, self.total_steps)
+        self.optimizer = self.build_optimizer()
 
         self.data_facts = (
             f"{len(text.train):,} characters to learn, {len(text.test):,} held out, {len(text.vocabulary) - 1} "
             f"different; by their frequency alone {text.entropy:.2f} bits per character"
         )
         self.model_facts = f"transformer, {config.layers} layers of {config.width}, context {config.context}"
+
+    def build_optimizer(self, **options: Any) -> Fastopt | Torch:
+        """Return the optimizer of the settings, with further options, for the model's parameters."""
+        groups: list[Group] = [{"params": self.model.matrices}, {"params": self.model.vectors, "weight_decay": 0.0}]
+        kind = Torch if rival(self.config.optimizer) else Fastopt
+        return kind(self.config, groups, self.total_steps, **options)
 
     def update(self) -> StepInfo:
         """Take the optimizer's step with the gradients that the model has found."""

@@ -28,32 +28,40 @@ class Fastopt:
         Parameter groups, of named parameters.
     total_steps : int
         Steps of the whole run.
+    **options
+        Further options of the optimizer.
+
+    Attributes
+    ----------
+    inner
+        The optimizer itself.
     """
 
-    def __init__(self, config: Config, groups: list[Group], total_steps: int) -> None:
-        self._optimizer = build_optimizer(
+    def __init__(self, config: Config, groups: list[Group], total_steps: int, **options: Any) -> None:
+        self.inner = build_optimizer(
             config,
             vars(fastopt.torch),
             groups,
             total_steps,
             clip_norm=config.max_norm,
             nonfinite="raise",
+            **options,
         )
 
     def step(self) -> StepInfo:
         """Clip, step and drop the gradients."""
-        self._optimizer.step()
-        self._optimizer.zero_grad()
-        info: StepInfo = self._optimizer.last_step
+        self.inner.step()
+        self.inner.zero_grad()
+        info: StepInfo = self.inner.last_step
         return info
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state in the layout of fastopt's optimizers on NumPy arrays."""
-        return {**self._optimizer.state_dict(), "state": _as_numpy(self._optimizer)}
+        return {**self.inner.state_dict(), "state": _as_numpy(self.inner)}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Take over what :meth:`state_dict` returned."""
-        self._optimizer.load_state_dict(state_dict)
+        self.inner.load_state_dict(state_dict)
 
 
 class Torch:
@@ -61,16 +69,23 @@ class Torch:
 
     Parameters
     ----------
-    config, groups, total_steps
+    config, groups, total_steps, **options
         As for :class:`Fastopt`.
+
+    Attributes
+    ----------
+    inner
+        The optimizer itself.
     """
 
-    def __init__(self, config: Config, groups: list[Group], total_steps: int) -> None:
+    def __init__(self, config: Config, groups: list[Group], total_steps: int, **options: Any) -> None:
         arguments = RIVALS[rival(config.optimizer)]
         self._schedule: Schedule = build_schedule(config, total_steps)
         self._max_norm = config.max_norm
-        self._optimizer = build_optimizer(config, vars(torch.optim), groups, total_steps, lr=config.lr, **arguments)
-        self._parameters = [parameter for group in self._optimizer.param_groups for parameter in group["params"]]
+        self.inner = build_optimizer(
+            config, vars(torch.optim), groups, total_steps, lr=config.lr, **arguments, **options
+        )
+        self._parameters = [parameter for group in self.inner.param_groups for parameter in group["params"]]
         self._step_count = 0
 
     def step(self) -> StepInfo:
@@ -79,16 +94,16 @@ class Torch:
         if not np.isfinite(norm):
             raise FloatingPointError(f"the norm of the gradients is {norm}")
         lr = self._schedule(self._step_count)
-        for group in self._optimizer.param_groups:
+        for group in self.inner.param_groups:
             group["lr"] = lr
-        self._optimizer.step()
-        self._optimizer.zero_grad()
+        self.inner.step()
+        self.inner.zero_grad()
         self._step_count += 1
         return StepInfo(lr, norm, norm > self._max_norm, False)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state in the layout of fastopt's optimizers on NumPy arrays."""
-        return {**self._optimizer.state_dict(), "state": _as_numpy(self._optimizer), "step_count": self._step_count}
+        return {**self.inner.state_dict(), "state": _as_numpy(self.inner), "step_count": self._step_count}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Take over what :meth:`state_dict` returned."""
@@ -96,7 +111,7 @@ class Torch:
             index: {name: torch.as_tensor(value) for name, value in entries.items()}
             for index, entries in state_dict["state"].items()
         }
-        self._optimizer.load_state_dict({"state": state, "param_groups": state_dict["param_groups"]})
+        self.inner.load_state_dict({"state": state, "param_groups": state_dict["param_groups"]})
         self._step_count = state_dict["step_count"]
 
 

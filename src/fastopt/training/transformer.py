@@ -125,6 +125,15 @@ class Transformer:
         for name, _ in self.vectors:
             self.parameters[name].fill(1 if name.endswith("norm.weight") else 0)
 
+    @property
+    def gradients(self) -> dict[str, Array]:
+        """What :meth:`forward_backward` has added up, by name, as views that share its memory."""
+        return {
+            name: parameter.grad.numpy()
+            for name, parameter in (*self.matrices, *self.vectors)
+            if parameter.grad is not None
+        }
+
     def forward_backward(self, batch: Batch) -> float:
         """Return the mean loss of a batch in nats per character and add its gradient to that of the parameters."""
         started = perf_counter()
