@@ -1,0 +1,92 @@
+"""What is kept of all parameters lies end to end, in one array of each dtype.
+
+Under `jax.jit` each array of a pytree costs several microseconds a step, whatever is in it: more than the step of a small one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+
+LINE = 64
+"""Bytes of a cache line: what is kept of a parameter begins with one."""
+
+
+class Form(NamedTuple):
+    """What an array is."""
+
+    shape: tuple[int, ...]
+    dtype: Any
+
+    @property
+    def size(self) -> int:
+        """How many elements it has."""
+        return math.prod(self.shape)
+
+    @property
+    def room(self) -> int:
+        """How many elements its lines have."""
+        in_a_line = LINE // self.dtype.itemsize
+        return -(-self.size // in_a_line) * in_a_line
+
+
+class Layout:
+    """Where what is kept of the parameters lies.
+
+    `forms` has, by name, what is kept of each parameter: None of one that has no such.
+    """
+
+    def __init__(self, forms: dict[str, list[Form | None]]) -> None:
+        self.forms = forms
+        self.lengths: dict[str, dict[str, int]] = {}
+        """By name and dtype, how long the arrays are."""
+        self.first: dict[str, list[int]] = {}
+        """By name, where in its array what is kept of each parameter begins."""
+        for name, of_each in forms.items():
+            lengths = self.lengths[name] = {}
+            first = self.first[name] = []
+            for form in of_each:
+                dtype, room = ("", 0) if form is None else (form.dtype.name, form.room)
+                first.append(lengths.get(dtype, 0))
+                if form is not None:
+                    lengths[dtype] = first[-1] + room
+
+    @property
+    def order(self) -> list[tuple[str, str]]:
+        """Name and dtype of each array, in the order in which they go into a step."""
+        return [(name, dtype) for name, lengths in self.lengths.items() for dtype in lengths]
+
+    def check(self, arrays: Any) -> None:
+        """Raise `ValueError` unless the arrays are laid out so."""
+        for name, lengths in self.lengths.items():
+            found = {dtype: (array.dtype.name, array.shape) for dtype, array in arrays[name].items()}
+            expected = {dtype: (dtype, (length,)) for dtype, length in lengths.items()}
+            if found != expected:
+                raise ValueError(
+                    f"state.arrays[{name!r}]: expected arrays of (dtype, shape) {[*expected.values()]}, as init() makes "
+                    f"them of these parameters, got {[*found.values()]}"
+                )
+
+    def filled(self, name: str, value: float) -> dict[str, Any]:
+        """Return arrays that are everywhere the same."""
+        return {dtype: jnp.full(length, value, dtype) for dtype, length in self.lengths[name].items()}
+
+    def packed(self, name: str, values: Sequence[Any]) -> dict[str, Any]:
+        """Return arrays with what is to be kept of each parameter."""
+        parts: dict[str, list[Any]] = {dtype: [] for dtype in self.lengths[name]}
+        for form, value in zip(self.forms[name], values, strict=True):
+            if form is not None:
+                flat = jnp.ravel(jnp.asarray(value, form.dtype))
+                parts[form.dtype.name].append(jnp.pad(flat, (0, form.room - form.size)))
+        return {dtype: jnp.concatenate(arrays) for dtype, arrays in parts.items()}
+
+    def unpacked(self, name: str, arrays: dict[str, Any]) -> list[Any]:
+        """Return what is kept of each parameter, in its shape."""
+        found: list[Any] = []
+        for form, first in zip(self.forms[name], self.first[name], strict=True):
+            flat = None if form is None else arrays[form.dtype.name][first : first + form.size]
+            found.append(None if form is None or flat is None else flat.reshape(form.shape))
+        return found
