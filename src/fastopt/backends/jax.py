@@ -35,7 +35,7 @@ PLAIN = "sgd"
 """The rule whose update is the gradient."""
 
 MOST_IN_A_CALL = 64
-"""Parameters. The time to compile a call grows faster than with their square: 0.2 s for 100, 250 s for 1000."""
+"""Parameters. The time to compile a call grows faster than with their number."""
 
 
 def interface() -> tuple[int, int]:
@@ -105,15 +105,15 @@ class Program(NamedTuple):
     advances: list[int]
     """Where in a row of options the numbers belong that are kept for all parameters together."""
     between: Callable[[list[int], list[Any], Any, list[Any]], tuple[list[Any], list[Any]]]
-    """What is done to updates that a rule hands over: of which parameters, the updates, whether the step is skipped, and
-    all arrays of what is kept, to the new updates and arrays."""
+    """What makes new updates of those that a rule hands over, and new arrays of all that is kept. It is given the numbers
+    of the parameters, the updates, whether the step is skipped, and these arrays."""
 
 
 class Written(NamedTuple):
     """What a step writes: in the same memory where XLA can have it so, where that has been donated."""
 
     heads: list[Any]
-    """The number of steps and, if there are any, the halves of the numbers that are kept for all parameters together."""
+    """The number of steps and, if there are any, the halves of the numbers that all parameters have together."""
     arrays: list[Any]
     """What is kept, of many parameters in each."""
     params: list[Any]
@@ -169,8 +169,7 @@ def hand_over(
     place = len(given.arrays)
     states = _core.RULES[own[0].rule][1] - 1
     own = [
-        tensor._replace(kept=(*tensor.kept[:states], (place, start)))
-        for tensor, start in zip(own, starts, strict=True)
+        tensor._replace(kept=(*tensor.kept[:states], (place, start))) for tensor, start in zip(own, starts, strict=True)
     ]
     found = call(own, Written(given.heads, [*given.arrays, updates], given.params), grads, average=False)
     flat = found.arrays[place]
@@ -179,9 +178,9 @@ def hand_over(
 
 
 def plain(options: Numbers) -> Numbers:
-    """Return the options with which an update is added that has been made of a gradient: what is done to that is done."""
+    """Return the options with which a finished update is added: clipping and sign were the gradient's."""
     fixed = options.fixed.copy()
-    maximize = [row * len(_core.OPTIONS) + _core.OPTIONS["maximize"] for row in range(2)]
+    maximize = [row * len(_core.OPTIONS) + _core.OPTIONS["maximize"] for row in range(ROWS)]
     fixed[[*maximize, CLIP_VALUE, SCALE]] = 0.0, 0.0, np.inf, 1.0
     return Numbers(fixed, tuple(pair for pair in options.traced if pair[0] not in (CLIP_VALUE, SCALE)))
 

@@ -1,6 +1,6 @@
 """What is kept of all parameters lies end to end, in one array of each dtype.
 
-Under `jax.jit` each array of a pytree costs several microseconds a step, whatever is in it: more than the step of a small one.
+Under `jax.jit` each array of a pytree costs several microseconds, whatever is in it: more than the step of a small one.
 """
 
 from __future__ import annotations
@@ -10,9 +10,6 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
-
-LINE = 64
-"""Bytes of a cache line: what is kept of a parameter begins with one."""
 
 
 class Form(NamedTuple):
@@ -25,12 +22,6 @@ class Form(NamedTuple):
     def size(self) -> int:
         """How many elements it has."""
         return math.prod(self.shape)
-
-    @property
-    def room(self) -> int:
-        """How many elements its lines have."""
-        in_a_line = LINE // self.dtype.itemsize
-        return -(-self.size // in_a_line) * in_a_line
 
 
 class Layout:
@@ -49,10 +40,10 @@ class Layout:
             lengths = self.lengths[name] = {}
             first = self.first[name] = []
             for form in of_each:
-                dtype, room = ("", 0) if form is None else (form.dtype.name, form.room)
+                dtype = "" if form is None else form.dtype.name
                 first.append(lengths.get(dtype, 0))
                 if form is not None:
-                    lengths[dtype] = first[-1] + room
+                    lengths[dtype] = first[-1] + form.size
 
     @property
     def order(self) -> list[tuple[str, str]]:
@@ -66,8 +57,8 @@ class Layout:
             expected = {dtype: (dtype, (length,)) for dtype, length in lengths.items()}
             if found != expected:
                 raise ValueError(
-                    f"state.arrays[{name!r}]: expected arrays of (dtype, shape) {[*expected.values()]}, as init() makes "
-                    f"them of these parameters, got {[*found.values()]}"
+                    f"state.arrays[{name!r}]: expected arrays of (dtype, shape) {[*expected.values()]}, as init() "
+                    f"makes them of these parameters, got {[*found.values()]}"
                 )
 
     def filled(self, name: str, value: float) -> dict[str, Any]:
@@ -79,14 +70,13 @@ class Layout:
         parts: dict[str, list[Any]] = {dtype: [] for dtype in self.lengths[name]}
         for form, value in zip(self.forms[name], values, strict=True):
             if form is not None:
-                flat = jnp.ravel(jnp.asarray(value, form.dtype))
-                parts[form.dtype.name].append(jnp.pad(flat, (0, form.room - form.size)))
-        return {dtype: jnp.concatenate(arrays) for dtype, arrays in parts.items()}
+                parts[form.dtype.name].append(jnp.ravel(jnp.asarray(value, form.dtype)))
+        # (A copy also of one alone: that of a parameter must not be in its memory, where both are donated.)
+        return {dtype: jnp.array(jnp.concatenate(arrays), copy=True) for dtype, arrays in parts.items()}
 
     def unpacked(self, name: str, arrays: dict[str, Any]) -> list[Any]:
         """Return what is kept of each parameter, in its shape."""
-        found: list[Any] = []
-        for form, first in zip(self.forms[name], self.first[name], strict=True):
-            flat = None if form is None else arrays[form.dtype.name][first : first + form.size]
-            found.append(None if form is None or flat is None else flat.reshape(form.shape))
-        return found
+        return [
+            None if form is None else arrays[form.dtype.name][first : first + form.size].reshape(form.shape)
+            for form, first in zip(self.forms[name], self.first[name], strict=True)
+        ]

@@ -35,8 +35,8 @@ class State(NamedTuple):
     steps: jax.Array
     """How many steps were taken: a whole number, which is what schedules go by."""
     arrays: dict[str, dict[str, jax.Array]]
-    """By name and dtype, the states of all parameters, end to end; of `ema`, their moving average. `Optimizer.arrays_of`
-    returns them in the structure of the parameters."""
+    """By name and dtype, the states of all parameters, end to end; of `ema`, their moving average. `arrays_of` returns
+    them in the structure of the parameters."""
     numbers: jax.Array | None = None
     """What Prodigy and Schedule-Free keep for all parameters together: the halves of numbers in double precision, as
     JAX may have no such (`Optimizer.numbers_of`)."""
@@ -218,6 +218,7 @@ class Optimizer:
 
         Of a state of arrays, outside of what is compiled.
         """
+        self.check_kind(state)
         numbers = () if state.numbers is None else np.asarray(state.numbers).view(np.float64).tolist()
         return dict(zip(self.method.advances, numbers, strict=True))
 
@@ -348,16 +349,21 @@ class Optimizer:
                 kept[place[0]] = kept[place[0]].at[place[1]].set(jnp.where(skipped, before, row))
         return made, [kept[key] for key in layout.order]
 
+    def check_kind(self, state: Any) -> None:
+        """Raise unless this is a state, and has numbers of all parameters together if the optimizer has."""
+        if not isinstance(state, State) or (state.numbers is None) == bool(self.method.advances):
+            raise self.unfit(state)
+
     def check_state(self, state: Any, layout: Layout) -> None:
         """Raise unless this is a state of this optimizer, of parameters whose states are laid out so."""
-        if (
-            not isinstance(state, State)
-            or not isinstance(state.arrays, dict)
-            or set(state.arrays) != set(layout.forms)
-            or (state.numbers is None) == bool(self.method.advances)
-        ):
-            raise TypeError(f"state: expected what init() of {type(self).__name__} returns, got {kind_of(state)}")
+        self.check_kind(state)
+        if not isinstance(state.arrays, dict) or set(state.arrays) != set(layout.forms):
+            raise self.unfit(state)
         layout.check(state.arrays)
+
+    def unfit(self, state: Any) -> TypeError:
+        """Return the error of a state that is not this optimizer's."""
+        return TypeError(f"state: expected what init() of {type(self).__name__} returns, got {kind_of(state)}")
 
     def stochastic(self, states: tuple[str, ...]) -> int:
         """Return a bit for each state that is rounded at random."""

@@ -46,7 +46,7 @@ def iterated(x: Any, a: float, b: float, c: float) -> Any:
 
 
 def evened_out(x: Any, average: Any, beta: float, eps: float) -> tuple[Any, Any]:
-    """Return matrices, rows divided by the root of a moving average of their mean squares, at the same norm; and that."""
+    """Return matrices of the same norm, whose rows are divided by the roots of moving averages, and these averages."""
     squares = jnp.sum(x * x, 2)
     average = (beta * average + (1 - beta) * squares / x.shape[2]).astype(average.dtype)
     root = jnp.sqrt(average).astype(x.dtype) + max(eps, TINY)
