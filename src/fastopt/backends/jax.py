@@ -105,8 +105,8 @@ class Program(NamedTuple):
     advances: list[int]
     """Where in a row of options the numbers belong that are kept for all parameters together."""
     between: Callable[[list[int], list[Any], Any, list[Any]], tuple[list[Any], list[Any]]]
-    """What makes new updates of those that a rule hands over, and new arrays of all that is kept. It is given the numbers
-    of the parameters, the updates, whether the step is skipped, and these arrays."""
+    """What makes new updates of those that a rule hands over, and new arrays of all that is kept. It is given which
+    parameters they are of, the updates, whether the step is skipped, and these arrays."""
 
 
 class Written(NamedTuple):

@@ -335,19 +335,17 @@ class Optimizer:
         self, layout: Layout, part: list[int], updates: list[Any], skipped: Any, arrays: list[Any]
     ) -> tuple[list[Any], list[Any]]:
         """Return what becomes of the updates that a rule hands over, and of what is kept: see `Program.between`."""
-        kept = dict(zip(layout.order, arrays, strict=True))
-        slices: list[tuple[tuple[str, str], slice] | None] = [None] * len(part)
-        for name in layout.forms.keys() - self.method.states.keys() - {AVERAGE}:  # (a number for each row)
-            for k, i in enumerate(part):
-                form, first = layout.forms[name][i], layout.first[name][i]
-                if form is not None:
-                    slices[k] = (name, form.dtype.name), slice(first, first + form.size)
-        rows = [None if place is None else kept[place[0]][place[1]] for place in slices]
-        made, after = orthogonal(self.method, self.known, updates, rows)
-        for place, before, row in zip(slices, rows, after, strict=True):
-            if place is not None:
-                kept[place[0]] = kept[place[0]].at[place[1]].set(jnp.where(skipped, before, row))
-        return made, [kept[key] for key in layout.order]
+        of_rows = [name for name in layout.forms if name not in self.method.states and name != AVERAGE]
+        if not of_rows:
+            return orthogonal(self.method, self.known, updates, None)[0], arrays
+        (name,) = of_rows
+        k = layout.order.index((name, updates[0].dtype.name))
+        first = [layout.first[name][i] for i in part]
+        index = np.concatenate([np.arange(len(u)) + start for u, start in zip(updates, first, strict=True)])
+        before = arrays[k][index]
+        made, after = orthogonal(self.method, self.known, updates, before)
+        changed = arrays[k].at[index].set(jnp.where(skipped, before, after))
+        return made, [*arrays[:k], changed, *arrays[k + 1 :]]
 
     def check_kind(self, state: Any) -> None:
         """Raise unless this is a state, and has numbers of all parameters together if the optimizer has."""

@@ -6,39 +6,40 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 
 from fastopt.products import TINY
 
 
-def orthogonal(
-    method: Any, options: Mapping[str, Any], updates: Sequence[Any], rows: Sequence[Any]
-) -> tuple[list[Any], list[Any]]:
+def orthogonal(method: Any, options: Mapping[str, Any], updates: Sequence[Any], rows: Any) -> tuple[list[Any], Any]:
     """Return updates that have been made orthogonal and as large as they are to be; those of one shape in one product.
 
-    `rows` has, for each, what is kept of its rows (NorMuon), or None; it is returned as it is after the step.
+    `rows` is what is kept of their rows (NorMuon), end to end, or None; it is returned as it is after the step.
     """
     alike = defaultdict(list)
     for i, update in enumerate(updates):
         alike[update.shape].append(i)
-    made, kept = list(updates), list(rows)
+    first = np.cumsum([0, *(len(update) for update in updates)])
+    made = list(updates)
     for shape, indices in alike.items():
         if 0 in shape:
             continue
         x = jnp.stack([updates[i] for i in indices])
-        for a, b, c in method.polynomials(options):
-            x = iterated(x, a, b, c)
-        if options["normuon"]:
-            average = jnp.stack([rows[i] for i in indices])
-            x, average = evened_out(x, average, options["normuon_beta"], options["eps"])
-            kept = [average[indices.index(i)] if i in indices else row for i, row in enumerate(kept)]
+        polynomials = jnp.array(method.polynomials(options), x.dtype).reshape(-1, 3)
+        x, _ = jax.lax.scan(lambda x, factors: (iterated(x, *factors), None), x, polynomials)
+        if rows is not None:
+            own = first[indices][:, None] + np.arange(shape[0])
+            x, average = evened_out(x, rows[own], options["normuon_beta"], options["eps"])
+            rows = rows.at[own].set(average)
         for i, update in zip(indices, x * method.ratio(options, *shape), strict=True):
             made[i] = update
-    return made, kept
+    return made, rows
 
 
-def iterated(x: Any, a: float, b: float, c: float) -> Any:
-    """Return ``(a + b*g + c*g@g) @ x``, g being ``x @ x.T``, or ``x @ (...)`` with ``x.T @ x`` if that is smaller."""
+def iterated(x: Any, a: Any, b: Any, c: Any) -> Any:
+    """Return ``(a + b*g + c*g@g) @ x``, g being ``x @ x.T``, or the same from the right with a smaller ``x.T @ x``."""
     flipped, wide = x.swapaxes(1, 2), x.shape[1] <= x.shape[2]
     gram = x @ flipped if wide else flipped @ x
     polynomial = b * gram + c * (gram @ gram)
