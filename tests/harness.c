@@ -4,6 +4,7 @@
  *   harness fuzz SEED ROUNDS    random steps: whatever the lengths, storages, rules, gradients that are missing,
  *                               addresses, threads and instruction set with FMA, the bits are those of one thread on
  *                               aligned memory, and nothing outside of the arrays is written
+ *   harness together SEED ROUNDS  the same in two threads at once, each with its own steps
  *   harness fingerprint         a hash of what every rule computes, for comparison with another machine
  *   harness count ISA           a fixed small work on one instruction set, for valgrind to count its instructions
  *   harness time [RULE]...      nanoseconds an element, from each level of the memory
@@ -11,6 +12,7 @@
  * Built and run by native.py: python tests/native.py time adam. */
 #include <float.h>
 #include <math.h>
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -20,7 +22,7 @@
 
 /* ---- random numbers: xorshift64* (Vigna 2016) ---- */
 
-static uint64_t random_state = 1;
+static _Thread_local uint64_t random_state = 1;
 
 static uint64_t draw(void)
 {
@@ -850,6 +852,28 @@ static int fuzz(uint64_t seed, size_t rounds)
     return 0;
 }
 
+typedef struct {
+    uint64_t seed;
+    size_t rounds;
+} part;
+
+static void *fuzz_part(void *given)
+{
+    const part *mine = given;
+    fuzz(mine->seed, mine->rounds);
+    return NULL;
+}
+
+static int fuzz_together(uint64_t seed, size_t rounds)
+{
+    part mine = {seed, rounds}, others = {seed + 1, rounds};
+    pthread_t thread;
+    if (pthread_create(&thread, NULL, fuzz_part, &others)) abort();
+    fuzz_part(&mine);
+    pthread_join(thread, NULL);
+    return 0;
+}
+
 /* ---- fingerprint, count, time: a few combinations of storages ---- */
 
 static const struct {
@@ -1077,9 +1101,11 @@ int main(int argc, char **argv)
     const char *command = argc > 1 ? argv[1] : "";
     if (strcmp(command, "check") == 0 && argc == 2) return check();
     if (strcmp(command, "fuzz") == 0 && argc == 4) return fuzz(strtoull(argv[2], NULL, 10), strtoul(argv[3], NULL, 10));
+    if (strcmp(command, "together") == 0 && argc == 4)
+        return fuzz_together(strtoull(argv[2], NULL, 10), strtoul(argv[3], NULL, 10));
     if (strcmp(command, "fingerprint") == 0 && argc == 2) return fingerprint();
     if (strcmp(command, "count") == 0 && argc == 3) return count_instructions(argv[2]);
     if (strcmp(command, "time") == 0) return time_rules(argc - 2, argv + 2);
-    printf("usage: harness check | fuzz SEED ROUNDS | fingerprint | count ISA | time [RULE]...\n");
+    printf("usage: harness check | fuzz SEED ROUNDS | together SEED ROUNDS | fingerprint | count ISA | time [RULE]...\n");
     return 2;
 }

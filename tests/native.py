@@ -3,6 +3,7 @@
 `python tests/native.py time adam` builds it and runs it; `python tests/native.py` says what else there is.
 """
 
+import os
 import platform
 import re
 import subprocess
@@ -12,6 +13,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from arrays import CSRC
+
+HERE = Path(__file__).parent
 
 CMAKE = (CSRC.parent / "CMakeLists.txt").read_text()
 
@@ -29,9 +32,9 @@ def isas(machine: str | None = None) -> list[str]:
     return [name for name in ISAS if name == "portable" or name.startswith(family)]
 
 
-def run(*command: str | Path) -> str:
+def run(*command: str | Path, **environment: str) -> str:
     """Return what a command prints; where it fails, what it complains of is in the error."""
-    done = subprocess.run([*map(str, command)], capture_output=True, text=True)
+    done = subprocess.run([*map(str, command)], capture_output=True, text=True, env={**os.environ, **environment})
     assert done.returncode == 0, f"{' '.join(map(str, command))}: exit {done.returncode}\n{done.stdout}{done.stderr}"
     return done.stdout
 
@@ -44,8 +47,8 @@ def harness(folder: Path, kernels: Iterable[str], options: Iterable[str] = (), c
     for isa, path in objects.items():
         run(*command, f"-DFASTOPT_ISA={isa}", *ISAS[isa], "-c", CSRC / "kernels.c", "-o", path)
     engine = [CSRC / name for name in ("names.c", "scalars.c", "dispatch.c", "rows.c", "threads.c", "step.c")]
-    source, program = Path(__file__).with_name("harness.c"), folder / "harness"
-    run(*command, "-pthread", source, *engine, *objects.values(), "-lm", "-ldl", "-o", program)
+    program = folder / "harness"
+    run(*command, "-pthread", HERE / "harness.c", *engine, *objects.values(), "-lm", "-ldl", "-o", program)
     return program
 
 
