@@ -520,6 +520,9 @@ def test_what_does_not_fit_is_named() -> None:
         opt.step(params, params, state._replace(numbers=jnp.zeros(2, jnp.uint32)))
     with pytest.raises(ValueError, match=r"state.arrays\['exp_avg'\]: expected .*\(6,\).* got .*\(3,\)"):
         opt.step(params, params, opt.init({"w": jnp.ones(3)}))
+    apart = {name: params["w"] for name in state.arrays}
+    with pytest.raises(ValueError, match=r"state.arrays\['exp_avg'\]: expected .*\(6,\).* got .*\(2, 3\)"):
+        opt.step(params, params, state._replace(arrays=apart))
     with pytest.raises(ValueError, match="decay_mask: "):
         fastopt.jax.AdamW(decay_mask={"v": True}).step(params, params, state)
 

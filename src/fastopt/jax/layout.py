@@ -53,7 +53,8 @@ class Layout:
     def check(self, arrays: Any) -> None:
         """Raise `ValueError` unless the arrays are laid out so."""
         for name, lengths in self.lengths.items():
-            found = {dtype: (array.dtype.name, array.shape) for dtype, array in arrays[name].items()}
+            given = arrays[name] if isinstance(arrays[name], dict) else {"": arrays[name]}
+            found = {dtype: (jnp.result_type(array).name, jnp.shape(array)) for dtype, array in given.items()}
             expected = {dtype: (dtype, (length,)) for dtype, length in lengths.items()}
             if found != expected:
                 raise ValueError(
