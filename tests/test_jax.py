@@ -520,7 +520,7 @@ def test_what_does_not_fit_is_named() -> None:
         opt.step(params, params, state._replace(numbers=jnp.zeros(2, jnp.uint32)))
     with pytest.raises(ValueError, match=r"state.arrays\['exp_avg'\]: expected .*\(6,\).* got .*\(3,\)"):
         opt.step(params, params, opt.init({"w": jnp.ones(3)}))
-    apart = {name: params["w"] for name in state.arrays}
+    apart = dict.fromkeys(state.arrays, params["w"])
     with pytest.raises(ValueError, match=r"state.arrays\['exp_avg'\]: expected .*\(6,\).* got .*\(2, 3\)"):
         opt.step(params, params, state._replace(arrays=apart))
     with pytest.raises(ValueError, match="decay_mask: "):
