@@ -1,7 +1,7 @@
 """Write what type checkers and editors know of the optimizers' classes, which are made at import.
 
-The stubs `optimizers.pyi` and `torch/optimizers.pyi` come from the same descriptions as the classes. Neither the
-compiled core nor torch is needed. CMake runs this; by hand it is
+The stubs `optimizers.pyi`, `torch/optimizers.pyi` and `jax/optimizers.pyi` come from the same descriptions as the
+classes. Neither the compiled core nor torch nor JAX is needed. CMake runs this; by hand it is
 
     python cmake/stubs.py src/fastopt
 """
@@ -46,22 +46,38 @@ from fastopt.torch.optimizer import Optimizer
 _Number = float | torch.Tensor | Callable[[int], float]
 '''
 
+FOR_JAX = '''\
+"""The optimizers for JAX. (Made by cmake/stubs.py.)"""
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax
+
+from fastopt.jax.optimizer import Optimizer, TwoModes
+
+_Number = float | jax.Array | Callable[[Any], Any]
+'''
+
 FLAGS = {"foreach": None, "fused": None, "capturable": False, "differentiable": False}
 """What `Method.twin_flags` may name beside the options, with torch's defaults."""
 
 
 def main(folder: Path) -> None:
-    """Write both."""
+    """Write all."""
     bare = ModuleType("fastopt")  # the package without what its __init__ imports
     bare.__path__ = [str(PACKAGE)]
     sys.modules["fastopt"] = bare
     methods = importlib.import_module("fastopt.methods").registry()
-    whole = importlib.import_module("fastopt.methods.base").WHOLE_OF_TORCH
+    base = importlib.import_module("fastopt.methods.base")
     classes = [class_for_numpy(name, method) for name, method in methods.items()]
     registry = "def registry() -> dict[str, type[Optimizer]]: ...\n"
     write(folder / "optimizers.pyi", [FOR_NUMPY, listed([*methods]), *classes, registry])
-    classes = [class_for_torch(name, method, whole) for name, method in methods.items()]
+    classes = [class_for_torch(name, method, base.WHOLE_OF_TORCH) for name, method in methods.items()]
     write(folder / "torch" / "optimizers.pyi", [FOR_TORCH, listed([*methods]), *classes])
+    for_jax = {name: method for name, method in methods.items() if not method.refusal_of_dense}
+    classes = [class_for_jax(name, method, base.WHOLE_OF_JAX) for name, method in for_jax.items()]
+    write(folder / "jax" / "optimizers.pyi", [FOR_JAX, listed([*for_jax]), *classes])
 
 
 def write(path: Path, parts: list[str]) -> None:
@@ -80,7 +96,8 @@ def listed(names: list[str]) -> str:
 def class_for_numpy(name: str, method: Any) -> str:
     """Return the class of a description for NumPy."""
     parameters = [*method.signature().parameters.values()]
-    return written(f"class {name}({modes_of(method)}Optimizer):", method.documentation(), parameters, "Any")
+    arguments = ["params: Any", *parameters[1:]]
+    return written(f"class {name}({modes_of(method)}Optimizer):", method.documentation(), arguments)
 
 
 def class_for_torch(name: str, method: Any, whole: Any) -> str:
@@ -98,7 +115,15 @@ def class_for_torch(name: str, method: Any, whole: Any) -> str:
         parameters[flag] = known.replace(kind=kind)
     bases = f"{modes_of(method)}Optimizer" + (f", torch.optim.{twin}" if twin else "")
     ordered = sorted(parameters.values(), key=lambda parameter: parameter.kind)
-    return written(f"class {name}({bases}):", method.documentation(whole), ordered, "ParamsT")
+    return written(f"class {name}({bases}):", method.documentation(whole), ["params: ParamsT", *ordered[1:]])
+
+
+def class_for_jax(name: str, method: Any, whole: Any) -> str:
+    """Return the class of a description for JAX, which is made without parameters."""
+    parameters = [*method.signature(whole).parameters.values()][1:]
+    documentation = method.documentation(whole).replace("params\n    What to optimize, in place.\n", "")
+    base = "TwoModes" if "train_mode" in method.options else "Optimizer"
+    return written(f"class {name}({base}):", documentation, parameters)
 
 
 def modes_of(method: Any) -> str:
@@ -106,10 +131,13 @@ def modes_of(method: Any) -> str:
     return "TwoModes, " if "train_mode" in method.options else ""
 
 
-def written(head: str, documentation: str, parameters: list[Parameter], of_params: str) -> str:
-    """Return a class with its constructor."""
-    arguments = ["self", f"params: {of_params}"]
-    for parameter in parameters[1:]:
+def written(head: str, documentation: str, parameters: list[Any]) -> str:
+    """Return a class with its constructor, of parameters that may be written already."""
+    arguments = ["self"]
+    for parameter in parameters:
+        if isinstance(parameter, str):
+            arguments.append(parameter)
+            continue
         if parameter.kind is Parameter.KEYWORD_ONLY and "*" not in arguments:
             arguments.append("*")
         arguments.append(f"{parameter.name}: {typed(parameter.annotation)} = {value(parameter.default)}")

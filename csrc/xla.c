@@ -17,15 +17,19 @@
  *     options     rows of fo_options, then clip_value, the weight of the moving average, and what was measured
  *     places      for each traced number, where in `options` it belongs
  *     stochastic  a bit for each state that is rounded at random, where it is in bfloat16
- *     average     whether the last state is the parameters' moving average
+ *     average     whether there is a moving average of the parameters
+ *     kept        for each tensor, of each of its states, its moving average and its numbers: in which of the arrays of
+ *                 what is kept it lies, and from which element on
+ *     matrices    for each tensor, rows and elements of a row of the matrices by which its states go
+ *     seats       for each tensor, its number among all, where that matters; upwards
  *     advances    where in a row of options the numbers belong that the rule keeps for all parameters together
- *     first       how many parameters there are before the call's, where that matters
  *     counts      whether this is the call that counts the step, and brings what `advances` names to after it
  * arguments
- *     the traced numbers; how many steps were taken; if `advances` names any, the halves of these; all parameters; for
- *     each state, those of all parameters; the same for the numbers that the rule keeps for each; all gradients
+ *     the traced numbers; how many steps were taken; if `advances` names any, the halves of these; the arrays of what is
+ *     kept, each of many parameters; all parameters; all gradients
  * results
- *     all from the number of steps on but for the gradients: the same memory, where XLA can have it so */
+ *     all from the number of steps on but for the gradients: the same memory, where XLA can have it so. A rule that hands
+ *     over its update (rules.def) changes no parameter: that is in its last state then */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -39,10 +43,10 @@ enum { CLIP_VALUE, AVERAGE_WEIGHT, SCALE, SKIPPED, NUMBERS_OF_ALL };
 typedef struct {
     double *options; /* a copy, with the traced numbers */
     double *taken;   /* how many steps each tensor has taken, without this one */
-    fo_plan *plan;   /* with `first` tensors before the call's, which have no gradient */
-    const int64_t *owners, *advances;
-    size_t traced, rows, first, tensors, advanced;
-    size_t heads; /* arguments after the traced ones that come before the parameters */
+    fo_plan *plan;   /* those that are not of the call have no gradient */
+    const int64_t *owners, *advances, *kept, *matrices, *seats;
+    size_t traced, rows, tensors, advanced, arrays;
+    size_t heads; /* arguments after the traced ones that come before what is kept */
     fo_rule rule;
     int64_t stochastic;
     bool average, counts;
@@ -160,25 +164,45 @@ static bool read_options(const xla_call *call, xla_parts *parts, size_t *size)
     return true;
 }
 
+/* An array with so many integers for each tensor. */
+static bool read_table(const xla_call *call, const char *name, size_t tensors, size_t each, const int64_t **table)
+{
+    const void *at;
+    size_t size;
+    if (!read_array(call, name, XLA_S64, &at, &size) || size != tensors * each) return false;
+    *table = at;
+    return true;
+}
+
+static size_t kept_of(const xla_parts *parts)
+{
+    return fo_needs[parts->rule].states + parts->average + fo_needs[parts->rule].numbers;
+}
+
 static bool read_attributes(const xla_call *call, xla_parts *parts)
 {
-    int64_t rule, average, first, counts;
+    int64_t rule, average, counts;
     const void *owners, *advances;
     size_t numbers;
     if (!read_options(call, parts, &numbers) || !read_integer(call, "rule", &rule) ||
         !read_integer(call, "stochastic", &parts->stochastic) || !read_integer(call, "average", &average) ||
-        !read_integer(call, "first", &first) || !read_integer(call, "counts", &counts) ||
-        !read_array(call, "owners", XLA_S64, &owners, &parts->tensors) ||
+        !read_integer(call, "counts", &counts) || !read_array(call, "owners", XLA_S64, &owners, &parts->tensors) ||
         !read_array(call, "advances", XLA_S64, &advances, &parts->advanced))
         return false;
-    if (rule < 0 || rule >= FO_RULES || fo_needs[rule].advances != (parts->advanced > 0) || first < 0 ||
-        numbers < NUMBERS_OF_ALL || (numbers - NUMBERS_OF_ALL) % FO_OPTIONS)
+    if (rule < 0 || rule >= FO_RULES || fo_needs[rule].advances != (parts->advanced > 0) || numbers < NUMBERS_OF_ALL ||
+        (numbers - NUMBERS_OF_ALL) % FO_OPTIONS)
         return false;
-    parts->rule = (fo_rule)rule, parts->average = average, parts->first = (size_t)first, parts->counts = counts;
+    parts->rule = (fo_rule)rule, parts->average = average, parts->counts = counts;
     parts->owners = owners, parts->rows = (numbers - NUMBERS_OF_ALL) / FO_OPTIONS;
     parts->advances = advances, parts->heads = parts->advanced ? 2 : 1;
+    if (!read_table(call, "kept", parts->tensors, 2 * kept_of(parts), &parts->kept) ||
+        !read_table(call, "matrices", parts->tensors, 2, &parts->matrices) ||
+        !read_table(call, "seats", parts->tensors, 1, &parts->seats))
+        return false;
     for (size_t i = 0; i < parts->tensors; i++)
-        if (parts->owners[i] < 0 || (size_t)parts->owners[i] >= parts->rows) return false;
+        if (parts->owners[i] < 0 || (size_t)parts->owners[i] >= parts->rows ||
+            parts->seats[i] < (i ? parts->seats[i - 1] + 1 : 0))
+            return false;
     for (size_t k = 0; k < parts->advanced; k++)
         if (parts->advances[k] < 0 || parts->advances[k] >= FO_OPTIONS) return false;
     return true;
@@ -196,12 +220,14 @@ static double *read_advanced(const xla_call *call, const xla_parts *parts)
     return kept;
 }
 
-/* The stream of a tensor in the k-th result. */
-static bool read_stream(const xla_call *call, size_t traced, size_t k, size_t n, fo_stream *stream)
+/* The k-th thing that is kept of a tensor, of n numbers: in results that took the place of arguments. */
+static bool read_kept(const xla_call *call, const xla_parts *parts, size_t i, size_t k, size_t n, fo_stream *stream)
 {
-    const xla_buffer *argument = call->arguments.at[traced + k];
-    if (!storage_of(argument->dtype, &stream->storage) || length_of(argument) != n) return false;
-    stream->at = take(call, argument, k);
+    const int64_t *place = &parts->kept[2 * (i * kept_of(parts) + k)];
+    if (place[0] < 0 || (size_t)place[0] >= parts->arrays || place[1] < 0) return false;
+    const xla_buffer *array = call->results.at[parts->heads + (size_t)place[0]];
+    if (!storage_of(array->dtype, &stream->storage) || (size_t)place[1] + n > length_of(array)) return false;
+    stream->at = (char *)array->data + (size_t)place[1] * fo_storage_size(stream->storage);
     return true;
 }
 
@@ -212,29 +238,41 @@ static bool read_gradient(const xla_buffer *buffer, fo_tensor *t)
     return true;
 }
 
+/* Say how large the matrices are by which states go, if any do. */
+static bool read_matrix(const int64_t *matrix, fo_tensor *t)
+{
+    bool small = false;
+    for (int k = 0; k < fo_needs[t->rule].states; k++) small = small || fo_needs[t->rule].small[k];
+    if (!small) return true;
+    if (matrix[0] < 0 || matrix[1] < 0) return false;
+    t->height = (size_t)matrix[0], t->width = (size_t)matrix[1];
+    return t->n == 0 || (t->height && t->width && t->n % t->width == 0 && t->n / t->width % t->height == 0);
+}
+
 static bool read_tensor(const xla_call *call, xla_parts *parts, size_t i)
 {
-    fo_tensor *t = &parts->plan->tensors[parts->first + i];
-    const size_t count = parts->tensors, states = fo_needs[parts->rule].states, numbers = fo_needs[parts->rule].numbers;
-    const size_t heads = parts->heads, after_states = heads + count * (1 + states + parts->average);
+    fo_tensor *t = &parts->plan->tensors[parts->seats[i]];
+    const size_t states = fo_needs[parts->rule].states, place = parts->heads + parts->arrays + i;
+    const xla_buffer *param = call->arguments.at[parts->traced + place];
     t->rule = parts->rule;
     t->options = (fo_options *)(parts->options + (size_t)parts->owners[i] * FO_OPTIONS);
     t->count = (fo_number){&parts->taken[i], false};
-    t->n = length_of(call->arguments.at[parts->traced + heads + i]);
-    if (!read_stream(call, parts->traced, heads + i, t->n, &t->param)) return false;
+    t->n = length_of(param);
+    if (!storage_of(param->dtype, &t->param.storage) || !read_matrix(&parts->matrices[2 * i], t)) return false;
+    t->param.at = take(call, param, place);
     for (size_t k = 0; k < states + parts->average; k++) {
         fo_stream *state = k < states ? &t->state[k] : &t->average;
-        if (!read_stream(call, parts->traced, heads + (k + 1) * count + i, t->n, state)) return false;
+        if (!read_kept(call, parts, i, k, k < states ? fo_state_length(t, (int)k) : t->n, state)) return false;
         if (state->storage == FO_BF16 && (parts->stochastic >> k & 1)) state->storage = FO_BF16_STOCHASTIC;
         if ((state->storage == FO_F64) != (t->param.storage == FO_F64)) return false;
     }
-    for (size_t k = 0; k < numbers; k++) {
-        const size_t place = after_states + k * count + i;
-        const xla_buffer *number = call->arguments.at[parts->traced + place];
-        if ((number->dtype != XLA_F32 && number->dtype != XLA_F64) || length_of(number) != 1) return false;
-        t->number[k] = (fo_number){take(call, number, place), number->dtype == XLA_F32};
+    for (size_t k = 0; k < fo_needs[parts->rule].numbers; k++) {
+        fo_stream number;
+        if (!read_kept(call, parts, i, states + parts->average + k, 1, &number)) return false;
+        if (number.storage != FO_F32 && number.storage != FO_F64) return false;
+        t->number[k] = (fo_number){number.at, number.storage == FO_F32};
     }
-    return read_gradient(call->arguments.at[parts->traced + after_states + numbers * count + i], t) &&
+    return read_gradient(call->arguments.at[parts->traced + place + parts->tensors], t) &&
            (t->grad.storage == FO_F64) == (t->param.storage == FO_F64);
 }
 
@@ -266,19 +304,28 @@ static xla_error *measure(const fo_kernels *kernels, int threads, const xla_call
     return NULL;
 }
 
+/* What a rule hands over is made use of between two calls. */
+static bool leave(void *hands)
+{
+    (void)hands;
+    return false;
+}
+
 static xla_error *step(const fo_kernels *kernels, int threads, const xla_call *call, xla_parts *parts)
 {
     if (!read_attributes(call, parts)) return malformed(call);
-    const size_t arrays = 1 + fo_needs[parts->rule].states + parts->average + fo_needs[parts->rule].numbers;
-    const size_t results = parts->heads + parts->tensors * arrays;
-    if ((size_t)call->results.size != results || (size_t)call->arguments.size != parts->traced + results + parts->tensors)
+    const size_t results = (size_t)call->results.size, besides = parts->heads + parts->tensors;
+    if (results < besides || (size_t)call->arguments.size != parts->traced + results + parts->tensors)
         return malformed(call);
+    parts->arrays = results - besides;
     const xla_buffer *count = call->arguments.at[parts->traced];
     if (count->dtype != XLA_S32 || length_of(count) != 1) return malformed(call);
     int32_t *steps = take(call, count, 0);
     double *kept = parts->advanced ? read_advanced(call, parts) : NULL;
     if (parts->advanced && (!kept || !parts->tensors)) return malformed(call);
-    parts->plan = fo_plan_new(parts->first + parts->tensors);
+    for (size_t k = 0; k < parts->arrays; k++)
+        take(call, call->arguments.at[parts->traced + parts->heads + k], parts->heads + k);
+    parts->plan = fo_plan_new(parts->tensors ? (size_t)parts->seats[parts->tensors - 1] + 1 : 0);
     parts->taken = malloc((parts->tensors + 1) * sizeof(double));
     if (!parts->plan || !parts->taken) return out_of_memory(call);
     for (size_t i = 0; i < parts->tensors; i++) {
@@ -289,7 +336,7 @@ static xla_error *step(const fo_kernels *kernels, int threads, const xla_call *c
     const double *of_all = parts->options + parts->rows * FO_OPTIONS;
     if (of_all[SKIPPED] != 0) return NULL;
     const fo_request request = {.unscale = of_all[SCALE], .clip_norm = INFINITY, .clip_value = of_all[CLIP_VALUE],
-                                .average_weight = of_all[AVERAGE_WEIGHT], .threads = threads};
+                                .average_weight = of_all[AVERAGE_WEIGHT], .threads = threads, .between = leave};
     const fo_result result = fo_step(kernels, parts->plan, &request);
     if (result.unfit) {
         char message[160];

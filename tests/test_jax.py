@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -28,9 +29,7 @@ from fastopt.benchmark.plan import on_task  # noqa: E402
 from fastopt.benchmark.runs import Entrant, perform  # noqa: E402
 from fastopt.benchmark.tasks import ACTIONS, Task, methods  # noqa: E402
 
-CASES = [
-    case for case in ALL_CASES if hasattr(fastopt.jax, case.optimizer) and not case.options.get("rowwise")
-]  # (which is refused here)
+CASES = [case for case in ALL_CASES if hasattr(fastopt.jax, case.optimizer)]
 
 SHAPES: dict[str, tuple[int, ...]] = {"a": (3, 5), "b": (), "c": (0, 3), "d": (BLOCK + 3,)}
 
@@ -74,9 +73,19 @@ def assert_same(found: Any, expected: Any) -> None:
         assert (one.dtype, one.shape, one.tobytes()) == (other.dtype, other.shape, other.tobytes())
 
 
-def assert_close(found: Any, expected: Any) -> None:
+def assert_close(found: Any, expected: Any, tolerance: float = 1e-5) -> None:
     for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(one, other, rtol=tolerance, atol=tolerance)
+
+
+def assert_kept(opt: Any, state: Any, params: Any, twin: Any, same: Callable[[Any, Any], None]) -> None:
+    """What is kept of each parameter is what the NumPy face keeps."""
+    for name, tree in opt.arrays_of(state, params).items():
+        found = jax.tree.leaves(tree, is_leaf=lambda leaf: leaf is None)
+        for array, kept in zip(found, twin.state, strict=True):
+            assert (array is None) == (kept.get(name) is None)
+            if array is not None and name not in opt.method.numbers:
+                same(array, kept[name])
 
 
 def assert_like_numpy(case: Case, rng: np.random.Generator, dtype: str, **more: Any) -> None:
@@ -89,11 +98,11 @@ def assert_like_numpy(case: Case, rng: np.random.Generator, dtype: str, **more: 
         params, state = step(params, in_jax(grads), state)
         twin.step(grads)
     assert int(state.steps) == 3
-    exact = jax.config.jax_enable_x64 or not opt.method.numbers  # which are in float32 where there is no float64
+    # Numbers are in float32 where there is no float64; products of matrices are another library's.
+    exact = (jax.config.jax_enable_x64 or not opt.method.numbers) and not opt.method.between
     same = assert_same if exact else assert_close
     same(params, expected)
-    for name in opt.names:
-        same(state.arrays[name], [kept[name] for kept in twin.state])
+    assert_kept(opt, state, params, twin, same)
     assert opt.numbers_of(state) == {name: twin.param_groups[0][name] for name in opt.method.advances}
 
 
@@ -129,7 +138,9 @@ def test_half_precision_is_computed_in_float32_and_rounded(dtype: str, rng: np.r
     opt = fastopt.jax.AdamW(lr=0.1)
     found = compiled(opt)(narrow[0], narrow[1], opt.init(narrow[0]))
     expected = compiled(opt)(wide[0], wide[1], opt.init(wide[0]))
-    assert_same(found, jax.tree.map(lambda leaf, like: leaf.astype(like.dtype), expected, found))
+    assert jax.tree.leaves(found[1].arrays)[0].dtype == dtype
+    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        assert_same(one, other.astype(one.dtype))
 
 
 @pytest.mark.parametrize(
@@ -145,8 +156,7 @@ def test_many_arrays_are_stepped_as_in_one_call(options: dict[str, Any], rng: np
         params, state = step(params, in_jax(grads), state)
         twin.step(grads)
     assert_same(params, expected)
-    for name in opt.names:
-        assert_same(state.arrays[name], [kept[name] for kept in twin.state])
+    assert_kept(opt, state, params, twin, assert_same)
     assert int(state.steps) == 3
 
 
@@ -159,7 +169,7 @@ def test_the_moving_average_is_the_numpy_faces(rng: np.random.Generator) -> None
         grads = arrays(rng)
         params, state = step(params, in_jax(grads), state)
         twin.step(grads)
-    assert_same(state.arrays["ema"], [kept["ema"] for kept in twin.state])
+    assert_same(opt.arrays_of(state, params)["ema"], [kept["ema"] for kept in twin.state])
 
 
 @pytest.mark.parametrize(
@@ -218,10 +228,62 @@ def test_the_parameters_that_are_used_are_the_numpy_faces(optimizer: str, rng: n
         opt.eval_params(params, state)
 
 
-@pytest.mark.parametrize("optimizer", ["AdamW", "Prodigy"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"normuon": True, "momentum": on_the_host(lambda step: 0.9 + 0.01 * step)},
+        {"coefficients": "polar_express", "adjust_lr_fn": "match_rms_adamw", "maximize": True, "clip_value": 0.5},
+        {"clip_norm": 1.0, "weight_decay": lambda step: 0.1 * int(step), "nesterov": False, "ns_steps": 0},
+        {"ema": 0.9, "state_dtype": "bfloat16", "lr": lambda step: 0.1 / (1 + int(step))},
+    ],
+)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_muon_makes_the_updates_of_the_numpy_face(
+    dtype: str, options: dict[str, Any], rng: np.random.Generator, x64: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fastopt.backends.jax.MOST_IN_A_CALL", 3)
+    shapes = [(5, 3), (3, 5), (0, 2), (5, 3), (BLOCK // 4, 5)]
+    expected = [np.array(rng.standard_normal(shape), dtype) for shape in shapes]
+    opt, twin = fastopt.jax.Muon(**{"lr": 0.1, **options}), fastopt.Muon(expected, **{"lr": 0.1, **options})
+    params = in_jax(expected)
+    state, step = opt.init(params), compiled(opt)
+    for _ in range(3):
+        grads = [np.array(rng.standard_normal(shape), dtype) for shape in shapes]
+        params, state = step(params, in_jax(grads), state)
+        twin.step(grads)
+    assert int(state.steps) == 3
+    assert_close(params, expected, 1e-4 if dtype == "float32" else 1e-10)  # (iterations enlarge what rounding does)
+    kept = opt.arrays_of(state, params)
+    assert kept.keys() == twin.state[0].keys() - {"step"}
+    for name in kept:
+        assert_close([one.astype("float32") for one in kept[name]], [of_each[name] for of_each in twin.state])
+
+
+def test_muon_steps_the_matrices_within_and_adamw_the_rest(rng: np.random.Generator) -> None:
+    shapes = {"layer": {"weight": (4, 3), "bias": (4,)}, "head": (3, 4)}
+    new = partial(jax.tree.map, lambda shape: np.array(rng.standard_normal(shape), "float32"), shapes)
+    arrays_of_numpy = partial(new, is_leaf=lambda leaf: isinstance(leaf, tuple))
+    expected = arrays_of_numpy()
+    opt, twin = fastopt.jax.MuonAdamW(lr=0.1), fastopt.MuonAdamW(expected, lr=0.1)
+    params = in_jax(expected)
+    state = opt.init(params)
+    kept = opt.arrays_of(state, params)
+    assert kept["exp_avg"]["layer"]["weight"] is None is kept["momentum_buffer"]["head"]
+    for _ in range(3):
+        grads = arrays_of_numpy()
+        params, state = jax.jit(opt.step)(params, in_jax(grads), state)
+        twin.step(grads)
+    assert_close(params, expected)
+    assert_same((params["head"], params["layer"]["bias"]), (expected["head"], expected["layer"]["bias"]))
+    with pytest.raises(ValueError, match=r"params\['layer'\]\['bias'\]: Muon steps matrices alone"):
+        fastopt.jax.Muon().init(params)
+
+
+@pytest.mark.parametrize("optimizer", ["AdamW", "Prodigy", "MuonAdamW"])
 def test_a_step_that_is_not_finite_is_skipped(optimizer: str, rng: np.random.Generator) -> None:
     params, grads = in_jax(arrays(rng)), in_jax(arrays(rng))
-    opt = made(optimizer, nonfinite="skip")
+    opt = made(optimizer, nonfinite="skip", **({"normuon": True} if optimizer == "MuonAdamW" else {}))
     before = opt.init(params)
     after = jax.jit(opt.step)(params, {**grads, "b": jnp.array(np.nan)}, before)
     assert_same(after, (params, before))
@@ -322,7 +384,7 @@ def test_a_scan_over_steps_takes_no_more_memory(optimizer: str, rng: np.random.G
     assert_same(scanned(params, opt.init(params)), expected)
 
 
-@pytest.mark.parametrize("optimizer", ["AdamW", "Prodigy"])
+@pytest.mark.parametrize("optimizer", ["AdamW", "Prodigy", "Adafactor"])
 def test_vmap_is_a_step_of_each(optimizer: str, rng: np.random.Generator) -> None:
     opt = made(optimizer, lr=0.1)
     params, grads = (jnp.array(rng.standard_normal((3, 7)), "float32") for _ in range(2))
@@ -337,7 +399,7 @@ def test_the_step_has_no_derivative(place: int, options: dict[str, Any]) -> None
     opt, params = fastopt.jax.SGD(**options), jnp.ones(3)
     state = opt.init(params)
     with pytest.raises(TypeError, match="a step has no derivative"):
-        jax.jit(jax.grad(lambda *given: opt.step(*given, state)[0].sum(), argnums=place))(params, params)
+        jax.jit(jax.grad(lambda params, grads: opt.step(params, grads, state)[0].sum(), place))(params, params)
 
 
 def pickled(tree: Any, like: Any, folder: Path) -> Any:
@@ -354,7 +416,7 @@ def in_a_checkpoint(tree: Any, like: Any, folder: Path) -> Any:
 
 @pytest.mark.filterwarnings("default")  # (of orbax's libraries)
 @pytest.mark.parametrize("saved", [pickled, in_a_checkpoint])
-@pytest.mark.parametrize("optimizer", ["AdamW", "Prodigy"])
+@pytest.mark.parametrize("optimizer", ["AdamW", "Prodigy", "Adafactor"])
 def test_a_saved_state_goes_on_with_the_same_bits(
     optimizer: str, saved: Callable[..., Any], rng: np.random.Generator, tmp_path: Path
 ) -> None:
@@ -412,7 +474,7 @@ def test_the_package_imports_no_jax() -> None:
         ({"ema": lambda step: 0.9}, "ema: expected a number"),
         ({"clip_norm": -1.0}, "Invalid clip_norm"),
         ({"lr": schedules.linear(-1.0, 0.0, 5)}, "Invalid learning rate: -1.0"),
-        ({"rowwise": True}, "rowwise: is not supported here"),
+        ({"state_dtype": "8bit"}, "state_dtype: .* is not supported here"),
         ({"accumulate": 2}, "unexpected keyword argument 'accumulate'"),
     ],
 )
@@ -425,8 +487,13 @@ def test_a_state_of_other_precision_is_named(x64: None) -> None:
     opt, params = fastopt.jax.NAdam(), jnp.ones(3, "float32")
     state = opt.init(params)
     jax.config.update("jax_enable_x64", False)
-    with pytest.raises(ValueError, match=r"state.arrays\['mu_product'\]: expected float32 .*, got float64"):
+    with pytest.raises(ValueError, match=r"state.arrays\['mu_product'\]: expected .*float32.* got .*float64"):
         opt.step(params, params, state)
+
+
+def test_what_products_are_made_by_cannot_move() -> None:
+    with pytest.raises(TypeError, match="eps: expected what is known before the step"):
+        fastopt.jax.Muon(eps=lambda step: 1e-7)
 
 
 def test_what_numbers_start_as_cannot_move() -> None:
@@ -451,8 +518,11 @@ def test_what_does_not_fit_is_named() -> None:
         opt.step(params, params, fastopt.jax.Lion().init(params))
     with pytest.raises(TypeError, match="state: expected what init"):
         opt.step(params, params, state._replace(numbers=jnp.zeros(2, jnp.uint32)))
-    with pytest.raises(ValueError, match=r"state.arrays\['exp_avg'\]\['w'\]: expected float32 of the shape \(2, 3\)"):
+    with pytest.raises(ValueError, match=r"state.arrays\['exp_avg'\]: expected .*\(6,\).* got .*\(3,\)"):
         opt.step(params, params, opt.init({"w": jnp.ones(3)}))
+    apart = dict.fromkeys(state.arrays, params["w"])
+    with pytest.raises(ValueError, match=r"state.arrays\['exp_avg'\]: expected .*\(6,\).* got .*\(2, 3\)"):
+        opt.step(params, params, state._replace(arrays=apart))
     with pytest.raises(ValueError, match="decay_mask: "):
         fastopt.jax.AdamW(decay_mask={"v": True}).step(params, params, state)
 
@@ -493,7 +563,7 @@ def test_states_go_from_optax_and_back(
     for _ in range(3):
         params, theirs_state = step_there(params, in_jax(arrays(rng)), theirs_state)
     state = ours.from_optax(theirs_state, params)
-    assert_same(ours.to_optax(state, theirs.init(params)), theirs_state)
+    assert_same(ours.to_optax(state, params, theirs.init(params)), theirs_state)
     expected = params
     for _ in range(3):
         grads = in_jax(arrays(rng))
@@ -501,7 +571,7 @@ def test_states_go_from_optax_and_back(
         expected, theirs_state = step_there(expected, grads, theirs_state)
     for one, other in zip(jax.tree.leaves(params), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
-    back = ours.to_optax(state, theirs.init(params))
+    back = ours.to_optax(state, params, theirs.init(params))
     for one, other in zip(jax.tree.leaves(back), jax.tree.leaves(theirs_state), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
 

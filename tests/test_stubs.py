@@ -11,12 +11,12 @@ import pytest
 import fastopt
 from fastopt import optimizers
 
-every_face = pytest.mark.parametrize("face", ["fastopt", "fastopt.torch"])
+every_face = pytest.mark.parametrize("face", ["fastopt", "fastopt.torch", "fastopt.jax"])
 
 
 def stub_of(face: str) -> ast.Module:
-    if face == "fastopt.torch":
-        pytest.importorskip("torch")
+    if face != "fastopt":
+        pytest.importorskip(face.partition(".")[2])
     path = importlib.import_module(f"{face}.optimizers").__file__
     assert path
     stub = Path(path).with_suffix(".pyi")
@@ -30,9 +30,11 @@ def test_the_optimizers_are_those_of_the_registry(face: str) -> None:
     classes = {node.name for node in tree.body if isinstance(node, ast.ClassDef)}
     public = next(node.value for node in tree.body if isinstance(node, ast.AnnAssign))
     assert public
-    assert classes == set(ast.literal_eval(public)) == set(optimizers.registry())
-    functions = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
     module = importlib.import_module(f"{face}.optimizers")
+    assert classes == set(ast.literal_eval(public)) == set(module.__all__)
+    missing = optimizers.registry().keys() - classes
+    assert missing == ({"SparseAdam"} if face == "fastopt.jax" else set())
+    functions = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
     assert functions == {"registry"} & set(vars(module))
 
 
@@ -53,7 +55,8 @@ def test_constructors_have_the_same_arguments(face: str) -> None:
         by_name = {p.name for p in real if p.kind is inspect.Parameter.KEYWORD_ONLY}
         assert [argument.arg for argument in arguments.args] == ["self", *by_position]
         assert {argument.arg for argument in arguments.kwonlyargs} == by_name
-        defaults = dict(zip(by_position[1:], map(ast.literal_eval, arguments.defaults), strict=True))
+        optional = [name for name in by_position if name != "params"]
+        defaults = dict(zip(optional, map(ast.literal_eval, arguments.defaults), strict=True))
         for argument, default in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True):
             assert default
             defaults[argument.arg] = ast.literal_eval(default)
@@ -77,3 +80,13 @@ def test_mypy_finds_mistakes_in_torch() -> None:
         AdamW(parameters, learning_rate=0.1)  # type: ignore[call-arg]
     with pytest.raises(ValueError, match="nonfinite"):
         AdamW(parameters, nonfinite="skp")  # type: ignore[arg-type]
+
+
+def test_mypy_finds_mistakes_in_jax() -> None:
+    pytest.importorskip("jax")
+    from fastopt.jax import AdamW
+
+    with pytest.raises(TypeError, match="learning_rate"):
+        AdamW(learning_rate=0.1)  # type: ignore[call-arg]
+    with pytest.raises(ValueError, match="nonfinite"):
+        AdamW(nonfinite="raise")  # type: ignore[arg-type]

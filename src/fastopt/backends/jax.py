@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 import zlib
 from collections.abc import Callable
+from functools import partial
+from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,8 +25,17 @@ VERSION = f"{zlib.crc32(repr((_core.RULES, _core.OPTIONS)).encode()):08x}"
 MEASURE, STEP = f"fastopt_measure_{VERSION}", f"fastopt_step_{VERSION}"
 """Have in their names what the numbers in a call mean: one that another version compiled and kept is not found here."""
 
+ROWS = 2
+"""Of options: for what decays, and for what a mask leaves out."""
+
+CLIP_VALUE, AVERAGE_WEIGHT, SCALE, SKIPPED = range(ROWS * len(_core.OPTIONS), ROWS * len(_core.OPTIONS) + 4)
+"""Where the numbers of all parameters belong, after the rows of options."""
+
+PLAIN = "sgd"
+"""The rule whose update is the gradient."""
+
 MOST_IN_A_CALL = 64
-"""Parameters. The time to compile a call grows faster than with their square: 0.2 s for 100, 250 s for 1000."""
+"""Parameters. The time to compile a call grows faster than with their number."""
 
 
 def interface() -> tuple[int, int]:
@@ -65,68 +76,149 @@ class Numbers(NamedTuple):
         return [operand for _, operand in self.traced]
 
 
-class Rule(NamedTuple):
-    """What is the same for all parameters."""
+class Tensor(NamedTuple):
+    """How a parameter is stepped."""
 
-    name: str
-    options: Numbers
-    """Two rows of all options, then clip_value and the weight of the moving average."""
+    rule: str
+    owner: int
+    """Its row of options."""
+    kept: tuple[tuple[int, int], ...]
+    """Of each of its states, its moving average and its numbers: in which array it lies, and from which element on."""
+    matrix: tuple[int, int]
+    """Rows, and elements of a row, of the matrices by which its states go, if any do."""
     stochastic: int
     """A bit for each state that is rounded at random."""
+    wide: bool
+    """Whether it is computed in double precision."""
+
+
+class Program(NamedTuple):
+    """What is the same for all parameters of a step."""
+
+    options: Numbers
+    """Two rows of all options, then clip_value and the weight of the moving average."""
+    clip_norm: Numbers
+    skips: bool
+    """Whether a step is skipped if a gradient is not finite."""
     average: bool
-    """Whether the last state is the parameters' moving average."""
+    """Whether there is a moving average of the parameters."""
     advances: list[int]
     """Where in a row of options the numbers belong that are kept for all parameters together."""
+    between: Callable[[list[int], list[Any], Any, list[Any]], tuple[list[Any], list[Any]]]
+    """What makes new updates of those that a rule hands over, and new arrays of all that is kept. It is given which
+    parameters they are of, the updates, whether the step is skipped, and these arrays."""
 
 
-def step(
-    rule: Rule,
-    clip_norm: Numbers,
-    skips: bool,
-    owners: list[int],
-    heads: list[Any],
-    written: list[list[Any]],
+class Written(NamedTuple):
+    """What a step writes: in the same memory where XLA can have it so, where that has been donated."""
+
+    heads: list[Any]
+    """The number of steps and, if there are any, the halves of the numbers that all parameters have together."""
+    arrays: list[Any]
+    """What is kept, of many parameters in each."""
+    params: list[Any]
+
+
+def step(program: Program, tensors: list[Tensor], written: Written, grads: list[Any]) -> Written:
+    """Return what a step writes."""
+    options, halves = program.options, None
+    if program.skips or program.clip_norm.traced or np.isfinite(program.clip_norm.fixed[0]):
+        halves = measure(program.clip_norm, program.skips, grads)
+        traced = ((SCALE, halves[:2]), (SKIPPED, halves[2:]))
+        options = Numbers(options.fixed, (*options.traced, *traced))
+    params = list(written.params)
+    # Parameters with the same options are to be neighbours, as are those of a group in other frameworks.
+    order = sorted(range(len(grads)), key=lambda i: tensors[i].owner)
+    seats = dict(zip(order, range(len(order)), strict=True))
+
+    def kind(i: int) -> tuple[str, bool]:
+        return tensors[i].rule, tensors[i].wide
+
+    order.sort(key=kind)
+    parts = [part for (rule, _), alike in groupby(order, kind) for part in parts_of(rule, list(alike))]
+    for part in parts:  # (one after the other: each takes all threads)
+        given = Written(written.heads, written.arrays, [params[i] for i in part])
+        own, of_part = [tensors[i] for i in part], [grads[i] for i in part]
+        handed = own[0].rule in _core.HANDED_OVER
+        call = partial(call_of, program, seats=[seats[i] for i in part], counts=part is parts[-1])
+        if handed:
+            skipped = False if halves is None else (halves[2:] != 0).any()
+            given, updates = hand_over(partial(call, options, counts=False), own, given, of_part)
+            of_part, arrays = program.between(part, updates, skipped, given.arrays)
+            given = Written(given.heads, arrays, given.params)
+            own = [tensor._replace(rule=PLAIN, kept=tensor.kept[-1:] * program.average) for tensor in own]
+        written = call(plain(options) if handed else options, own, given, of_part)
+        for i, param in zip(part, written.params, strict=True):
+            params[i] = param
+    return Written(written.heads, written.arrays, params)
+
+
+def parts_of(rule: str, alike: list[int]) -> list[list[int]]:
+    """Return which parameters of a rule are stepped in one call."""
+    together = len(alike) if _core.SCOPES.get(rule) == "plan" else MOST_IN_A_CALL
+    return [alike[first : first + together] for first in range(0, len(alike), together)]
+
+
+def hand_over(
+    call: Callable[..., Written], own: list[Tensor], given: Written, grads: list[Any]
+) -> tuple[Written, list[Any]]:
+    """Return what a call writes that changes states alone, and the updates that it hands over."""
+    ends = np.cumsum([param.size for param in given.params]).tolist()
+    starts = [0, *ends[:-1]]
+    updates = jax.numpy.zeros(ends[-1], "float64" if own[0].wide else "float32")
+    place = len(given.arrays)
+    states = _core.RULES[own[0].rule][1] - 1
+    own = [
+        tensor._replace(kept=(*tensor.kept[:states], (place, start))) for tensor, start in zip(own, starts, strict=True)
+    ]
+    found = call(own, Written(given.heads, [*given.arrays, updates], given.params), grads, average=False)
+    flat = found.arrays[place]
+    shaped = [flat[a:b].reshape(p.shape) for a, b, p in zip(starts, ends, given.params, strict=True)]
+    return Written(found.heads, found.arrays[:place], found.params), shaped
+
+
+def plain(options: Numbers) -> Numbers:
+    """Return the options with which a finished update is added: clipping and sign were the gradient's."""
+    fixed = options.fixed.copy()
+    maximize = [row * len(_core.OPTIONS) + _core.OPTIONS["maximize"] for row in range(ROWS)]
+    fixed[[*maximize, CLIP_VALUE, SCALE]] = 0.0, 0.0, np.inf, 1.0
+    return Numbers(fixed, tuple(pair for pair in options.traced if pair[0] not in (CLIP_VALUE, SCALE)))
+
+
+def call_of(
+    program: Program,
+    options: Numbers,
+    own: list[Tensor],
+    given: Written,
     grads: list[Any],
-) -> tuple[list[Any], list[list[Any]]]:
-    """Return what a step writes: the heads; the parameters, each of their states, each number kept.
-
-    The heads are the number of steps and, if there are any, the halves of the numbers that are kept for all parameters
-    together. What is written is in the same memory where XLA can have it so: where that has been donated. `owners` has
-    the row of options of each parameter; `skips` says whether a step is skipped if a gradient is not finite.
-    """
-    *rows, clip_value, weight = rule.options.fixed
-    measured = [1.0, 0.0]
-    traced = rule.options.traced
-    if skips or clip_norm.traced or np.isfinite(clip_norm.fixed[0]):
-        halves = measure(clip_norm, skips, grads)
-        traced = (*traced, (len(rows) + 2, halves[:2]), (len(rows) + 3, halves[2:]))
-    options = Numbers(np.array([*rows, clip_value, weight, *measured]), traced)
-    together = len(grads) if _core.SCOPES.get(rule.name) == "plan" else MOST_IN_A_CALL
-    found = [list(arrays) for arrays in written]
-    order = sorted(range(len(grads)), key=owners.__getitem__)  # (parameters with the same options are to be neighbours)
-    for first in range(0, len(grads), together):  # (one after the other: each takes all threads)
-        part = order[first : first + together]
-        parts = [[arrays[i] for i in part] for arrays in written]
-        after = call(
+    *,
+    seats: list[int],
+    counts: bool,
+    average: bool | None = None,
+) -> Written:
+    """Return what a call writes, of parameters with the same rule."""
+    rule, stochastic = own[0].rule, own[0].stochastic
+    places = range(len(own))
+    found = iter(
+        call(
             STEP,
             options.operands,
-            [*heads, *(array for arrays in parts for array in arrays)],
-            [grads[i] for i in part],
-            rule=np.int64(_core.RULES[rule.name][0]),
+            [*given.heads, *given.arrays, *given.params],
+            grads,
+            rule=np.int64(_core.RULES[rule][0]),
             options=options.fixed,
             places=options.places,
-            owners=np.array([owners[i] for i in part], np.int64),
-            stochastic=np.int64(rule.stochastic),
-            average=np.int64(rule.average),
-            advances=np.array(rule.advances, np.int64),
-            first=np.int64(first if rule.stochastic else 0),
-            counts=np.int64(first + together >= len(grads)),
+            owners=np.array([tensor.owner for tensor in own], np.int64),
+            stochastic=np.int64(stochastic),
+            average=np.int64(program.average if average is None else average),
+            kept=np.array([tensor.kept for tensor in own], np.int64).ravel(),
+            matrices=np.array([tensor.matrix for tensor in own], np.int64).ravel(),
+            seats=np.array(seats if stochastic else places, np.int64),
+            advances=np.array(program.advances, np.int64),
+            counts=np.int64(counts),
         )
-        heads, after = after[: len(heads)], after[len(heads) :]
-        for k, arrays in enumerate(found):
-            for i, array in zip(part, after[k * len(part) :], strict=False):
-                arrays[i] = array
-    return heads, found
+    )
+    return Written(*([next(found) for _ in arrays] for arrays in given))
 
 
 def measure(clip_norm: Numbers, skips: bool, grads: list[Any]) -> Any:

@@ -9,16 +9,9 @@
 Array([4.8], dtype=float32)
 """
 
-from typing import TYPE_CHECKING, Any
-
 from fastopt.jax import optimizers as optimizers
 from fastopt.jax.optimizer import Optimizer, State
 from fastopt.jax.optimizers import *  # noqa: F403
 from fastopt.jax.optimizers import __all__ as __all__  # which type checkers can follow
 
 __all__ += ("Optimizer", "State")
-
-if TYPE_CHECKING:
-
-    def __getattr__(name: str) -> Any:
-        """Return an optimizer; they are made from their descriptions at import."""

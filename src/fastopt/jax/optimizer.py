@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, ClassVar, NamedTuple
 
 import jax
@@ -12,11 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from fastopt import _core
-from fastopt.backends.jax import Numbers, Rule
+from fastopt.backends.jax import AVERAGE_WEIGHT, CLIP_VALUE, ROWS, Numbers, Program, Tensor, Written
 from fastopt.backends.jax import step as run
 from fastopt.engine import AVERAGE
 from fastopt.hyperparameters import at_step
 from fastopt.jax import exchange
+from fastopt.jax.layout import Form, Layout
+from fastopt.jax.products import orthogonal
 from fastopt.methods.base import STORED_AS, WHOLE_OF_JAX, Maybe, Method, Option, StateDtype
 from fastopt.schedules import Schedule
 
@@ -31,8 +34,9 @@ class State(NamedTuple):
 
     steps: jax.Array
     """How many steps were taken: a whole number, which is what schedules go by."""
-    arrays: dict[str, Any]
-    """By name, the states of all parameters in the structure of these; of `ema`, their moving average."""
+    arrays: dict[str, dict[str, jax.Array]]
+    """By name and dtype, the states of all parameters, end to end; of `ema`, their moving average. `arrays_of` returns
+    them in the structure of the parameters."""
     numbers: jax.Array | None = None
     """What Prodigy and Schedule-Free keep for all parameters together: the halves of numbers in double precision, as
     JAX may have no such (`Optimizer.numbers_of`)."""
@@ -97,8 +101,12 @@ class Optimizer:
         self.options = self.completed({**self.method.defaults(), **bound.arguments})
         if self.options.get("lazy"):
             raise ValueError("lazy: is for sparse gradients, which there are none of here")
-        if self.options.get("rowwise"):
-            raise ValueError("rowwise: is not supported here; states have the shape of their parameters")
+        if StateDtype.named(self.options["state_dtype"]) == "8bit":
+            raise ValueError('state_dtype: "8bit" is not supported here; expected None, "float32" or "bfloat16"')
+        for name in self.method.between:
+            value = self.options[name]
+            if any(map(is_moving, value if isinstance(value, (tuple, list)) else [value])):
+                raise TypeError(f"{name}: expected what is known before the step, got {value!r}")
         known = {**self.method.options, **WHOLE_OF_JAX}
         with jax.ensure_compile_time_eval():  # (schedules; an optimizer may be made while a step is traced)
             start = {name: at_start(name, option, self.options[name]) for name, option in known.items()}
@@ -111,7 +119,7 @@ class Optimizer:
                 raise TypeError(f"{option.start}: expected a number, got {self.options[option.start]!r}")
         self.start = start
         self.moving: list[Moving] = []
-        rows = np.zeros((2, len(_core.OPTIONS)))  # for what decays, and for what the mask leaves out
+        rows = np.zeros((ROWS, len(_core.OPTIONS)))
         for name, option in self.method.options.items():
             numbers = option.numbers(name, start[name])
             for part, (key, number) in enumerate(numbers.items()):
@@ -120,17 +128,17 @@ class Optimizer:
                     places = [row * rows.shape[1] + _core.OPTIONS[key] for row in (0, 1)]
                     self.note(name, option, part, places[:1] if key == "weight_decay" else places)
         rows[1, _core.OPTIONS["weight_decay"]] = 0.0
-        for name, place in {"clip_norm": CLIP_NORM, "clip_value": rows.size, AVERAGE: rows.size + 1}.items():
+        for name, place in {"clip_norm": CLIP_NORM, "clip_value": CLIP_VALUE, AVERAGE: AVERAGE_WEIGHT}.items():
             self.note(name, WHOLE_OF_JAX[name], 0, [place])
         clip_norm, clip_value = (
             math.inf if start[name] is None else float(start[name]) for name in ("clip_norm", "clip_value")
         )
         self.clip_norm = np.array([clip_norm])
-        self.numbers = np.array([*rows.ravel(), clip_value, 0.0 if start[AVERAGE] is None else 1.0 - start[AVERAGE]])
+        average_weight, unmeasured = 0.0 if start[AVERAGE] is None else 1.0 - start[AVERAGE], (1.0, 0.0)
+        self.numbers = np.array([*rows.ravel(), clip_value, average_weight, *unmeasured])
         # A number that moves may be zero at the start alone.
         moving = {moving.name: start[moving.name] or 1.0 for moving in self.moving}
-        self.rule, self.names = self.method.rule({**start, **moving})
-        self.arrays = self.names if start[AVERAGE] is None else (*self.names, AVERAGE)
+        self.known = {**start, **moving}
 
     def completed(self, options: dict[str, Any]) -> dict[str, Any]:
         """Return options in which numbers that start as another option says have their values, if it is a number."""
@@ -170,40 +178,84 @@ class Optimizer:
         TypeError, ValueError
             If an array is of another dtype, or there is none.
         """
-        leaves, tree, _ = flattened(params)
-        kept = {name: tree.unflatten([self.made(name, leaf) for leaf in leaves]) for name in self.kept}
+        leaves, _, labels = flattened(params)
+        layout = self.layout(leaves, self.rules(leaves, labels))
+        starts = {name: None if name == AVERAGE else self.start_of(name) for name in layout.forms}
+        kept = {
+            name: layout.packed(name, leaves) if start is None else layout.filled(name, start)
+            for name, start in starts.items()
+        }
         numbers = np.array([self.start[name] for name in self.method.advances], np.float64)
         return State(jnp.zeros((), jnp.int32), kept, jnp.array(numbers.view(np.uint32)) if numbers.size else None)
+
+    def start_of(self, name: str) -> float | None:
+        """Return what a state or number starts as; None: as a copy of the parameter."""
+        known = name in self.method.states or name in self.method.numbers
+        return self.method.start(name, self.start) if known else 0.0
+
+    def arrays_of(self, state: State, params: Any) -> dict[str, Any]:
+        """Return what is kept of each parameter: by name, in the structure of the parameters.
+
+        Where an optimizer keeps something of some parameters alone, the others have None.
+
+        Parameters
+        ----------
+        state, params
+            What the last step returned.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If they do not belong together.
+        """
+        leaves, tree, labels = flattened(params)
+        layout = self.layout(leaves, self.rules(leaves, labels))
+        self.check_state(state, layout)
+        return {name: tree.unflatten(layout.unpacked(name, arrays)) for name, arrays in state.arrays.items()}
 
     def numbers_of(self, state: State) -> dict[str, float]:
         """Return the numbers that a state has for all parameters together: Prodigy's `d` and others.
 
         Of a state of arrays, outside of what is compiled.
         """
-        self.check_state(state)
+        self.check_kind(state)
         numbers = () if state.numbers is None else np.asarray(state.numbers).view(np.float64).tolist()
         return dict(zip(self.method.advances, numbers, strict=True))
 
-    @property
-    def kept(self) -> tuple[str, ...]:
-        """The names of what is kept for each parameter: arrays of its shape, then numbers."""
-        return (*self.arrays, *self.method.numbers)
+    def rules(self, leaves: list[Any], labels: list[str]) -> list[tuple[str, tuple[str, ...]]]:
+        """Return the rule by which each parameter is stepped, and the names of its states."""
+        return [
+            self.method.rule_for(self.known, leaf.shape, partial("params{}".format, label))
+            for leaf, label in zip(leaves, labels, strict=True)
+        ]
 
-    def made(self, name: str, param: Any) -> Any:
-        """Return what is kept of a parameter at the start."""
-        start = None if name == AVERAGE else self.method.start(name, self.start)
-        shape, dtype = self.form(name, param)
-        return jnp.array(param, dtype, copy=True) if start is None else jnp.full(shape, start, dtype)
+    def layout(self, leaves: list[Any], rules: list[tuple[str, tuple[str, ...]]]) -> Layout:
+        """Return where what is kept of the parameters lies: states, moving average, numbers."""
+        average = () if self.start[AVERAGE] is None else (AVERAGE,)
+        kept = [
+            (*states, *average, *self.method.numbers, *self.method.row_numbers(rule, self.known))
+            for rule, states in rules
+        ]
+        names = dict.fromkeys(name for of_each in kept for name in of_each)
+        return Layout(
+            {
+                name: [self.form(name, leaf) if name in own else None for leaf, own in zip(leaves, kept, strict=True)]
+                for name in names
+            }
+        )
 
-    def form(self, name: str, param: Any) -> tuple[tuple[int, ...], Any]:
+    def form(self, name: str, param: Any) -> Form:
         """Return the shape and dtype of what is kept of a parameter."""
         if name in self.method.numbers:
-            return (), jnp.result_type(float)
+            return Form((), jnp.dtype(jnp.result_type(float)))
+        shape = self.method.state_shape(name, param.shape)
+        if name != AVERAGE and name not in self.method.states:  # (a number for each row)
+            return Form(shape[:1], jnp.dtype(param.dtype if param.dtype == jnp.float64 else jnp.float32))
         own, wanted = param.dtype, StateDtype.named(self.options["state_dtype"])
         if own == jnp.float64 or (wanted is None and name != AVERAGE):
-            return param.shape, own
+            return Form(shape, jnp.dtype(own))
         stored = "float32" if name == AVERAGE else STORED_AS[str(wanted)][self.method.states[name].kind]
-        return param.shape, jnp.dtype(stored.removesuffix("_stochastic"))
+        return Form(shape, jnp.dtype(stored.removesuffix("_stochastic")))
 
     # ---- the step ----
 
@@ -228,52 +280,93 @@ class Optimizer:
         """
         leaves, tree, labels = flattened(params)
         gradients = matched("grads", grads, tree)
-        self.check_state(state)
         for leaf, gradient, label in zip(leaves, gradients, labels, strict=True):
             wide = jnp.float64 in (leaf.dtype, gradient.dtype)
             if gradient.dtype.name not in DTYPES or (wide and gradient.dtype != leaf.dtype):
                 raise TypeError(f"grads{label}: expected {leaf.dtype}, got {gradient.dtype}")
             if gradient.shape != leaf.shape:
                 raise ValueError(f"grads{label}: expected the shape {leaf.shape}, got {gradient.shape}")
-        written = [leaves]
-        for name in self.kept:
-            arrays = matched(f"state.arrays[{name!r}]", state.arrays[name], tree)
-            for leaf, array, label in zip(leaves, arrays, labels, strict=True):
-                expected = self.form(name, leaf)
-                if (array.shape, array.dtype) != expected:
-                    raise ValueError(
-                        f"state.arrays[{name!r}]{label}: expected {expected[1]} of the shape {expected[0]}, "
-                        f"got {array.dtype} of {array.shape}"
-                    )
-            written.append(arrays)
+        rules = self.rules(leaves, labels)
+        layout = self.layout(leaves, rules)
+        self.check_state(state, layout)
         moving = [(moving.places, moving.at(state.steps)) for moving in self.moving]
         traced = tuple((place, number) for places, number in moving for place in places if place != CLIP_NORM)
         clip_norm = tuple((0, number) for places, number in moving if CLIP_NORM in places)
-        places = [_core.OPTIONS[name] for name in self.method.advances]
-        heads, found = run(
-            Rule(self.rule, Numbers(self.numbers, traced), self.stochastic, AVERAGE in self.arrays, places),
+        program = Program(
+            Numbers(self.numbers, traced),
             Numbers(self.clip_norm, clip_norm),
             self.options["nonfinite"] == "skip",
-            self.owners(params, len(leaves)),
-            [state.steps] if state.numbers is None else [state.steps, jnp.asarray(state.numbers)],
-            written,
+            self.start[AVERAGE] is not None,
+            [_core.OPTIONS[name] for name in self.method.advances],
+            partial(self.between, layout),
+        )
+        heads, arrays, found = run(
+            program,
+            self.tensors(leaves, rules, self.owners(params, len(leaves)), layout),
+            Written(
+                [state.steps] if state.numbers is None else [state.steps, jnp.asarray(state.numbers)],
+                [jnp.asarray(state.arrays[name][dtype]) for name, dtype in layout.order],
+                leaves,
+            ),
             gradients,
         )
-        trees = map(tree.unflatten, found)
+        after: dict[str, dict[str, Any]] = {name: {} for name in layout.forms}
+        for (name, dtype), array in zip(layout.order, arrays, strict=True):
+            after[name][dtype] = array
         count, *numbers = heads
-        return next(trees), State(count, dict(zip(self.kept, trees, strict=True)), *numbers)
+        return tree.unflatten(found), State(count, after, *numbers)
 
-    def check_state(self, state: Any) -> None:
-        """Raise `TypeError` if a state is not of this optimizer."""
-        fits = isinstance(state, State) and state.arrays.keys() == set(self.kept)
-        if not fits or (state.numbers is None) != (not self.method.advances):
-            raise TypeError(f"state: expected what init() of {type(self).__name__} returns, got {kind_of(state)}")
+    def tensors(
+        self, leaves: list[Any], rules: list[tuple[str, tuple[str, ...]]], owners: list[int], layout: Layout
+    ) -> list[Tensor]:
+        """Return how each parameter is stepped."""
+        average = () if self.start[AVERAGE] is None else (AVERAGE,)
+        place = {key: k for k, key in enumerate(layout.order)}
+        found = []
+        for i, (leaf, (rule, states), owner) in enumerate(zip(leaves, rules, owners, strict=True)):
+            forms = {name: layout.forms[name][i] for name in (*states, *average, *self.method.numbers)}
+            kept = [(place[name, form.dtype.name], layout.first[name][i]) for name, form in forms.items() if form]
+            of_rows = [state for name in states if (state := self.method.states[name]).of != "elements"]
+            matrix = of_rows[0].matrix(leaf.shape) if of_rows else (0, 0)
+            found.append(Tensor(rule, owner, tuple(kept), matrix, self.stochastic(states), leaf.dtype == jnp.float64))
+        return found
 
-    @property
-    def stochastic(self) -> int:
-        """A bit for each state that is rounded at random."""
+    def between(
+        self, layout: Layout, part: list[int], updates: list[Any], skipped: Any, arrays: list[Any]
+    ) -> tuple[list[Any], list[Any]]:
+        """Return what becomes of the updates that a rule hands over, and of what is kept: see `Program.between`."""
+        of_rows = [name for name in layout.forms if name not in self.method.states and name != AVERAGE]
+        if not of_rows:
+            return orthogonal(self.method, self.known, updates, None)[0], arrays
+        (name,) = of_rows
+        k = layout.order.index((name, updates[0].dtype.name))
+        first = [layout.first[name][i] for i in part]
+        index = np.concatenate([np.arange(len(u)) + start for u, start in zip(updates, first, strict=True)])
+        before = arrays[k][index]
+        made, after = orthogonal(self.method, self.known, updates, before)
+        changed = arrays[k].at[index].set(jnp.where(skipped, before, after))
+        return made, [*arrays[:k], changed, *arrays[k + 1 :]]
+
+    def check_kind(self, state: Any) -> None:
+        """Raise unless this is a state, and has numbers of all parameters together if the optimizer has."""
+        if not isinstance(state, State) or (state.numbers is None) == bool(self.method.advances):
+            raise self.unfit(state)
+
+    def check_state(self, state: Any, layout: Layout) -> None:
+        """Raise unless this is a state of this optimizer, of parameters whose states are laid out so."""
+        self.check_kind(state)
+        if not isinstance(state.arrays, dict) or set(state.arrays) != set(layout.forms):
+            raise self.unfit(state)
+        layout.check(state.arrays)
+
+    def unfit(self, state: Any) -> TypeError:
+        """Return the error of a state that is not this optimizer's."""
+        return TypeError(f"state: expected what init() of {type(self).__name__} returns, got {kind_of(state)}")
+
+    def stochastic(self, states: tuple[str, ...]) -> int:
+        """Return a bit for each state that is rounded at random."""
         stored = STORED_AS.get(StateDtype.named(self.options["state_dtype"]) or "float32", {})
-        kinds = [stored[self.method.states[name].kind] for name in self.names]
+        kinds = [stored[self.method.states[name].kind] for name in states]
         return sum(kind.endswith("_stochastic") << bit for bit, kind in enumerate(kinds))
 
     def owners(self, params: Any, count: int) -> list[int]:
@@ -311,27 +404,23 @@ class Optimizer:
         for field in fields.values():
             if len(found[field]) != 1:
                 raise ValueError(f"optax_state: expected one field {field!r}, got {len(found[field])}")
-        state = self.init(params)
-        tree = jax.tree.structure(params)
-        arrays = dict(state.arrays)
+        leaves, tree, labels = flattened(params)
+        layout = self.layout(leaves, self.rules(leaves, labels))
+        arrays = dict(self.init(params).arrays)
         for name, field in fields.items():
-            values = matched(f"optax_state: {field}", found[field][0], tree)
-            own = jax.tree.leaves(arrays[name])
-            arrays[name] = tree.unflatten(
-                [jnp.array(value, like.dtype, copy=True) for value, like in zip(values, own, strict=True)]
-            )
+            arrays[name] = layout.packed(name, matched(f"optax_state: {field}", found[field][0], tree))
         # What counts no steps there may have taken any number: the first differs from the others by dampening alone.
         counts = [jnp.asarray(count, jnp.int32) for count in found[exchange.COUNT]]
         count = jnp.max(jnp.stack(counts)) if counts else jnp.ones((), jnp.int32)
         return State(count, arrays)
 
-    def to_optax(self, state: State, like: Any) -> Any:
+    def to_optax(self, state: State, params: Any, like: Any) -> Any:
         """Return a state for optax.
 
         Parameters
         ----------
-        state
-            Of this optimizer.
+        state, params
+            What the last step returned.
         like
             A state of the optimizer in optax, as its `init` returns it; what has no counterpart here stays.
 
@@ -344,7 +433,8 @@ class Optimizer:
         found = exchange.fields_of(like, {*fields.values()})
         if any(len(values) != 1 for values in found.values()):
             raise ValueError(f"like: expected each of the fields {sorted(found)} once")
-        kept = {field: state.arrays[name] for name, field in fields.items()}
+        arrays = self.arrays_of(state, params)
+        kept = {field: arrays[name] for name, field in fields.items()}
 
         def new(field: str, old: Any) -> Any:
             value = state.steps if field == exchange.COUNT else kept[field]
@@ -355,9 +445,10 @@ class Optimizer:
     def optax_fields(self) -> dict[str, str]:
         """Return what optax calls the states."""
         names = exchange.NAMES.get(self.method.__name__, {})
-        if not names or not names.keys() >= set(self.names):
-            raise TypeError(f"{type(self).__name__}: with {self.rule!r} its state is not optax's")
-        return {name: names[name] for name in self.names}
+        rule, states = self.method.rule(self.known)
+        if not names or not names.keys() >= set(states):
+            raise TypeError(f"{type(self).__name__}: with {rule!r} its state is not optax's")
+        return {name: names[name] for name in states}
 
     def __repr__(self) -> str:
         given = {name: value for name, value in self.options.items() if name in self.__signature__.parameters}
@@ -382,11 +473,10 @@ class TwoModes(Optimizer):
             number.
         """
         leaves, tree, _ = flattened(params)
-        self.check_state(state)
         name, share = self.method.place_of_use(self.options)
         if is_moving(share):
             raise TypeError(f"expected a number that says how far apart the two places are, got {share!r}")
-        ends = matched(f"state.arrays[{name!r}]", state.arrays[name], tree)
+        ends = jax.tree.leaves(self.arrays_of(state, params)[name])
         wide = [leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32)) for leaf in leaves]
         moved = [place + (1 - 1 / share) * (end - place) for place, end in zip(wide, ends, strict=True)]
         return tree.unflatten([place.astype(leaf.dtype) for place, leaf in zip(moved, leaves, strict=True)])
