@@ -1,4 +1,4 @@
-"""Write what type checkers and editors know of the optimizers' classes, which are made at import.
+"""Write what type checkers and editors know of the optimizers' classes, which are made at run time.
 
 The stubs `optimizers.pyi` and `torch/optimizers.pyi` come from the same descriptions as the classes. Neither the
 compiled core nor torch is needed. CMake runs this; by hand it is
@@ -46,6 +46,8 @@ from fastopt.torch.optimizer import Optimizer
 _Number = float | torch.Tensor | Callable[[int], float]
 '''
 
+REGISTRY = "def registry() -> dict[str, type[Optimizer]]: ...\n"
+
 FLAGS = {"foreach": None, "fused": None, "capturable": False, "differentiable": False}
 """What `Method.twin_flags` may name beside the options, with torch's defaults."""
 
@@ -58,10 +60,9 @@ def main(folder: Path) -> None:
     methods = importlib.import_module("fastopt.methods").registry()
     whole = importlib.import_module("fastopt.methods.base").WHOLE_OF_TORCH
     classes = [class_for_numpy(name, method) for name, method in methods.items()]
-    registry = "def registry() -> dict[str, type[Optimizer]]: ...\n"
-    write(folder / "optimizers.pyi", [FOR_NUMPY, listed([*methods]), *classes, registry])
+    write(folder / "optimizers.pyi", [FOR_NUMPY, listed([*methods]), *classes, REGISTRY])
     classes = [class_for_torch(name, method, whole) for name, method in methods.items()]
-    write(folder / "torch" / "optimizers.pyi", [FOR_TORCH, listed([*methods]), *classes])
+    write(folder / "torch" / "optimizers.pyi", [FOR_TORCH, listed([*methods]), *classes, REGISTRY])
 
 
 def write(path: Path, parts: list[str]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 from fastopt.methods.base import (
@@ -106,7 +105,7 @@ class SparseAdam(Method):
     lr = learning_rate(1e-3)
     betas = Decays((0.9, 0.999), "Decay of the moving averages of g and of its square, in [0, 1).")
     eps = epsilon(1e-8)
-    maximize = replace(MAXIMIZE, keyword_only=False)
+    maximize = MAXIMIZE.but(keyword_only=False)
     eps_hat = Flag(True, fixed=True)
     lazy = Flag(True, fixed=True)
 

@@ -33,7 +33,7 @@ class Fastopt:
     def __init__(self, config: Config, groups: list[Group], total_steps: int) -> None:
         self._optimizer = build_optimizer(
             config,
-            vars(fastopt.torch),
+            fastopt.torch.optimizers.registry(),
             groups,
             total_steps,
             clip_norm=config.max_norm,
