@@ -43,6 +43,7 @@ def test_every_optimizer_is_public() -> None:
     public = {name: getattr(fastopt, name) for name in fastopt.__all__}
     found = {name for name, value in public.items() if inspect.isclass(value) and issubclass(value, Optimizer)}
     assert found - {"Optimizer"} == set(optimizers.registry())
+    assert all(name[0].isupper() for name in optimizers.registry())  # by which they are told from modules
 
 
 def test_the_core_has_the_rules_in_order_and_the_floors_last() -> None:
