@@ -246,42 +246,6 @@ FIXED_DECAY = Flag(
     False, "Whether decoupled decay is by `weight_decay` itself, whatever the rate: ``p *= 1 - weight_decay``."
 )
 
-CAUTIOUS = Flag(
-    False,
-    "Whether there is no update where it and g disagree in sign, and in turn a larger one elsewhere: divided by the "
-    'part of the tensor where they agree, at least 1e-3 (Liang, Chen, Liu & Liu 2024, "Cautious optimizers").',
-    keyword_only=True,
-)
-CAUTIOUS_DECAY = Flag(
-    False, "Whether decoupled decay is only where update and parameter agree in sign.", keyword_only=True
-)
-CORRECTED_DECAY = Flag(
-    False,
-    "Whether decoupled decay falls with the square of the rate, ``p *= 1 - lr**2/peak_lr*weight_decay`` (Defazio 2025, "
-    '"Why gradients rapidly increase near the end of training").',
-    keyword_only=True,
-)
-PEAK_LR = Maybe(
-    None,
-    "The largest learning rate, for `corrected_weight_decay`; by default the one that the optimizer is made with, "
-    "unless that is a schedule.",
-    keyword_only=True,
-    start="lr",
-)
-
-TIMM = {"caution": "cautious", "max_lr_snapshot": "peak_lr"}
-"""What the package timm calls these."""
-
-
-def check_careful_decay(options: Mapping[str, Any]) -> None:
-    """Raise `ValueError` if decay is to be done in a way that only decoupled decay can be."""
-    for name in ("cautious_decay", "corrected_weight_decay"):
-        if options[name] and not options["decoupled_weight_decay"]:
-            raise ValueError(f"{name}=True needs decoupled weight decay")
-    if options["corrected_weight_decay"] and not (options["peak_lr"] or 0) > 0:
-        raise ValueError(f"corrected_weight_decay=True needs a positive peak_lr, got {options['peak_lr']}")
-
-
 CLIPPING: dict[str, Option] = {
     "clip_norm": Limit(
         None,
@@ -490,7 +454,9 @@ class Method:
 
     def __init_subclass__(cls) -> None:
         own = {name: value for name, value in vars(cls).items() if isinstance(value, Option)}
-        cls.options = {**cls.options, **own}
+        # What several have in common follows what is a description's own.
+        first = {} if vars(cls.__base__).get("described", True) else own
+        cls.options = {**first, **cls.options, **own}
 
     @staticmethod
     def rule(options: Mapping[str, Any]) -> tuple[str, tuple[str, ...]]:
@@ -632,3 +598,43 @@ class Method:
         if references:
             sections.append("References\n----------\n" + references)
         return "\n\n".join(sections)
+
+
+class Careful(Method):
+    """What those have in common whose updates and decay can be made more careful."""
+
+    described = False
+    renamed: ClassVar[dict[str, str]] = {"caution": "cautious", "max_lr_snapshot": "peak_lr"}
+    """What the package timm calls these."""
+
+    cautious = Flag(
+        False,
+        "Whether there is no update where it and g disagree in sign, and in turn a larger one elsewhere: divided by "
+        'the part of the tensor where they agree, at least 1e-3 (Liang, Chen, Liu & Liu 2024, "Cautious optimizers").',
+        keyword_only=True,
+    )
+    cautious_decay = Flag(
+        False, "Whether decoupled decay is only where update and parameter agree in sign.", keyword_only=True
+    )
+    corrected_weight_decay = Flag(
+        False,
+        "Whether decoupled decay falls with the square of the rate, ``p *= 1 - lr**2/peak_lr*weight_decay`` (Defazio "
+        '2025, "Why gradients rapidly increase near the end of training").',
+        keyword_only=True,
+    )
+    peak_lr = Maybe(
+        None,
+        "The largest learning rate, for `corrected_weight_decay`; by default the one that the optimizer is made with, "
+        "unless that is a schedule.",
+        keyword_only=True,
+        start="lr",
+    )
+
+    @classmethod
+    def check_together(cls, options: Mapping[str, Any]) -> None:
+        """Raise `ValueError` if decay is to be done in a way that only decoupled decay can be."""
+        for name in ("cautious_decay", "corrected_weight_decay"):
+            if options[name] and not options["decoupled_weight_decay"]:
+                raise ValueError(f"{name}=True needs decoupled weight decay")
+        if options["corrected_weight_decay"] and not (options["peak_lr"] or 0) > 0:
+            raise ValueError(f"corrected_weight_decay=True needs a positive peak_lr, got {options['peak_lr']}")
