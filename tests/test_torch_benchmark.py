@@ -68,11 +68,12 @@ def test_models_have_the_shapes_they_say() -> None:
     assert sum(np.prod(shape) for shape in tensors["GPT-2 small"]) == gpt2.elements
 
 
-@pytest.mark.parametrize("model", ["policy", "perceptron"])
+@pytest.mark.parametrize("model", ["policy", "perceptron", "recommender"])
 def test_training_steps_are_timed_with_every_optimizer(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(whole, "peak_memory", lambda *arguments: 7)
     steps = whole.whole_steps(model, 1, 1e-9)
-    assert [step.optimizer for step in steps] == list(whole.OPTIMIZERS)
+    assert [step.optimizer for step in steps] == list(whole.optimizers_of(model))
+    assert ("torch SparseAdam" in whole.optimizers_of(model)) == (model == "recommender")
     for step in steps:
         assert (step.model, step.peak_memory) == (model, 7)
         assert 0 < step.share < 1
@@ -80,7 +81,7 @@ def test_training_steps_are_timed_with_every_optimizer(model: str, monkeypatch: 
 
 
 def test_optimizers_that_train_differently_are_not_compared(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(whole.OPTIMIZERS, "torch fused", lambda params: lambda: None)
+    monkeypatch.setitem(whole.OPTIMIZERS, "torch fused", lambda module: lambda: None)
     with pytest.raises(AssertionError, match="policy: the losses differ"):
         whole.whole_steps("policy", 1, 1e-9)
 

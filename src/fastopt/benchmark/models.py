@@ -104,3 +104,6 @@ MODELS: dict[str, Callable[[], Model]] = {
     "recommender": recommender,
     "GPT-2 small": gpt2_small,
 }
+
+WITH_TABLES = ("recommender",)
+"""Models whose batches need few rows of their tables."""

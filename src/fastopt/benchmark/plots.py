@@ -221,21 +221,22 @@ def draw_steps(record: Record, ax: Axes) -> None:
     """Draw the time of training steps and the optimizers' parts, in torch's default."""
     place = 0.0
     ticks, labels = [], []
+    optimizers = dict.fromkeys(step.optimizer for step in record.steps)
+    colors = {name: f"#{color}" for name, color in zip({**STYLES, **optimizers}, cycle(COLORS), strict=False)}
     for model, group in groupby(record.steps, key=lambda step: step.model):
         steps = list(group)
         unit = float(np.median(steps[0].seconds))
         for step in steps:
             whole = float(np.median(step.seconds)) / unit
-            color = STYLES[step.optimizer].color
             ax.barh(place, whole * (1 - step.share), 0.8, color="#DDDDDD")
-            ax.barh(place, whole * step.share, 0.8, whole * (1 - step.share), color=color)
+            ax.barh(place, whole * step.share, 0.8, whole * (1 - step.share), color=colors[step.optimizer])
             ax.annotate(f" {digits(1e3 * unit * whole)} ms", (whole, place), va="center", fontsize="x-small")
             place += 1
         ticks.append(place - (len(steps) + 1) / 2)
         labels.append(model.replace(" ", "\n", 1))
         place += 0.7
-    for optimizer in dict.fromkeys(step.optimizer for step in record.steps):
-        ax.barh(0, 0, color=STYLES[optimizer].color, label=optimizer)
+    for optimizer in optimizers:
+        ax.barh(0, 0, color=colors[optimizer], label=optimizer)
     ax.barh(0, 0, color="#DDDDDD", label="forward and backward")
     ax.set_yticks(ticks, labels, fontsize="small")
     ax.set_ylim(place - 0.7, -0.6)

@@ -1,6 +1,6 @@
 """Whole training steps, as people feel them: forward, backward, clip, step, zero_grad.
 
-Needs torch. With torch's default, its fused optimizer, and fastopt's.
+Needs torch. With torch's default, its fused optimizer, and fastopt's; models with tables also by rows alone.
 """
 
 from __future__ import annotations
@@ -8,31 +8,34 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import fastopt.torch
 from fastopt.benchmark import machine
 from fastopt.benchmark.measure import take_turns
-from fastopt.benchmark.models import MODELS
+from fastopt.benchmark.models import MODELS, WITH_TABLES
 from fastopt.benchmark.records import WholeStep
 from fastopt.benchmark.runs import threads_restored, use_threads
 from fastopt.benchmark.tasks import MAX_NORM
-
-Parameters = Sequence[Tensor]
 
 WARM_UP_STEPS = 3
 
 SAME_LOSS = 1e-3
 """How far the losses of two optimizers may be apart after those, as a part of them."""
 
+Finish = Callable[[], None]
+"""What comes after the backward pass."""
 
-def torch_step(params: Parameters, **flags: Any) -> Callable[[], None]:
-    """Return what comes after the backward pass with torch."""
+
+def torch_step(module: nn.Module, **flags: Any) -> Finish:
+    """Clip, step and zero with torch."""
+    params = list(module.parameters())
     optimizer = torch.optim.AdamW(params, **flags)
 
     def finish() -> None:
@@ -43,9 +46,9 @@ def torch_step(params: Parameters, **flags: Any) -> Callable[[], None]:
     return finish
 
 
-def fastopt_step(params: Parameters) -> Callable[[], None]:
-    """Return what comes after the backward pass with fastopt."""
-    optimizer = fastopt.torch.AdamW(params, clip_norm=MAX_NORM)
+def fastopt_step(module: nn.Module) -> Finish:
+    """Clip, step and zero with fastopt."""
+    optimizer = fastopt.torch.AdamW(module.parameters(), clip_norm=MAX_NORM)
 
     def finish() -> None:
         optimizer.step()
@@ -54,11 +57,56 @@ def fastopt_step(params: Parameters) -> Callable[[], None]:
     return finish
 
 
-OPTIMIZERS: dict[str, Callable[[Parameters], Callable[[], None]]] = {
+OPTIMIZERS: dict[str, Callable[[nn.Module], Finish]] = {
     "torch": torch_step,
-    "torch fused": lambda params: torch_step(params, fused=True),
+    "torch fused": partial(torch_step, fused=True),
     "fastopt.torch": fastopt_step,
 }
+
+
+def tables_and_others(module: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
+    """Have tables give gradients of rows; return the parameters that are tables, and the others."""
+    embeddings = [part for part in module.modules() if isinstance(part, nn.Embedding)]
+    for embedding in embeddings:
+        embedding.sparse = True
+    tables: list[Tensor] = [embedding.weight for embedding in embeddings]
+    return tables, [param for param in module.parameters() if all(param is not table for table in tables)]
+
+
+def torch_step_of_rows(module: nn.Module) -> Finish:
+    """Step and zero with the two optimizers of torch that this takes; its clipping does not know sparse gradients."""
+    tables, others = tables_and_others(module)
+    optimizers: list[torch.optim.Optimizer] = [torch.optim.SparseAdam(tables), torch.optim.AdamW(others, fused=True)]
+
+    def finish() -> None:
+        for optimizer in optimizers:
+            optimizer.step()
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+
+    return finish
+
+
+def fastopt_step_of_rows(module: nn.Module) -> Finish:
+    """Clip, step and zero with fastopt."""
+    tables, others = tables_and_others(module)
+    groups: list[dict[str, Any]] = [{"params": tables, "weight_decay": 0.0}, {"params": others}]
+    optimizer = fastopt.torch.AdamW(groups, clip_norm=MAX_NORM, lazy=True)
+
+    def finish() -> None:
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return finish
+
+
+OF_ROWS = {"torch SparseAdam": torch_step_of_rows, "fastopt.torch lazy": fastopt_step_of_rows}
+"""For models with a table of which a batch needs few rows."""
+
+
+def optimizers_of(model: str) -> dict[str, Callable[[nn.Module], Finish]]:
+    """Return the optimizers that train a model here."""
+    return OPTIMIZERS | (OF_ROWS if model in WITH_TABLES else {})
 
 
 class Training:
@@ -67,7 +115,7 @@ class Training:
     def __init__(self, model: str, optimizer: str) -> None:
         torch.manual_seed(0)
         self.module, self.loss = MODELS[model]()
-        self.finish = OPTIMIZERS[optimizer](list(self.module.parameters()))
+        self.finish = optimizers_of(model)[optimizer](self.module)
         self.shares: list[float] = []
 
     def before_sample(self) -> None:
@@ -97,7 +145,7 @@ def whole_steps(
     """
     with threads_restored():
         use_threads(threads)
-        trainings = {optimizer: Training(model, optimizer) for optimizer in OPTIMIZERS}
+        trainings = {optimizer: Training(model, optimizer) for optimizer in optimizers_of(model)}
         losses = [[training.step() for _ in range(WARM_UP_STEPS)] for training in trainings.values()]
         if not np.allclose(losses, losses[0], rtol=SAME_LOSS):
             raise AssertionError(f"{model}: the losses differ: {dict(zip(trainings, losses, strict=True))}")
