@@ -288,7 +288,8 @@ KEEPING: dict[str, Option] = {
     "accumulate": Count(
         1,
         "After how many calls of `step` there is a step, by the mean of their gradients, which are added up beside the "
-        "parameters, in float32 (float64 for such parameters). The other calls change no parameter and do not count.",
+        "parameters, in float32 (float64 for such parameters). The other calls change no parameter and do not count. "
+        "Gradients of some rows alone are refused.",
         keyword_only=True,
         low=1,
     ),
