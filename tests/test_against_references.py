@@ -1,11 +1,7 @@
 """The same numbers as the packages that the optimizers follow which torch has not, over fifty steps in float64."""
 
-import importlib
-import importlib.util
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -13,7 +9,7 @@ from cases import CASES
 
 torch = pytest.importorskip("torch")
 
-from torch_cases import STEPS, nonzero, ours  # noqa: E402
+from torch_cases import STEPS, nonzero, ours, package_of  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("numbers_in_double_precision")
 
@@ -22,7 +18,6 @@ pytestmark = pytest.mark.usefixtures("numbers_in_double_precision")
 class Reference:
     """A class of another package."""
 
-    package: str
     module: str
     name: str
     renamed: Mapping[str, str] = field(default_factory=dict)
@@ -31,33 +26,19 @@ class Reference:
     """What makes it ours where nothing else is said."""
 
     def make(self, params: Any, options: Mapping[str, Any]) -> Any:
-        cls = getattr(self.imported(), self.name)
+        cls = getattr(package_of(self.module), self.name)
         return cls(
             params, **{**self.unless, **{self.renamed.get(name, name): value for name, value in options.items()}}
         )
 
-    def imported(self) -> ModuleType:
-        """The module. Of timm without what is above it, which would want torchvision."""
-        if self.package not in sys.modules:
-            found = importlib.util.find_spec(self.package)
-            if found is None:
-                pytest.skip(f"{self.package} is not there")
-            if self.package == "timm":
-                assert found.submodule_search_locations
-                for name, place in (("timm", ""), ("timm.optim", "/optim")):
-                    bare = ModuleType(name)
-                    bare.__path__ = [found.submodule_search_locations[0] + place]
-                    sys.modules[name] = bare
-        return importlib.import_module(self.module)
-
 
 def of_timm(module: str, name: str, **more: Any) -> Reference:
-    return Reference("timm", f"timm.optim.{module}", name, **more)
+    return Reference(f"timm.optim.{module}", name, **more)
 
 
 def of_pytorch_optimizer(name: str, **more: Any) -> Reference:
     renamed = {"decoupled_weight_decay": "weight_decouple", **more.pop("renamed", {})}
-    return Reference("pytorch_optimizer", "pytorch_optimizer", name, renamed, {"foreach": False, **more})
+    return Reference("pytorch_optimizer", name, renamed, {"foreach": False, **more})
 
 
 REFERENCES = {

@@ -1,9 +1,5 @@
 """The same numbers as the packages that an optimizer is known from, and checkpoints of theirs."""
 
-import importlib
-import importlib.util
-import sys
-import types
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +10,8 @@ from cases import MAKERS
 from fastopt import optimizers
 
 torch = pytest.importorskip("torch")
+
+from torch_cases import package_of  # noqa: E402
 
 import fastopt.torch  # noqa: E402
 
@@ -35,29 +33,13 @@ class Reference:
     tolerance: float = 1e-11
 
     def cls(self) -> Any:
-        package, *parts = self.module.split(".")
-        pytest.importorskip(package) if not parts else bare(package, *parts[:-1])
-        return getattr(importlib.import_module(self.module), self.theirs)
+        return getattr(package_of(self.module), self.theirs)
 
     def translated(self, options: dict[str, Any]) -> dict[str, Any]:
         names = {ours: theirs for theirs, ours in optimizers.registry()[self.ours].method.renamed.items()}
         found = {names.get(name, name): value for name, value in options.items()}
         found.pop("max_lr_snapshot", None)
         return {**found, **self.fixed}
-
-
-def bare(*parts: str) -> None:
-    """Make packages importable without what they import themselves: timm's optimizers need nothing of its models."""
-    if parts[0] in sys.modules:
-        return
-    spec = importlib.util.find_spec(parts[0])
-    if spec is None or spec.submodule_search_locations is None:
-        pytest.skip(f"{parts[0]} is not installed")
-    for depth in range(len(parts)):
-        name = ".".join(parts[: depth + 1])
-        module = types.ModuleType(name)
-        module.__path__ = ["/".join([spec.submodule_search_locations[0], *parts[1 : depth + 1]])]
-        sys.modules[name] = module
 
 
 REFERENCES = [

@@ -8,8 +8,11 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from torch_cases import package_of  # noqa: E402
+
 from fastopt.benchmark import trainings, whole, works  # noqa: E402
 from fastopt.benchmark.models import MODELS  # noqa: E402
+from fastopt.benchmark.rivals import Package  # noqa: E402
 from fastopt.benchmark.runs import Entrant, Run, perform  # noqa: E402
 from fastopt.benchmark.targets import TORCH  # noqa: E402
 from fastopt.benchmark.tasks import ACTIONS, Method, Task, methods  # noqa: E402
@@ -44,6 +47,17 @@ def test_bfloat16_answers_are_right(method: Method) -> None:
         pytest.skip("its least variance is by default that of the dtype: no answer in float64 is right")
     run = run_of(replace(TASK, method=method, dtype="bfloat16"), "floor", "fastopt.torch")
     assert not run.absences
+
+
+@pytest.mark.parametrize("name", methods())
+def test_packages_that_optimizers_are_known_from_give_the_same_answers(name: str) -> None:
+    task = replace(TASK, method=methods()[name])
+    known = Package.classes.get(task.method.optimizer)
+    if known is not None:
+        package_of(known[0])
+    run = run_of(task, "fastopt.torch", "its package")
+    reasons = [absence.reason for absence in run.absences]
+    assert reasons == ([] if known else [f"has no {task.method} in float32 on the CPU"])
 
 
 def test_contestants_have_tensors_of_the_dtype_asked_for() -> None:

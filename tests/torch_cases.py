@@ -1,8 +1,12 @@
 """What the tests of fastopt.torch share: the same parameters with torch's optimizer and with ours, in any layout."""
 
+import importlib
+import importlib.util
 import inspect
 import math
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -275,3 +279,18 @@ def assert_equal(actual: Any, expected: Any) -> None:
             assert_equal(one, other)
     else:
         assert actual == expected
+
+
+def package_of(module: str) -> ModuleType:
+    """Return a module of a package, or skip; of timm without what is above its optimizers, which wants torchvision."""
+    package, *parts = module.split(".")
+    if package not in sys.modules:
+        found = importlib.util.find_spec(package)
+        if found is None or not found.submodule_search_locations:
+            pytest.skip(f"{package} is not installed")
+        for depth in range(1, len(parts) + 1):
+            bare = ModuleType(".".join([package, *parts[: depth - 1]]))
+            bare.__path__ = ["/".join([found.submodule_search_locations[0], *parts[: depth - 1]])]
+            bare.__spec__ = found
+            sys.modules[bare.__name__] = bare
+    return importlib.import_module(module)

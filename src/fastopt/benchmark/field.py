@@ -22,6 +22,7 @@ CONTESTANTS: dict[str, type[Contestant]] = {
         rivals.Optax,
         rivals.TorchAO,
         rivals.BitsAndBytes,
+        rivals.Package,
     )
 }
 

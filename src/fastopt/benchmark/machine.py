@@ -18,7 +18,10 @@ HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 MEMORY = Path("/proc/meminfo")
 OWN_MEMORY = Path("/proc/self/status")
 
-LIBRARIES = ("numpy", "torch", "jax", "optax", "deepspeed", "torchao", "bitsandbytes")
+LIBRARIES = (
+    *("numpy", "torch", "jax", "optax", "deepspeed", "torchao", "bitsandbytes"),
+    *("timm", "pytorch_optimizer", "schedulefree", "prodigyopt"),
+)
 
 
 def facts() -> dict[str, Any]:

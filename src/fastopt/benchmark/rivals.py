@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
+from importlib.util import find_spec
 from typing import Any, ClassVar
 
 import numpy as np
@@ -189,6 +190,55 @@ class BitsAndBytes(OnTensors):
         if task.dtype == "float64" or options.get("amsgrad") or options.get("centered"):
             return None
         return class_of(cls.classes, task)
+
+
+class Package(OnTensors):
+    """The package that an optimizer is known from which torch does not have."""
+
+    name = "its package"
+    precision = 1e-5  # timm's LAMB adds 1e-6 to the norm that it clips by
+    classes: ClassVar[dict[str, tuple[str, str, dict[str, Any]]]] = {
+        "Lion": ("timm.optim.lion", "Lion", {}),
+        "ADOPT": ("timm.optim.adopt", "Adopt", {}),
+        "LaProp": ("timm.optim.laprop", "LaProp", {}),
+        "AdaBelief": ("timm.optim.adabelief", "AdaBelief", {}),
+        "Adan": ("timm.optim.adan", "Adan", {}),
+        "LARS": ("timm.optim.lars", "Lars", {}),
+        "LAMB": ("timm.optim.lamb", "Lamb", {}),
+        "Signum": ("pytorch_optimizer", "SignSGD", {}),
+        "Yogi": ("pytorch_optimizer", "Yogi", {}),
+        "FTRL": ("pytorch_optimizer", "FTRL", {}),
+        "StableAdamW": ("pytorch_optimizer", "StableAdamW", {}),
+        "ScheduleFreeSGD": ("schedulefree", "SGDScheduleFree", {}),
+        "ScheduleFreeAdamW": ("schedulefree", "AdamWScheduleFree", {}),
+        "Prodigy": ("prodigyopt", "Prodigy", {}),
+    }
+
+    @classmethod
+    def obstacle(cls, task: Task) -> str | None:
+        """Return why it cannot take part."""
+        module = cls.classes.get(task.method.optimizer, ("",))[0]
+        package = module.partition(".")[0]
+        if module and find_spec(package) is None:
+            return f"{package} is not installed"
+        try:
+            return super().obstacle(task)
+        except ImportError as error:
+            return f"{package} cannot be imported: {error}"
+
+    @classmethod
+    def optimizer(cls, task: Task) -> Callable[..., Any] | None:
+        """Return what makes one that trains."""
+        found = class_of(cls.classes, task)
+        return found and partial(cls.training, found)
+
+    @staticmethod
+    def training(make: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+        """Return an optimizer, switched to training where it knows evaluation too."""
+        optimizer = make(*arguments, **options)
+        if hasattr(optimizer, "train"):
+            optimizer.train()
+        return optimizer
 
 
 def class_of(classes: Mapping[str, tuple[str, str, dict[str, Any]]], task: Task) -> Callable[..., Any] | None:
