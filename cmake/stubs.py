@@ -1,4 +1,4 @@
-"""Write what type checkers and editors know of the optimizers' classes, which are made at import.
+"""Write what type checkers and editors know of the optimizers' classes, which are made at run time.
 
 The stubs `optimizers.pyi`, `torch/optimizers.pyi` and `jax/optimizers.pyi` come from the same descriptions as the
 classes. Neither the compiled core nor torch nor JAX is needed. CMake runs this; by hand it is
@@ -59,6 +59,8 @@ from fastopt.jax.optimizer import Optimizer, TwoModes
 _Number = float | jax.Array | Callable[[Any], Any]
 '''
 
+REGISTRY = "def registry() -> dict[str, type[Optimizer]]: ...\n"
+
 FLAGS = {"foreach": None, "fused": None, "capturable": False, "differentiable": False}
 """What `Method.twin_flags` may name beside the options, with torch's defaults."""
 
@@ -71,13 +73,12 @@ def main(folder: Path) -> None:
     methods = importlib.import_module("fastopt.methods").registry()
     base = importlib.import_module("fastopt.methods.base")
     classes = [class_for_numpy(name, method) for name, method in methods.items()]
-    registry = "def registry() -> dict[str, type[Optimizer]]: ...\n"
-    write(folder / "optimizers.pyi", [FOR_NUMPY, listed([*methods]), *classes, registry])
+    write(folder / "optimizers.pyi", [FOR_NUMPY, listed([*methods]), *classes, REGISTRY])
     classes = [class_for_torch(name, method, base.WHOLE_OF_TORCH) for name, method in methods.items()]
-    write(folder / "torch" / "optimizers.pyi", [FOR_TORCH, listed([*methods]), *classes])
+    write(folder / "torch" / "optimizers.pyi", [FOR_TORCH, listed([*methods]), *classes, REGISTRY])
     for_jax = {name: method for name, method in methods.items() if not method.refusal_of_dense}
     classes = [class_for_jax(name, method, base.WHOLE_OF_JAX) for name, method in for_jax.items()]
-    write(folder / "jax" / "optimizers.pyi", [FOR_JAX, listed([*for_jax]), *classes])
+    write(folder / "jax" / "optimizers.pyi", [FOR_JAX, listed([*for_jax]), *classes, REGISTRY])
 
 
 def write(path: Path, parts: list[str]) -> None:

@@ -176,6 +176,24 @@ def test_torch_averages_copies_and_swaps() -> None:
     opt.step()
 
 
+def test_what_has_no_average_gets_no_entry_in_torch() -> None:
+    torch = pytest.importorskip("torch")
+    from fastopt.torch import SGD
+
+    stepped, idle = (torch.ones(2, requires_grad=True) for _ in range(2))
+    opt = SGD([stepped, idle], lr=1.0, ema=0.5)
+    assert opt.ema_state()[0] is stepped
+    with pytest.raises(RuntimeError, match="there is no moving average"):
+        opt.swap_ema()
+    assert not opt.state
+    stepped.grad = torch.ones(2)
+    opt.step()
+    opt.swap_ema()
+    assert opt.ema_state()[1] is idle
+    opt.swap_ema()
+    assert [*opt.state] == [stepped]
+
+
 @pytest.mark.parametrize("target", ["float32", "float64", "bfloat16", "complex64"])
 def test_torch_lerp(target: str) -> None:
     torch = pytest.importorskip("torch")

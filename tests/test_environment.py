@@ -1,5 +1,6 @@
 """Instruction sets, numbers of threads, and what an import brings along."""
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,67 @@ def test_the_import_needs_numpy_alone() -> None:
     found = said("sorted(sys.modules)")
     assert "numpy" in found
     assert not {name.partition(".")[0] for name in found} & set(EXTRAS)
+
+
+NEW = "sorted(set(sys.modules) - before)"
+LONG = {"concurrent.futures", "dataclasses", "importlib.metadata", "pathlib", "pkgutil"}
+
+
+def imported(statement: str, first: str) -> set[str]:
+    """What a statement imports beside what another one has."""
+    code = f"import json, sys, {first}\nbefore = set(sys.modules)\n{statement}\nprint(json.dumps({NEW}))"
+    done = python(code)
+    assert done.returncode == 0, done.stderr
+    return set(json.loads(done.stdout))
+
+
+def test_the_import_is_quick() -> None:
+    """It takes a few modules, none of which the standard library has to build up; an optimizer brings the rest."""
+    found = imported("import fastopt", "numpy")
+    assert not found & LONG
+    assert not {name for name in found if name.startswith(("fastopt.methods", "fastopt.backends", "fastopt.engine"))}
+    assert len({name for name in found if name.startswith("fastopt")}) < 12
+    later = imported("fastopt.AdamW", "fastopt")
+    assert {"fastopt.optimizers", "fastopt.methods.adam"} <= later
+    assert not later & LONG - {"pkgutil"}
+
+
+@pytest.mark.parametrize(("face", "beside"), [("fastopt", "numpy"), ("fastopt.torch", "torch")])
+def test_the_import_makes_no_class_before_it_is_asked_for(face: str, beside: str) -> None:
+    pytest.importorskip(beside)
+    assert not {name for name in imported(f"import {face}", beside) if name.startswith("fastopt.methods.")} - {
+        "fastopt.methods.base"
+    }
+    made = f"[name for name in {face}.optimizers.registry() if name in before]"
+    assert said(made, f"import {face}; {face}.AdamW; before = {{*vars({face}.optimizers)}}") == ["AdamW"]
+    assert said(f"{face}.AdamW is {face}.optimizers.registry()['AdamW']", f"import {face}")
+
+
+@pytest.mark.parametrize("face", ["fastopt", "fastopt.torch"])
+def test_what_is_made_later_is_there_from_the_beginning(face: str) -> None:
+    if face == "fastopt.torch":
+        pytest.importorskip("torch")
+    known = set(fastopt.optimizers.registry())
+    for found in ("dir({0})", "dir({0}.optimizers)", "{0}.__all__", "{0}.optimizers.__all__", "[*there]"):
+        before = f"import {face}; there = {{}}; exec('from {face} import *', there)" if "there" in found else ""
+        assert known <= set(said(found.format(face), before or f"import {face}")), found
+    absent = f"import {face}\ntry: {face}.Adamw\nexcept AttributeError as error: message = str(error)"
+    assert said("message", absent) == f"module '{face}' has no attribute 'Adamw'"
+    assert said("hasattr(fastopt, 'nothing') or 'fastopt.optimizers' in sys.modules") is False
+
+
+def test_threads_that_ask_at_once_get_one_class() -> None:
+    before = """
+import threading
+asked, barrier = [], threading.Barrier(4)
+def ask():
+    barrier.wait()
+    asked.append(fastopt.Adam)
+threads = [threading.Thread(target=ask) for _ in range(4)]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+"""
+    assert said("[len(asked), len(set(asked)), asked[0] is fastopt.Adam]", before) == [4, 1, True]
 
 
 def test_the_import_warns_of_nothing() -> None:

@@ -126,8 +126,7 @@ def test_the_benchmark_times_each_of_its_kernels(hasty: None, monkeypatch: pytes
     output = run("bench", "--optimizer=newcomer", "--work=50", "--rivals=all", "--threads=1")
     assert "Newcomer, float32: step, 1 thread" in output
     (only,) = seen
-    # (`fastopt.torch` makes its classes when it is imported, before or after this registry was put there; `fastopt.jax`
-    # has every one.)
+    # (`fastopt.jax` has every one.)
     found = [entrant.contestant for entrant in only.seconds if entrant.contestant in ("floor", "fastopt", "NumPy")]
     assert found == ["floor", "fastopt"]
     reasons = {absence.entrant.contestant: absence.reason for absence in only.absences}

@@ -11,7 +11,7 @@ from cases import ALL_CASES, Case
 
 import fastopt
 from fastopt import Optimizer, _core, optimizers
-from fastopt.methods.base import Flag
+from fastopt.methods.base import Flag, Method, learning_rate
 
 LISTS = (CSRC / "rules.def").read_text()
 RULES = {name: int(states) for name, states in re.findall(r"^(?:RULE|FLOOR)\((\w+), (\d)\)$", LISTS, re.M)}
@@ -43,6 +43,7 @@ def test_every_optimizer_is_public() -> None:
     public = {name: getattr(fastopt, name) for name in fastopt.__all__}
     found = {name for name, value in public.items() if inspect.isclass(value) and issubclass(value, Optimizer)}
     assert found - {"Optimizer"} == set(optimizers.registry())
+    assert all(name[0].isupper() for name in optimizers.registry())  # by which they are told from modules
 
 
 def test_the_core_has_the_rules_in_order_and_the_floors_last() -> None:
@@ -94,6 +95,23 @@ def test_every_option_but_those_that_choose_the_rule_or_a_start_reaches_the_kern
     for switch in switches:
         kernels = {method.rule({**method.defaults(), switch: on})[0] for on in (False, True)}
         assert len(kernels) == 2, switch
+
+
+def test_what_several_have_in_common_follows_their_own() -> None:
+    class Common(Method):
+        described = False
+        careful = Flag(False, keyword_only=True)
+
+    class Own(Common):
+        lr = learning_rate(1.0)
+
+    class Derived(Own):
+        lr = learning_rate(2.0)
+        more = Flag(False)
+
+    assert list(Derived.signature({}).parameters) == ["params", "lr", "more", "careful"]
+    assert Derived.defaults() == {"lr": 2.0, "careful": False, "more": False}
+    assert {"Common", "Own", "Derived"}.isdisjoint(optimizers.registry())
 
 
 @every_name

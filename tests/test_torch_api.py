@@ -223,6 +223,42 @@ def test_a_parameter_twice_in_a_group_is_stepped_twice_as_in_torch(name: str) ->
     torch.testing.assert_close(script(ours(name)), script(theirs(name)), rtol=1e-13, atol=1e-13)
 
 
+@pytest.mark.filterwarnings("ignore:optimizer contains a parameter group with duplicate parameters:UserWarning")
+@pytest.mark.parametrize(
+    ("name", "options", "why"),
+    [
+        ("Adafactor", {}, "Adafactor measures all"),
+        ("Lion", {"cautious": True}, "Lion measures all"),
+        ("MuonAdamW", {}, "MuonAdamW measures all"),
+        ("AdamW", {"accumulate": 2}, "accumulate adds"),
+    ],
+)
+def test_a_parameter_twice_in_a_group_is_refused_where_it_would_not_be_stepped_twice(
+    name: str, options: dict[str, Any], why: str
+) -> None:
+    param = torch.ones(4, 4, requires_grad=True)
+    opt = getattr(fastopt.torch, name)([param, param], **options)
+    param.grad = torch.ones_like(param)
+    with pytest.raises(RuntimeError, match=rf"^param_groups\[0\]\['params'\]\[0\] is in its group twice.*: {why}"):
+        opt.step()
+    assert param.eq(1).all()
+    assert not opt.state.get(param)
+
+
+@pytest.mark.filterwarnings("ignore:optimizer contains a parameter group with duplicate parameters:UserWarning")
+def test_options_that_exclude_a_parameter_twice_may_come_later() -> None:
+    param = torch.ones(4, requires_grad=True)
+    opt = fastopt.torch.SGD([param, param], lr=1.0)
+    param.grad = torch.ones_like(param)
+    opt.step()
+    opt.accumulate = 2
+    with pytest.raises(RuntimeError, match="is in its group twice"):
+        opt.step()
+    opt.accumulate = 1
+    opt.step()
+    assert param.eq(-3).all()
+
+
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [

@@ -9,24 +9,27 @@
 array([4.8])
 """
 
-from typing import TYPE_CHECKING, Any
+from importlib import import_module
+from typing import TYPE_CHECKING
 
-from fastopt import optimizers
 from fastopt.averaging import lerp_
+from fastopt.classes import when_asked_for
 from fastopt.clipping import clip_grad_norm, clip_grad_value, global_norm
-from fastopt.engine import StepInfo
 from fastopt.environment import available_isas, get_num_threads, info, isa, set_num_threads
-from fastopt.lookahead import Lookahead
-from fastopt.optimizer import Optimizer
-from fastopt.optimizers import *  # noqa: F403
-from fastopt.optimizers import __all__ as __all__  # which type checkers can follow
 from fastopt.rows import Rows
 
 if TYPE_CHECKING:
-    from fastopt import schedules, surfaces
+    from fastopt import optimizers, schedules, surfaces
+    from fastopt.engine import StepInfo
+    from fastopt.lookahead import Lookahead
+    from fastopt.optimizer import Optimizer
+    from fastopt.optimizers import *  # noqa: F403
+    from fastopt.optimizers import __all__ as __all__
     from fastopt.trajectories import Trajectory, trajectory
 
     __version__: str
+else:
+    __all__ = ()
 
 __all__ += (
     "Lookahead",
@@ -49,23 +52,32 @@ __all__ += (
     "trajectory",
 )
 
+_MODULES = {
+    "Lookahead": "lookahead",
+    "Optimizer": "optimizer",
+    "StepInfo": "engine",
+    "Trajectory": "trajectories",
+    "trajectory": "trajectories",
+}
+"""Where public names are that are imported when they are asked for first, as are the optimizers and some modules."""
 
-def __getattr__(name: str) -> Any:
-    """Import what takes long and not everybody asks for."""
-    from importlib import import_module
+if not TYPE_CHECKING:  # (to which every name would be one of these)
 
-    if name == "__version__":
-        found: Any = import_module("importlib.metadata").version("fastopt")
-    elif name in ("schedules", "surfaces"):
-        found = import_module(f"fastopt.{name}")
-    elif name in ("Trajectory", "trajectory"):
-        found = getattr(import_module("fastopt.trajectories"), name)
-    else:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    globals()[name] = found
-    return found
+    def _optimizers():
+        return import_module("fastopt.optimizers")
 
+    _optimizer, __dir__ = when_asked_for(
+        globals(), lambda: _optimizers().__all__, lambda name: getattr(_optimizers(), name)
+    )
 
-def __dir__() -> list[str]:
-    """Name what there is, imported or not."""
-    return sorted({*globals(), *__all__})
+    def __getattr__(name):
+        """Import what takes long."""
+        if name == "__version__":
+            found = import_module("importlib.metadata").version("fastopt")
+        elif name in ("optimizers", "schedules", "surfaces"):
+            found = import_module(f"fastopt.{name}")
+        elif name in _MODULES:
+            found = getattr(import_module(f"fastopt.{_MODULES[name]}"), name)
+        else:
+            return _optimizer(name)
+        return globals().setdefault(name, found)

@@ -127,10 +127,16 @@ class Face:
         They are the optimizer's own, not copies.
         """
         engine = self._current_engine()
-        return [engine.entry(slot).get(AVERAGE, param) for slot, param in enumerate(engine.params)]
+        averages = [engine.found(slot, AVERAGE) for slot in range(len(engine.params))]
+        return [param if mean is None else mean for mean, param in zip(averages, engine.params, strict=True)]
 
     def state_bytes(self) -> int:
-        """Return how many bytes all that is kept beside the parameters takes, from step to step."""
+        """Return how many bytes the optimizer's state takes: all that is kept for the parameters from step to step.
+
+        That is what a snapshot has (moments, scales, masters, moving averages, counts in torch). Not counted is working
+        memory that the step has besides: for products of matrices (`Muon`) an array as large as all matrices together
+        and a smaller one; for gradients and parameters that the kernels cannot use where they are, copies in each step.
+        """
         return sum(
             int(array.nbytes) for entry in self._entries() for array in entry.values() if hasattr(array, "nbytes")
         )
@@ -736,20 +742,19 @@ class Engine(ABC):
 
     def swap_average(self) -> None:
         """Put the moving averages in the parameters' places, or the parameters back."""
-        entries = [self.entry(slot) for slot in range(len(self.params))]
-        swapped = [slot for slot, entry in enumerate(entries) if entry.get(ASIDE) is not None]
-        averaged = [slot for slot, entry in enumerate(entries) if entry.get(AVERAGE) is not None]
+        swapped = [slot for slot in range(len(self.params)) if self.found(slot, ASIDE) is not None]
+        averaged = [slot for slot in range(len(self.params)) if self.found(slot, AVERAGE) is not None]
         if not swapped and not averaged:
             raise RuntimeError("there is no moving average: the option `ema` keeps one of the parameters")
         for owner in range(len(self.groups)):
             self.release(owner)
         if swapped:
             for slot in swapped:
-                self.assign(slot, entries[slot].pop(ASIDE))
+                self.assign(slot, self.entry(slot).pop(ASIDE))
             return
         for slot, values in [(slot, self.duplicate(slot)) for slot in averaged]:
-            entries[slot][ASIDE] = values
-            self.assign(slot, entries[slot][AVERAGE])
+            self.entry(slot)[ASIDE] = values
+            self.assign(slot, self.entry(slot)[AVERAGE])
 
     def bind_all(self) -> None:
         """Make the states and bind the plan before there are gradients, so that the first step allocates nothing.

@@ -7,7 +7,6 @@ import platform
 import re
 import warnings
 from functools import cache
-from pathlib import Path
 from typing import TypedDict
 
 import numpy as np
@@ -140,10 +139,10 @@ def openmp_runtimes() -> list[str]:
 
     But for one that fastopt has loaded and, as another has come since, does not use.
     """
-    maps = Path("/proc/self/maps")
-    if not maps.exists():
+    if not os.path.exists("/proc/self/maps"):
         return []
-    mapped = {line.split(maxsplit=5)[-1] for line in maps.read_text().splitlines() if "/" in line}
+    with open("/proc/self/maps") as maps:
+        mapped = {line.rstrip("\n").split(maxsplit=5)[-1] for line in maps if "/" in line}
     mapped.discard(os.path.realpath(_core.spare_openmp()))
     return sorted(file for file in mapped if re.search(r"/lib(gomp|omp|iomp5)[^/]*\.so", file))
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from numbers import Real
 from types import NoneType
-from typing import Any
+from typing import Any, NamedTuple
 
 Schedule = Callable[[int], float]
 """A hyper-parameter as a function of the number of steps taken so far."""
@@ -21,8 +20,7 @@ SIMPLE = frozenset({float, int, bool, str, NoneType})
 are looked at in each step of a schedule, so that it matters to find that out first."""
 
 
-@dataclass(frozen=True)
-class Bound:
+class Bound(NamedTuple):
     """The finite numbers from `low` up to `high` (itself excluded), and what to say of any other."""
 
     message: str

@@ -8,20 +8,27 @@ to the gradient.
 
 from __future__ import annotations
 
+from functools import cache
+
 from fastopt import _core, methods
+from fastopt.classes import when_asked_for
 from fastopt.methods.base import Method
 from fastopt.optimizer import Optimizer, made_from
 
 
 def registry() -> dict[str, type[Optimizer]]:
     """Return the optimizers by name, in the order of their kernels."""
-    return dict(_classes)
+    return {name: globals().get(name) or __getattr__(name) for name in described()}
+
+
+@cache
+def described() -> dict[str, type[Method]]:
+    """Return their descriptions by name, in the same order."""
+    return {method.__name__: method for method in sorted(methods.registry().values(), key=_kernel)}
 
 
 def _kernel(method: type[Method]) -> int:
     return _core.RULES[method.rule(method.defaults())[0]][0]
 
 
-_classes = {method.__name__: made_from(method) for method in sorted(methods.registry().values(), key=_kernel)}
-globals().update(_classes)
-__all__ = (*_classes,)
+__getattr__, __dir__ = when_asked_for(globals(), described, lambda name: made_from(described()[name]))

@@ -10,8 +10,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fastopt import _core
 
@@ -57,8 +56,7 @@ class Calls(ABC):
         """Return calls for ``out = a*I + b*gram + c*gram@gram``, of symmetric matrices; `gram` may be lost."""
 
 
-@dataclass(frozen=True)
-class Batch:
+class Batch(NamedTuple):
     """The updates of some parameters of one shape."""
 
     slots: list[int]

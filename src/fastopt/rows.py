@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 
-@dataclass(frozen=True, eq=False)
 class Rows:
     """A gradient that is zero but in some rows: in the place of an array in `Optimizer.step`.
 
@@ -29,8 +27,9 @@ class Rows:
     C-contiguous.
     """
 
-    indices: NDArray[np.integer[Any]]
-    values: NDArray[np.floating[Any]]
+    def __init__(self, indices: NDArray[np.integer[Any]], values: NDArray[np.floating[Any]]) -> None:
+        self.indices = indices
+        self.values = values
 
 
 def as_rows(grad: Any, label: str, shape: tuple[int, ...]) -> Rows | None:

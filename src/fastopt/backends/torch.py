@@ -103,6 +103,9 @@ class Tensors(Engine):
         may_be_sparse = "lazy" in self.method.options
         self.watch = _dlpack.Watch(exchange(), self.plan, self.params, may_be_sparse)
         self.sharded = any(isinstance(param, DTensor) for param in self.params)
+        first = {id(param): slot for slot, param in reversed([*enumerate(self.params)])}
+        self.repeated = [slot for slot, param in enumerate(self.params) if first[id(param)] != slot]
+        """Parameters that stand in their group twice: torch warns of them, and steps them twice."""
         self.serial = False
         self.left = math.inf
         """How many steps the counts in float32 have place for."""
@@ -142,6 +145,8 @@ class Tensors(Engine):
             for slot in range(len(self.params)):
                 self.watch.release(slot)
             self.left = math.inf
+        for slot in self.repeated:
+            self.check_repeated(slot)
         new = self.watch.look(grads, self.face.state, given)
         for slot, version in self.versions.items():
             if slot not in new and version != self.params[slot]._version:
@@ -192,6 +197,14 @@ class Tensors(Engine):
                 what = f"are {tuple(scales.shape)} of dtype {scales.dtype} beside {state.dtype}"
                 expected = f"{groups_of(state.numel())} in float32 beside int8 or uint8"
                 self.refuse(slot, f"{what}, expected {expected}", f"the scales of {name} of ")
+
+    def check_repeated(self, slot: int) -> None:
+        """Raise `RuntimeError` unless a step can take the two steps of a parameter one after the other, as torch's."""
+        measures = self.rule_of(slot)[0] in _core.SCOPES or self.values[self.owners[slot]].get("cautious")
+        if self.whole["accumulate"] == 1 and not measures:
+            return
+        what = f"{self.method.__name__} measures all before it steps any" if measures else "accumulate adds to one mean"
+        self.refuse(slot, f"is in its group twice, which fastopt cannot step as torch does: {what}")
 
     # ---- states and counts ----
 

@@ -218,7 +218,7 @@ def contestants(failures: list[str]) -> tuple[dict[str, Contestant], dict[str, A
         if state_dtype == "float32":
             found["Offload, float32 states, clip_norm"] = Contestant(step, trained, partial(clip, opt, 1.0))
     try:
-        from torchao.optim import CPUOffloadOptimizer  # type: ignore[import-not-found]
+        from torchao.optim import CPUOffloadOptimizer
     except ImportError as error:
         failures.append(f"torchao: {error}")
         return found, ours

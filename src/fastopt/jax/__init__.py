@@ -9,9 +9,19 @@
 Array([4.8], dtype=float32)
 """
 
+from typing import TYPE_CHECKING
+
+from fastopt.classes import when_asked_for
 from fastopt.jax import optimizers as optimizers
 from fastopt.jax.optimizer import Optimizer, State
-from fastopt.jax.optimizers import *  # noqa: F403
-from fastopt.jax.optimizers import __all__ as __all__  # which type checkers can follow
+
+if TYPE_CHECKING:
+    from fastopt.jax.optimizers import *  # noqa: F403
+    from fastopt.jax.optimizers import __all__ as __all__
+else:
+    __all__ = ()
 
 __all__ += ("Optimizer", "State")
+
+if not TYPE_CHECKING:  # (to which every name would be an optimizer)
+    __getattr__, __dir__ = when_asked_for(globals(), lambda: optimizers.__all__, lambda name: getattr(optimizers, name))

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from fastopt.hyperparameters import Number
 from fastopt.methods.base import MAXIMIZE, SQUARE, Flag, Maybe, Method, Numbers, Quantity, State, learning_rate
 
 
-@dataclass(frozen=True)
 class Epsilons(Numbers):
     """Two numbers, the first of which may be None."""
 

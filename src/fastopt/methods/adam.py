@@ -3,34 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 from fastopt.methods.base import (
-    CAUTIOUS,
-    CAUTIOUS_DECAY,
-    CORRECTED_DECAY,
     DECOUPLED,
     EPSILON_ROOT,
     LAZY,
     MAXIMIZE,
     MOMENT,
-    PEAK_LR,
     ROW_SQUARE,
     ROWWISE,
     SQUARE,
-    TIMM,
+    Careful,
     Decays,
     Flag,
     Method,
     Quantity,
-    check_careful_decay,
     epsilon,
     learning_rate,
 )
 
 
-class Adam(Method):
+class Adam(Careful):
     """Adam: a moving average of the gradient, divided by the root of a moving average of its square.
 
     ``m = beta1*m + (1-beta1)*g``, ``v = beta2*v + (1-beta2)*g**2``,
@@ -50,8 +44,6 @@ class Adam(Method):
     twin_flags = ("*", "foreach", "capturable", "differentiable", "fused")
     states = {"exp_avg": MOMENT, "exp_avg_sq": SQUARE, "max_exp_avg_sq": SQUARE, "row_exp_avg_sq": ROW_SQUARE}
 
-    renamed = TIMM
-
     lr = learning_rate(1e-3)
     betas = Decays((0.9, 0.999), "Decay of the moving averages of g and of its square, in [0, 1).")
     eps = epsilon(1e-8)
@@ -61,10 +53,6 @@ class Adam(Method):
     decoupled_weight_decay = DECOUPLED
     eps_root = EPSILON_ROOT
     lazy = LAZY
-    cautious = CAUTIOUS
-    cautious_decay = CAUTIOUS_DECAY
-    corrected_weight_decay = CORRECTED_DECAY
-    peak_lr = PEAK_LR
     rowwise = ROWWISE
 
     @staticmethod
@@ -77,7 +65,7 @@ class Adam(Method):
 
     @classmethod
     def check_together(cls, options: Mapping[str, Any]) -> None:
-        check_careful_decay(options)
+        super().check_together(options)
         for name in ("amsgrad", "cautious", "cautious_decay"):
             if options["rowwise"] and options[name]:
                 raise ValueError(f"rowwise=True excludes {name}=True")
@@ -106,7 +94,7 @@ class SparseAdam(Method):
     lr = learning_rate(1e-3)
     betas = Decays((0.9, 0.999), "Decay of the moving averages of g and of its square, in [0, 1).")
     eps = epsilon(1e-8)
-    maximize = replace(MAXIMIZE, keyword_only=False)
+    maximize = MAXIMIZE.but(keyword_only=False)
     eps_hat = Flag(True, fixed=True)
     lazy = Flag(True, fixed=True)
 

@@ -6,26 +6,31 @@ import inspect
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from copy import copy
-from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 from fastopt.hyperparameters import Bound, Number, as_count, at_step, is_scheduled, plain
 
 # ---- options ----
 
 
-@dataclass(frozen=True)
 class Option:
-    """An option: what it is unless the user says otherwise, and what it means. The subclasses say what it may be."""
+    """An option: what it is unless the user says otherwise, and what it means. The subclasses say what it may be.
 
-    default: Any
-    meaning: str = ""
-    keyword_only: bool = False
-    fixed: bool = False
-    """Whether it is the method's own: an entry of the groups, but none of the signature."""
+    One that is `fixed` is the method's own: an entry of the groups, but none of the signature. (No dataclass: making
+    those would take a third of the time in which fastopt is imported.)
+    """
 
     kind: ClassVar[Any] = Any
     """Its type."""
+
+    def __init__(self, default: Any, meaning: str = "", *, keyword_only: bool = False, fixed: bool = False) -> None:
+        self.default, self.meaning, self.keyword_only, self.fixed = default, meaning, keyword_only, fixed
+
+    def but(self, **changes: Any) -> Self:
+        """Return the same option, with something else in it."""
+        other = copy(self)
+        vars(other).update(changes)
+        return other
 
     @property
     def annotation(self) -> Any:
@@ -48,16 +53,16 @@ class Option:
         return {name: float(value)}
 
 
-@dataclass(frozen=True)
 class Quantity(Option):
-    """A number."""
-
-    words: str = ""
-    """What torch calls it in its messages."""
-    low: float = 0.0
-    high: float = math.inf
+    """A number in [low, high); `words` is what torch calls it in its messages."""
 
     kind: ClassVar[Any] = Number
+
+    def __init__(
+        self, default: Any, meaning: str = "", *, words: str = "", low: float = 0.0, high: float = math.inf, **how: bool
+    ) -> None:
+        super().__init__(default, meaning, **how)
+        self.words, self.low, self.high = words, low, high
 
     def check(self, name: str, value: Any, edited: bool = False) -> None:
         """Raise `ValueError`, in torch's words, unless the number is finite and in [low, high)."""
@@ -66,7 +71,6 @@ class Quantity(Option):
         ).check(value)
 
 
-@dataclass(frozen=True)
 class Count(Quantity):
     """A whole number."""
 
@@ -78,14 +82,14 @@ class Count(Quantity):
         as_count(value, name)
 
 
-@dataclass(frozen=True)
 class Maybe(Quantity):
-    """A number or None."""
-
-    start: str = ""
-    """The option that says what the number is in a group that was just made, if it is None."""
+    """A number or None; `start` is the option that says what the number is in a group that was just made, if None."""
 
     kind: ClassVar[Any] = Number | None
+
+    def __init__(self, default: Any, meaning: str = "", *, start: str = "", **bounds: Any) -> None:
+        super().__init__(default, meaning, **bounds)
+        self.start = start
 
     def check(self, name: str, value: Any, edited: bool = False) -> None:
         """Raise `ValueError` unless it is None or within bounds."""
@@ -97,7 +101,6 @@ class Maybe(Quantity):
         return {name: math.nan if value is None else float(value)}
 
 
-@dataclass(frozen=True)
 class Limit(Maybe):
     """A number, infinity, or None for infinity."""
 
@@ -107,18 +110,6 @@ class Limit(Maybe):
             super().check(name, value, edited)
 
 
-@dataclass(frozen=True)
-class Share(Maybe):
-    """A number in [0, 1), or None."""
-
-    high: float = 1.0
-
-    def check(self, name: str, value: Any, edited: bool = False) -> None:
-        """Raise `ValueError` unless it is None or within its bounds."""
-        super().check(name, value)
-
-
-@dataclass(frozen=True)
 class Numbers(Option):
     """Several numbers, as many as by default."""
 
@@ -149,7 +140,6 @@ class Numbers(Option):
         return {f"{name.removesuffix('s')}{k}": float(number) for k, number in enumerate(value, start=1)}
 
 
-@dataclass(frozen=True)
 class Decays(Numbers):
     """Decay rates of moving averages, each in [0, 1)."""
 
@@ -158,7 +148,6 @@ class Decays(Numbers):
         return Bound(message, high=1.0)
 
 
-@dataclass(frozen=True)
 class Flag(Option):
     """Whether or not."""
 
@@ -169,18 +158,18 @@ class Flag(Option):
         return {name: float(bool(value))}
 
 
-@dataclass(frozen=True)
 class Switch(Flag):
     """Whether or not, or None: as something else decides."""
 
     kind: ClassVar[Any] = bool | None
 
 
-@dataclass(frozen=True)
 class Choice(Option):
     """One of some words."""
 
-    among: tuple[str | None, ...] = ()
+    def __init__(self, default: Any, meaning: str = "", *, among: tuple[str | None, ...], **how: bool) -> None:
+        super().__init__(default, meaning, **how)
+        self.among = among
 
     @property
     def annotation(self) -> Any:
@@ -197,7 +186,6 @@ class Choice(Option):
         return {name: float(self.among.index(value))}
 
 
-@dataclass(frozen=True)
 class StateDtype(Option):
     """A precision, as a string or as torch's dtype, which is known by its name: torch need not be there."""
 
@@ -215,7 +203,6 @@ class StateDtype(Option):
             raise ValueError(f"Invalid {name}: expected None, {words} or torch's dtype of that name, got {value!r}")
 
 
-@dataclass(frozen=True)
 class TorchStateDtype(StateDtype):
     """The same, in signatures for torch."""
 
@@ -259,42 +246,6 @@ FIXED_DECAY = Flag(
     False, "Whether decoupled decay is by `weight_decay` itself, whatever the rate: ``p *= 1 - weight_decay``."
 )
 
-CAUTIOUS = Flag(
-    False,
-    "Whether there is no update where it and g disagree in sign, and in turn a larger one elsewhere: divided by the "
-    'part of the tensor where they agree, at least 1e-3 (Liang, Chen, Liu & Liu 2024, "Cautious optimizers").',
-    keyword_only=True,
-)
-CAUTIOUS_DECAY = Flag(
-    False, "Whether decoupled decay is only where update and parameter agree in sign.", keyword_only=True
-)
-CORRECTED_DECAY = Flag(
-    False,
-    "Whether decoupled decay falls with the square of the rate, ``p *= 1 - lr**2/peak_lr*weight_decay`` (Defazio 2025, "
-    '"Why gradients rapidly increase near the end of training").',
-    keyword_only=True,
-)
-PEAK_LR = Maybe(
-    None,
-    "The largest learning rate, for `corrected_weight_decay`; by default the one that the optimizer is made with, "
-    "unless that is a schedule.",
-    keyword_only=True,
-    start="lr",
-)
-
-TIMM = {"caution": "cautious", "max_lr_snapshot": "peak_lr"}
-"""What the package timm calls these."""
-
-
-def check_careful_decay(options: Mapping[str, Any]) -> None:
-    """Raise `ValueError` if decay is to be done in a way that only decoupled decay can be."""
-    for name in ("cautious_decay", "corrected_weight_decay"):
-        if options[name] and not options["decoupled_weight_decay"]:
-            raise ValueError(f"{name}=True needs decoupled weight decay")
-    if options["corrected_weight_decay"] and not (options["peak_lr"] or 0) > 0:
-        raise ValueError(f"corrected_weight_decay=True needs a positive peak_lr, got {options['peak_lr']}")
-
-
 CLIPPING: dict[str, Option] = {
     "clip_norm": Limit(
         None,
@@ -337,7 +288,8 @@ KEEPING: dict[str, Option] = {
     "accumulate": Count(
         1,
         "After how many calls of `step` there is a step, by the mean of their gradients, which are added up beside the "
-        "parameters, in float32 (float64 for such parameters). The other calls change no parameter and do not count.",
+        "parameters, in float32 (float64 for such parameters). The other calls change no parameter and do not count. "
+        "Gradients of some rows alone are refused.",
         keyword_only=True,
         low=1,
     ),
@@ -391,11 +343,12 @@ WHOLE_OF_JAX: dict[str, Option] = {
         keyword_only=True,
     ),
     "state_dtype": KEEPING["state_dtype"],
-    "ema": Share(
+    "ema": Maybe(
         None,
         "Keep a moving average of the parameters, ``a = ema*a + (1-ema)*p``, in the step's own pass over memory; it "
         'begins as a copy of the parameters, and is ``state.arrays["ema"]``.',
         keyword_only=True,
+        high=1.0,
     ),
 }
 """The same for JAX."""
@@ -407,8 +360,7 @@ Start = float | str | None
 """What a state starts as: a number, the name of the option that says it, or None: a copy of the parameter."""
 
 
-@dataclass(frozen=True)
-class State:
+class State(NamedTuple):
     """An array beside the parameter, of its shape or smaller."""
 
     start: Start = 0.0
@@ -506,7 +458,9 @@ class Method:
 
     def __init_subclass__(cls) -> None:
         own = {name: value for name, value in vars(cls).items() if isinstance(value, Option)}
-        cls.options = {**cls.options, **own}
+        # What several have in common follows what is a description's own.
+        first = {} if vars(cls.__base__).get("described", True) else own
+        cls.options = {**first, **cls.options, **own}
 
     @staticmethod
     def rule(options: Mapping[str, Any]) -> tuple[str, tuple[str, ...]]:
@@ -602,7 +556,7 @@ class Method:
     def whole(cls, options: Mapping[str, Option]) -> dict[str, Option]:
         """Return options of the whole optimizer, with this one's defaults."""
         own = cls.whole_defaults
-        return {name: replace(option, default=own.get(name, option.default)) for name, option in options.items()}
+        return {name: option.but(default=own.get(name, option.default)) for name, option in options.items()}
 
     @classmethod
     def at(cls, group: Mapping[str, Any], step: int) -> dict[str, Any]:
@@ -648,3 +602,43 @@ class Method:
         if references:
             sections.append("References\n----------\n" + references)
         return "\n\n".join(sections)
+
+
+class Careful(Method):
+    """What those have in common whose updates and decay can be made more careful."""
+
+    described = False
+    renamed: ClassVar[dict[str, str]] = {"caution": "cautious", "max_lr_snapshot": "peak_lr"}
+    """What the package timm calls these."""
+
+    cautious = Flag(
+        False,
+        "Whether there is no update where it and g disagree in sign, and in turn a larger one elsewhere: divided by "
+        'the part of the tensor where they agree, at least 1e-3 (Liang, Chen, Liu & Liu 2024, "Cautious optimizers").',
+        keyword_only=True,
+    )
+    cautious_decay = Flag(
+        False, "Whether decoupled decay is only where update and parameter agree in sign.", keyword_only=True
+    )
+    corrected_weight_decay = Flag(
+        False,
+        "Whether decoupled decay falls with the square of the rate, ``p *= 1 - lr**2/peak_lr*weight_decay`` (Defazio "
+        '2025, "Why gradients rapidly increase near the end of training").',
+        keyword_only=True,
+    )
+    peak_lr = Maybe(
+        None,
+        "The largest learning rate, for `corrected_weight_decay`; by default the one that the optimizer is made with, "
+        "unless that is a schedule.",
+        keyword_only=True,
+        start="lr",
+    )
+
+    @classmethod
+    def check_together(cls, options: Mapping[str, Any]) -> None:
+        """Raise `ValueError` if decay is to be done in a way that only decoupled decay can be."""
+        for name in ("cautious_decay", "corrected_weight_decay"):
+            if options[name] and not options["decoupled_weight_decay"]:
+                raise ValueError(f"{name}=True needs decoupled weight decay")
+        if options["corrected_weight_decay"] and not (options["peak_lr"] or 0) > 0:
+            raise ValueError(f"corrected_weight_decay=True needs a positive peak_lr, got {options['peak_lr']}")

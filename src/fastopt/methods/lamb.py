@@ -6,25 +6,19 @@ from collections.abc import Mapping
 from typing import Any
 
 from fastopt.methods.base import (
-    CAUTIOUS,
-    CAUTIOUS_DECAY,
-    CORRECTED_DECAY,
     DECOUPLED,
     MAXIMIZE,
     MOMENT,
-    PEAK_LR,
     SQUARE,
-    TIMM,
+    Careful,
     Decays,
     Flag,
-    Method,
     Quantity,
-    check_careful_decay,
     learning_rate,
 )
 
 
-class LAMB(Method):
+class LAMB(Careful):
     """Adam with a rate for each tensor, so that all change by the same part of their norm, for large batches.
 
     ``m = beta1*m + (1-beta1)*g``, ``v = beta2*v + (1-beta2)*g**2``,
@@ -45,7 +39,7 @@ class LAMB(Method):
 
     states = {"exp_avg": MOMENT, "exp_avg_sq": SQUARE}
     whole_defaults = {"clip_norm": 1.0}
-    renamed = {"decoupled_decay": "decoupled_weight_decay", "max_grad_norm": "clip_norm", **TIMM}
+    renamed = {"decoupled_decay": "decoupled_weight_decay", "max_grad_norm": "clip_norm", **Careful.renamed}
 
     lr = learning_rate(1e-3)
     bias_correction = Flag(True, "Whether m and v are divided by ``1 - beta**t``.")
@@ -57,15 +51,7 @@ class LAMB(Method):
     always_adapt = Flag(False, "Whether there is a ratio also where `weight_decay` is 0; otherwise it is 1 there.")
     maximize = MAXIMIZE
     decoupled_weight_decay = DECOUPLED
-    cautious = CAUTIOUS
-    cautious_decay = CAUTIOUS_DECAY
-    corrected_weight_decay = CORRECTED_DECAY
-    peak_lr = PEAK_LR
 
     @staticmethod
     def rule(options: Mapping[str, Any]) -> tuple[str, tuple[str, ...]]:
         return "lamb", ("exp_avg", "exp_avg_sq")
-
-    @classmethod
-    def check_together(cls, options: Mapping[str, Any]) -> None:
-        check_careful_decay(options)

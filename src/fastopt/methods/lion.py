@@ -6,24 +6,18 @@ from collections.abc import Mapping
 from typing import Any
 
 from fastopt.methods.base import (
-    CAUTIOUS,
-    CAUTIOUS_DECAY,
-    CORRECTED_DECAY,
     LAZY,
     MAXIMIZE,
     MOMENT,
-    PEAK_LR,
-    TIMM,
+    Careful,
     Decays,
     Flag,
-    Method,
     Quantity,
-    check_careful_decay,
     learning_rate,
 )
 
 
-class Lion(Method):
+class Lion(Careful):
     """Lion: the sign of a moving average of the gradient.
 
     ``p *= 1 - lr*weight_decay``, ``p -= lr * sign(beta1*m + (1-beta1)*g)``, ``m = beta2*m + (1-beta2)*g``
@@ -42,23 +36,13 @@ class Lion(Method):
     counts_steps = False
     states = {"exp_avg": MOMENT}
 
-    renamed = TIMM
-
     lr = learning_rate(1e-4)
     betas = Decays((0.9, 0.99), "Decay of m in the update, and of m itself, in [0, 1).")
     weight_decay = Quantity(0.0, "At least 0.")
     maximize = MAXIMIZE
     decoupled_weight_decay = Flag(True, fixed=True)
     lazy = LAZY
-    cautious = CAUTIOUS
-    cautious_decay = CAUTIOUS_DECAY
-    corrected_weight_decay = CORRECTED_DECAY
-    peak_lr = PEAK_LR
 
     @staticmethod
     def rule(options: Mapping[str, Any]) -> tuple[str, tuple[str, ...]]:
         return "lion", ("exp_avg",)
-
-    @classmethod
-    def check_together(cls, options: Mapping[str, Any]) -> None:
-        check_careful_decay(options)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any, ClassVar
 
 from fastopt.methods.base import (
@@ -185,10 +184,10 @@ class MuonAdamW(Orthogonal):
     weight_decay = Quantity(0.1, "At least 0: ``p *= 1 - lr*weight_decay``.")
     maximize = MAXIMIZE
     use_muon = Switch(None, "Whether parameters are stepped by Muon; None: by the rule above.", keyword_only=True)
-    momentum = replace(MOMENTUM, keyword_only=True)
-    nesterov = replace(NESTEROV, keyword_only=True)
-    ns_coefficients = replace(NS_COEFFICIENTS, keyword_only=True)
-    ns_steps = replace(NS_STEPS, keyword_only=True)
+    momentum = MOMENTUM.but(keyword_only=True)
+    nesterov = NESTEROV.but(keyword_only=True)
+    ns_coefficients = NS_COEFFICIENTS.but(keyword_only=True)
+    ns_steps = NS_STEPS.but(keyword_only=True)
     adjust_lr_fn = Choice(
         "match_rms_adamw",
         "What Muon's O is multiplied by: ``0.2*sqrt(max(rows, columns))``, or ``sqrt(max(1, rows/columns))`` "

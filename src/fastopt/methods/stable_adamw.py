@@ -6,23 +6,18 @@ from collections.abc import Mapping
 from typing import Any
 
 from fastopt.methods.base import (
-    CAUTIOUS,
-    CAUTIOUS_DECAY,
-    CORRECTED_DECAY,
     MAXIMIZE,
     MOMENT,
-    PEAK_LR,
     SQUARE,
+    Careful,
     Decays,
     Flag,
-    Method,
     Quantity,
-    check_careful_decay,
     learning_rate,
 )
 
 
-class StableAdamW(Method):
+class StableAdamW(Careful):
     """AdamW that slows down for a tensor whose gradients are much larger than they were.
 
     ``m = b1*m + (1-b1)*g``, ``v = b2*v + (1-b2)*g**2``, each b being ``beta * (1 - beta**(t-1)) / (1 - beta**t)``,
@@ -57,15 +52,7 @@ class StableAdamW(Method):
         "``weight_decay*p`` to the gradient.",
         keyword_only=True,
     )
-    cautious = CAUTIOUS
-    cautious_decay = CAUTIOUS_DECAY
-    corrected_weight_decay = CORRECTED_DECAY
-    peak_lr = PEAK_LR
 
     @staticmethod
     def rule(options: Mapping[str, Any]) -> tuple[str, tuple[str, ...]]:
         return "stable_adamw", ("exp_avg", "exp_avg_sq")
-
-    @classmethod
-    def check_together(cls, options: Mapping[str, Any]) -> None:
-        check_careful_decay(options)

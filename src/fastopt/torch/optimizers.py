@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from fastopt import optimizers
+from fastopt.classes import when_asked_for
+from fastopt.optimizers import described
 from fastopt.torch.optimizer import Optimizer, made_from
 
-_classes: dict[str, type[Optimizer]] = {name: made_from(cls.method) for name, cls in optimizers.registry().items()}
-globals().update(_classes)
-__all__ = (*_classes,)
+
+def registry() -> dict[str, type[Optimizer]]:
+    """Return the optimizers by name, in the order of `fastopt.optimizers.registry`."""
+    return {name: globals().get(name) or __getattr__(name) for name in described()}
+
+
+__getattr__, __dir__ = when_asked_for(globals(), described, lambda name: made_from(described()[name]))

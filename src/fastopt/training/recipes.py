@@ -156,7 +156,7 @@ def build_optimizer(
     config : Config
         Says which.
     classes : mapping of str to class
-        Where the class is found by its name: the registry, or what is in :mod:`fastopt.torch` or :mod:`torch.optim`.
+        Where the class is found by its name: a registry, or what is in :mod:`torch.optim`.
     parameters
         As the class takes them.
     total_steps : int

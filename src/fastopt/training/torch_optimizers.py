@@ -40,7 +40,7 @@ class Fastopt:
     def __init__(self, config: Config, groups: list[Group], total_steps: int, **options: Any) -> None:
         self.inner = build_optimizer(
             config,
-            vars(fastopt.torch),
+            fastopt.torch.optimizers.registry(),
             groups,
             total_steps,
             clip_norm=config.max_norm,
