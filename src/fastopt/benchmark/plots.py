@@ -303,5 +303,6 @@ def draw_storages(title: str, qualities: list[Quality], ax: Axes) -> None:
     ax.legend(fontsize="small", frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     ax.set_yticks(range(len(qualities) - 1), [quality.storage for quality in qualities[1:]])
     ax.set_ylim(len(qualities) - 1.5, -0.5)
+    ax.locator_params(axis="x", nbins=5)
     ax.set_xlabel("held-out loss, less that of float32")
     ax.set_title(f"{qualities[0].optimizer}: {title}")
