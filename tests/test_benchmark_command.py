@@ -42,6 +42,14 @@ def test_a_table_for_each_combination(tmp_path: Path) -> None:
     assert "numpy" in output.splitlines()[-1]
 
 
+def test_of_all_optimizers_those_that_fit_are_meant() -> None:
+    named = "--work", "50", "--rivals", "", "--threads", "1"
+    output = bench(*named, "--optimizer", "all")
+    assert output.count("\n50, ") > 30
+    assert "Muon, float32: step, 1 thread" in output  # (on matrices: no vector is its work)
+    assert "Muon steps matrices alone" in bench(*named, "--optimizer", "muon", status=2)
+
+
 def test_figures_go_to_files_and_come_back_as_a_baseline(tmp_path: Path) -> None:
     output = bench(*TINY, "--json", "figures.json", "--plot", "figures.png")
     assert "All figures are in figures.json" in output
