@@ -33,6 +33,18 @@ Finish = Callable[[], None]
 """What comes after the backward pass."""
 
 
+def step_and_zero(*optimizers: torch.optim.Optimizer) -> Finish:
+    """Step and zero with optimizers that clip in the step, or not at all."""
+
+    def finish() -> None:
+        for optimizer in optimizers:
+            optimizer.step()
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+
+    return finish
+
+
 def torch_step(module: nn.Module, **flags: Any) -> Finish:
     """Clip, step and zero with torch."""
     params = list(module.parameters())
@@ -48,13 +60,7 @@ def torch_step(module: nn.Module, **flags: Any) -> Finish:
 
 def fastopt_step(module: nn.Module) -> Finish:
     """Clip, step and zero with fastopt."""
-    optimizer = fastopt.torch.AdamW(module.parameters(), clip_norm=MAX_NORM)
-
-    def finish() -> None:
-        optimizer.step()
-        optimizer.zero_grad()
-
-    return finish
+    return step_and_zero(fastopt.torch.AdamW(module.parameters(), clip_norm=MAX_NORM))
 
 
 OPTIMIZERS: dict[str, Callable[[nn.Module], Finish]] = {
@@ -76,28 +82,14 @@ def tables_and_others(module: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
 def torch_step_of_rows(module: nn.Module) -> Finish:
     """Step and zero with the two optimizers of torch that this takes; its clipping does not know sparse gradients."""
     tables, others = tables_and_others(module)
-    optimizers: list[torch.optim.Optimizer] = [torch.optim.SparseAdam(tables), torch.optim.AdamW(others, fused=True)]
-
-    def finish() -> None:
-        for optimizer in optimizers:
-            optimizer.step()
-        for optimizer in optimizers:
-            optimizer.zero_grad()
-
-    return finish
+    return step_and_zero(torch.optim.SparseAdam(tables), torch.optim.AdamW(others, fused=True))
 
 
 def fastopt_step_of_rows(module: nn.Module) -> Finish:
     """Clip, step and zero with fastopt."""
     tables, others = tables_and_others(module)
     groups: list[dict[str, Any]] = [{"params": tables, "weight_decay": 0.0}, {"params": others}]
-    optimizer = fastopt.torch.AdamW(groups, clip_norm=MAX_NORM, lazy=True)
-
-    def finish() -> None:
-        optimizer.step()
-        optimizer.zero_grad()
-
-    return finish
+    return step_and_zero(fastopt.torch.AdamW(groups, clip_norm=MAX_NORM, lazy=True))
 
 
 OF_ROWS = {"torch SparseAdam": torch_step_of_rows, "fastopt.torch lazy": fastopt_step_of_rows}

@@ -229,11 +229,15 @@ class Optimizer:
             for leaf, label in zip(leaves, labels, strict=True)
         ]
 
+    @property
+    def average(self) -> tuple[str, ...]:
+        """The name of the moving average of the parameters, if there is one."""
+        return () if self.start[AVERAGE] is None else (AVERAGE,)
+
     def layout(self, leaves: list[Any], rules: list[tuple[str, tuple[str, ...]]]) -> Layout:
         """Return where what is kept of the parameters lies: states, moving average, numbers."""
-        average = () if self.start[AVERAGE] is None else (AVERAGE,)
         kept = [
-            (*states, *average, *self.method.numbers, *self.method.row_numbers(rule, self.known))
+            (*states, *self.average, *self.method.numbers, *self.method.row_numbers(rule, self.known))
             for rule, states in rules
         ]
         names = dict.fromkeys(name for of_each in kept for name in of_each)
@@ -296,7 +300,7 @@ class Optimizer:
             Numbers(self.numbers, traced),
             Numbers(self.clip_norm, clip_norm),
             self.options["nonfinite"] == "skip",
-            self.start[AVERAGE] is not None,
+            bool(self.average),
             [_core.OPTIONS[name] for name in self.method.advances],
             partial(self.between, layout),
         )
@@ -320,11 +324,10 @@ class Optimizer:
         self, leaves: list[Any], rules: list[tuple[str, tuple[str, ...]]], owners: list[int], layout: Layout
     ) -> list[Tensor]:
         """Return how each parameter is stepped."""
-        average = () if self.start[AVERAGE] is None else (AVERAGE,)
         place = {key: k for k, key in enumerate(layout.order)}
         found = []
         for i, (leaf, (rule, states), owner) in enumerate(zip(leaves, rules, owners, strict=True)):
-            forms = {name: layout.forms[name][i] for name in (*states, *average, *self.method.numbers)}
+            forms = {name: layout.forms[name][i] for name in (*states, *self.average, *self.method.numbers)}
             kept = [(place[name, form.dtype.name], layout.first[name][i]) for name, form in forms.items() if form]
             of_rows = [state for name in states if (state := self.method.states[name]).of != "elements"]
             matrix = of_rows[0].matrix(leaf.shape) if of_rows else (0, 0)
