@@ -19,6 +19,7 @@ from torch import Tensor, nn
 import fastopt
 from fastopt import _core
 from fastopt.torch import AdamW, Offload
+from fastopt.torch.hosted import in_chunks
 
 WIDTH, LAYERS, HEADS, BATCH, LENGTH = 2048, 24, 16, 8, 1024
 """1.21G parameters; 8192 tokens a step."""
@@ -156,14 +157,14 @@ def link_bandwidth(down: bool, size: int = 2**28) -> float:
 def host_step(opt: Offload) -> Callable[[], object]:
     """Return the host's part alone: all masters stepped, no copies to or from the device."""
     for one in opt._hosted:
-        assert one.landing is not None
         one.landing.fill_(1e-3)  # (the copies have taken the gradients' place)
-        one.master.grad_dtype = one.landing.dtype
-        one.master.grad = one.landing
-    engine = opt._engine
-    return lambda: opt._worker.submit(
-        engine.step, [None] * len(engine.params), zero=False
-    ).result()  # in the thread whose threads are warm
+    chunks = [*in_chunks(piece for one in opt._hosted for piece in one.pieces(opt._engine))]
+
+    def step() -> None:
+        for pieces in chunks:
+            opt._engine.step_pieces(pieces, 1.0)
+
+    return lambda: opt._worker.submit(step).result()  # in the thread whose threads are warm
 
 
 def check_bits() -> None:
