@@ -11,8 +11,8 @@ from torch import Tensor
 
 from fastopt.backends.torch import is_dense, joined, local_part, same_order, split
 from fastopt.backends.torch_compat import DTensor
-from fastopt.engine import MASTER, REMAINDER
-from fastopt.torch.link import Link, done, memory
+from fastopt.engine import MASTER, REMAINDER, Group
+from fastopt.torch.link import Link, buffers, done, memory
 
 if TYPE_CHECKING:
     from fastopt.torch.masters import Masters
@@ -60,10 +60,6 @@ class Piece:
             return tensor
         return tensor.as_strided((self.stop - self.start,), (1,), tensor.storage_offset() + self.start)
 
-    def take(self, grad: Tensor, link: Link) -> None:
-        """Ask for the gradient."""
-        self.arrived = link.down(self.of(grad), self.of(self.hosted.landing))
-
     def fetch(self, link: Link) -> None:
         """Ask for the parameter's values, if the host does not keep them."""
         if self.hosted.staged:
@@ -106,7 +102,7 @@ class Hosted:
     def __init__(self, param: Tensor, number: int, staged: bool) -> None:
         self.param = param
         self.number = number
-        """Its place among all parameters."""
+        """Its place among all parameters, which is the engine's slot."""
         self.staged = staged
         local = local_part(param).detach()
         self.can_be_cut = is_dense(local)
@@ -152,18 +148,15 @@ class Hosted:
         length = -(-size // count // UNIT) * UNIT if count > 1 else max(size, 1)
         return [Piece(self, start, min(start + length, size)) for start in range(0, max(size, 1), length)]
 
-    def take(self, grad: Tensor, engine: Masters, link: Link) -> list[Piece]:
+    def take(self, grad: Tensor, engine: Masters, link: Link) -> Iterator[Piece]:
         """Ask for a gradient, piece by piece if it lies in memory as the parameter does."""
         pieces = self.pieces(engine)
-        if len(pieces) == 1 or same_order(grad, self.landing):
-            for piece in pieces:
-                piece.take(grad, link)
-        else:
-            arrived = link.down(grad, self.landing)
-            for piece in pieces:
-                piece.arrived = arrived
+        apart = len(pieces) == 1 or same_order(grad, self.landing)
+        arrived = done if apart else link.down(grad, self.landing)
         self.held = True
-        return pieces
+        for piece in pieces:
+            piece.arrived = link.down(piece.of(grad), piece.of(self.landing)) if apart else arrived
+            yield piece
 
     def is_known(self) -> bool:
         """Whether the parameter is as this optimizer left it, where that matters."""
@@ -226,15 +219,23 @@ def in_chunks(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
     for piece in pieces:
         some.append(piece)
         size += piece.nbytes
-        if size >= CHUNK or not piece.is_last:
+        if size >= CHUNK or not piece.is_whole:
             yield some
             some, size = [], 0
     if some:
         yield some
 
 
-def check_params(params: list[Tensor], known: list[Hosted], staged: bool, label: Callable[[Tensor], str]) -> None:
-    """Raise `ValueError` unless these parameters can be offloaded, beside those that are."""
+def provide(hosted: list[Hosted], pins: bool) -> None:
+    """Have buffers, cut from few slabs, and values."""
+    parts = iter(buffers([size for one in hosted for size in one.sizes], pins))
+    for one in hosted:
+        one.provide([next(parts) for _ in one.sizes])
+
+
+def check_params(groups: list[Group], known: list[Hosted], staged: bool, label: Callable[[Tensor], str]) -> None:
+    """Raise `ValueError` unless the parameters of groups can be offloaded, beside those that are."""
+    params: list[Tensor] = [param for group in groups for param in group["params"]]
     every = [one.param for one in known] + params
     first = local_part(every[0]).device
     dtypes = [torch.float32, torch.bfloat16] if staged else [torch.float32, torch.bfloat16, torch.float16]

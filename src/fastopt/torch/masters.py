@@ -12,9 +12,10 @@ from torch import Tensor
 from fastopt import _core, environment
 from fastopt.backends.torch import Tensors, local_part, thread_count
 from fastopt.backends.torch_compat import DTensor
+from fastopt.clipping import clip_coefficient
 from fastopt.engine import REMAINDER, Buffers, Group, Request
 from fastopt.torch.clipping import gradient_plan
-from fastopt.torch.hosted import Piece
+from fastopt.torch.hosted import Hosted, Piece
 from fastopt.torch.link import share_of_processors
 from fastopt.torch.optimizer import Optimizer
 
@@ -35,19 +36,35 @@ class Masters(Tensors):
         """The one that is being bound."""
         self.aside: list[Any] = []
         super().__init__(face, parts)
-        self.numbers = {param: slot for slot, param in enumerate(self.params)}
+
+    def measure(self, hosted: list[Hosted], unscale: float, like: Tensor) -> tuple[float | None, float, bool]:
+        """Return what `run` does, before the step of what has gradients: the norm is that of all processes' parts."""
+        clip_norm, nonfinite = self.whole["clip_norm"], self.whole["nonfinite"]
+        if clip_norm is None and nonfinite == "propagate":
+            return None, 1.0, False
+        plan = gradient_plan([one.grad for one in hosted])
+        norm = unscale * over_processes(plan.norm(self.threads()) if plan else 0.0, like)
+        finite = math.isfinite(norm) or (plan is not None and math.isfinite(plan.max_abs(self.threads())))
+        if nonfinite == "raise" and not finite:
+            raise FloatingPointError(f"not finite: {self.nonfinite(self.by_slot(hosted))}")
+        return norm, 1.0 if clip_norm is None else clip_coefficient(norm, clip_norm), nonfinite == "skip" and not finite
 
     def step_pieces(self, pieces: list[Piece], unscale: float) -> None:
         """Step with the gradients that are there."""
-        grads: list[Any] = [None] * len(self.params)
-        for piece in pieces:
-            grads[self.numbers[piece.hosted.master]] = piece.hosted.grad
         self.pieces = {piece.hosted.master: piece for piece in pieces if piece.hosted.staged or not piece.is_whole}
+        grads = self.by_slot([piece.hosted for piece in pieces])
         try:
             self.take(grads, self.options(), False, unscale, None, given=True)
         finally:
             self.pieces, self.piece = {}, None
             self.aside.clear()
+
+    def by_slot(self, hosted: list[Hosted]) -> list[Any]:
+        """Return the gradients, each in the place of its parameter."""
+        grads: list[Any] = [None] * len(self.params)
+        for one in hosted:
+            grads[one.number] = one.grad
+        return grads
 
     # ---- what can be done ----
 
@@ -65,12 +82,6 @@ class Masters(Tensors):
         if self.master is not None and whole["ema"] is not None:
             raise ValueError(f"ema: is of whole parameters, of which the host has none with master={self.master!r}")
         return whole
-
-    def measure(self, grads: list[Tensor], unscale: float, like: Tensor) -> tuple[float, bool]:
-        """Return the norm of all gradients, also of other processes' parts, and whether all are finite."""
-        plan = gradient_plan(grads)
-        norm = unscale * over_processes(plan.norm(self.threads()) if plan else 0.0, like)
-        return norm, math.isfinite(norm) or (plan is not None and math.isfinite(plan.max_abs(self.threads())))
 
     def goes_together(self) -> bool:
         """Whether a rule has sums over all parameters."""

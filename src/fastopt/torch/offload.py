@@ -20,12 +20,11 @@ import torch
 from torch import Tensor
 
 from fastopt.backends.torch import REMAINDERS, local_part
-from fastopt.clipping import clip_coefficient
 from fastopt.engine import MASTER, Group, StepInfo
 from fastopt.torch import hosted as chunks
-from fastopt.torch.hosted import Hosted, Piece, check_params, in_chunks
+from fastopt.torch.hosted import Hosted, Piece, check_params, in_chunks, provide
 from fastopt.torch.in_backward import hook_of
-from fastopt.torch.link import buffers, link_to, move_near
+from fastopt.torch.link import link_to, move_near
 from fastopt.torch.masters import Masters, check_method
 from fastopt.torch.optimizer import Optimizer
 
@@ -103,7 +102,7 @@ class Offload(torch.optim.Optimizer):
             raise ValueError(f"master: expected None (which is float32 here) or one of {[*REMAINDERS]}, got {master!r}")
         super().__init__(params, {})
         self._given = {"optimizer": optimizer, "in_backward": in_backward, "master": master, **options}
-        self._master = master
+        self._staged = master is not None
         self.last_step = None
         self._hosted: list[Hosted] = []
         self._coming: list[Piece] = []
@@ -112,9 +111,9 @@ class Offload(torch.optim.Optimizer):
         self._accumulating = self._begun = self._whole = False
         self._unscale = 1.0
         groups = self.param_groups
-        self._check(groups)
-        device = local_part(groups[0]["params"][0]).device
+        check_params(groups, self._hosted, self._staged, self._label)
         every = [param for group in groups for param in group["params"]]
+        device = local_part(every[0]).device
         self._in_backward = torch.float16 not in {p.dtype for p in every} if in_backward is None else in_backward
         self._link = link_to(device)
         self._worker = ThreadPoolExecutor(1, "fastopt-offload", move_near, (device,))
@@ -127,31 +126,18 @@ class Offload(torch.optim.Optimizer):
 
     # ---- parameters ----
 
-    def _check(self, groups: list[Group]) -> None:
-        """Raise `ValueError` if there is a parameter that cannot be offloaded."""
-        params = [param for group in groups for param in group["params"]]
-        check_params(params, self._hosted, self._master is not None, self._label)
-
     def _admitted(self, group: Group) -> Group:
         """Return a group of the masters of a group's parameters."""
-        count, staged = len(self._hosted), self._master is not None
-        make = lambda: [Hosted(param, number, staged) for number, param in enumerate(group["params"], count)]  # noqa: E731
-        hosted = self._worker.submit(make).result()
+        hosted = [
+            Hosted(param, number, self._staged) for number, param in enumerate(group["params"], len(self._hosted))
+        ]
         used = [one for one in hosted if one.param.requires_grad]
-        self._worker.submit(self._provide, used).result()
-        for one in hosted:
-            if one.param.requires_grad and self._in_backward:
-                hook = hook_of(self, partial(Offload._take, number=one.number))
-                one.param.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
-            self._hosted.append(one)
+        self._worker.submit(provide, used, self._link.pins).result()  # (the memory is near the thread that fills it)
+        for one in used if self._in_backward else ():
+            hook = hook_of(self, partial(Offload._take, number=one.number))
+            one.param.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
+        self._hosted += hosted
         return {**group, "params": [one.master for one in hosted]}
-
-    def _provide(self, hosted: list[Hosted]) -> None:
-        """Have buffers, and masters with values (where the thread is that will use them)."""
-        sizes = [size for one in hosted for size in one.sizes]
-        memory = iter(buffers(sizes, self._link.pins))
-        for one in hosted:
-            one.provide([next(memory) for _ in one.sizes])
 
     def add_param_group(self, param_group: Group) -> None:
         """Add parameters, with options of their own where the group has them."""
@@ -162,7 +148,7 @@ class Offload(torch.optim.Optimizer):
         super().add_param_group(param_group)
         group, count = self.param_groups[-1], len(self._hosted)
         try:
-            self._check([group])
+            check_params([group], self._hosted, self._staged, self._label)
             self.host.add_param_group(self._admitted(group))
         except BaseException:
             self.param_groups.pop()
@@ -180,7 +166,7 @@ class Offload(torch.optim.Optimizer):
     def _new_engine(self) -> Masters:
         """Return the engine of the masters' groups of now."""
         self.host._copies = {one.master: one.copy for one in self._hosted if one.has_buffers and not one.staged}
-        return Masters(self.host, [(group, group["params"]) for group in self.host.param_groups], self._master)
+        return Masters(self.host, [(group, group["params"]) for group in self.host.param_groups], self._given["master"])
 
     # ---- the way of a gradient ----
 
@@ -216,7 +202,7 @@ class Offload(torch.optim.Optimizer):
             if not one.summed:
                 self._worker.submit(Piece(one, 0, one.master.numel()).add).result()
         if not one.has_buffers:
-            self._provide([one])
+            provide([one], self._link.pins)
             if not one.staged:
                 self.host._copies[one.master] = one.copy  # (it is bound with the first gradient)
         elif not one.is_known():
@@ -224,7 +210,7 @@ class Offload(torch.optim.Optimizer):
         for piece in one.take(local_part(grad).detach(), self._engine, self._link):
             self._coming.append(piece)
             self._coming_bytes += piece.nbytes
-            if self._coming_bytes >= chunks.CHUNK:
+            if self._coming_bytes >= chunks.CHUNK or not piece.is_whole:  # (so that none is left with half a step)
                 self._flush()
         if self._in_backward:
             param.grad = None
@@ -235,7 +221,7 @@ class Offload(torch.optim.Optimizer):
             return
         step = step and not (self._accumulating or self._whole)
         coming, self._coming, self._coming_bytes = self._coming, [], 0
-        if step and self._master is not None:
+        if step and self._staged:
             wait(self._jobs[: 1 - AHEAD])
             self._fetch(coming)
         job = self._worker.submit(self._receive, coming, self._accumulating, step)
@@ -267,19 +253,11 @@ class Offload(torch.optim.Optimizer):
             piece.send(self._link)
 
     def _finish(self) -> StepInfo:
-        """Step what is not stepped yet; with the norm of all, where it is needed."""
+        """Step what is not stepped yet, with the norm of all where it is needed."""
         held = [one for one in self._hosted if one.held]
-        whole = self._engine.whole
-        norm, coefficient = None, 1.0
-        if whole["clip_norm"] is not None or whole["nonfinite"] != "propagate":
-            norm, finite = self._engine.measure([one.grad for one in held], self._unscale, self._hosted[0].param)
-            if whole["nonfinite"] != "propagate" and not finite:
-                if whole["nonfinite"] == "raise":
-                    names = [self._label(one.param) for one in held if not bool(one.grad.isfinite().all())]
-                    raise FloatingPointError(f"not finite: {', '.join(f'gradient of {name}' for name in names)}")
-                return StepInfo(self._lr(), norm, False, True)
-            if whole["clip_norm"] is not None:
-                coefficient = clip_coefficient(norm, whole["clip_norm"])
+        norm, coefficient, skipped = self._engine.measure(held, self._unscale, self._hosted[0].param)
+        if skipped:
+            return StepInfo(self._lr(), norm, False, True)
         pieces = [piece for one in held for piece in one.pieces(self._engine)]
         fetched: deque[list[Piece]] = deque()
         for some in [pieces] if self._together and held else in_chunks(pieces):
@@ -330,8 +308,8 @@ class Offload(torch.optim.Optimizer):
                 self.last_step = StepInfo(self._lr(), None, False, True)
                 return loss
             self._unscale = 1.0 / float(scale or 1.0)
-            for number, one in enumerate(self._hosted):
-                self._take(one.param, number)
+            for one in self._hosted:
+                self._take(one.param, one.number)
             self._flush()
             self._jobs.append(self._worker.submit(self._finish))
             *_, self.last_step = [job.result() for job in self._jobs]
@@ -391,6 +369,7 @@ class Offload(torch.optim.Optimizer):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state as `optimizer` does, with the masters as `"master"`; steps under way are waited for."""
+        self._flush()
         wait(self._jobs)
         known = self.host.state_dict()
         return {**super().state_dict(), **{name: known[name] for name in ("step_count",) if name in known}}
@@ -405,13 +384,13 @@ class Offload(torch.optim.Optimizer):
             state_dict = hook(self, dict(state_dict)) or state_dict
         self._drop()
         self.host.load_state_dict(state_dict)
-        self.host.master = self._master
+        self.host.master = self._given["master"]
         self._adopt()
         self.state.clear()
         for one in self._hosted:
             if one.master in self.host.state:
                 with torch.no_grad():
-                    one.load(self.host.state[one.master], self._master)
+                    one.load(self.host.state[one.master], self.host.master)
                 self._show_state(one)
             else:
                 one.seen = None  # read with the next gradient
