@@ -48,9 +48,11 @@ class LateLink(link.Link):
         result: Callable[[], object] = self.later(0, source.clone(), target).result
         return result
 
-    def up(self, source: Any, target: Any) -> None:
+    def up(self, source: Any, target: Any) -> Callable[[], object]:
         torch.autograd.graph.increment_version(target)  # as a copy does when it is asked for
         self.last = self.later(1, source, target.data)
+        result: Callable[[], object] = self.last.result
+        return result
 
     def join(self) -> None:
         if self.last is not None:
@@ -300,6 +302,9 @@ def test_the_host_keeps_no_values_of_parameters_in_two_pieces() -> None:
     assert all("master" not in entry for entry in opt.state.values())
     assert opt.host._copies == {}
     assert all(len(one.sizes) == 1 for one in opt._hosted)
+    assert sum(len(slab.memory) for slab in opt._slabs) > 0
+    here = {slab.memory.untyped_storage().data_ptr() for slab in opt._slabs}
+    assert {one.master.untyped_storage().data_ptr() for one in opt._hosted} <= here
 
 
 def test_parameters_in_float32_have_no_second_piece() -> None:

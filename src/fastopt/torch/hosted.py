@@ -12,7 +12,7 @@ from torch import Tensor
 from fastopt.backends.torch import is_dense, joined, local_part, same_order, split
 from fastopt.backends.torch_compat import DTensor
 from fastopt.engine import MASTER, REMAINDER, Group
-from fastopt.torch.link import Link, buffers, done, memory
+from fastopt.torch.link import LINE, Link, buffers, done, memory
 
 if TYPE_CHECKING:
     from fastopt.torch.masters import Masters
@@ -60,13 +60,6 @@ class Piece:
             return tensor
         return tensor.as_strided((self.stop - self.start,), (1,), tensor.storage_offset() + self.start)
 
-    def fetch(self, link: Link) -> None:
-        """Ask for the parameter's values, if the host does not keep them."""
-        if self.hosted.staged:
-            like = self.of(self.hosted.master)
-            self.param = memory(like.nbytes, link.pins).view(like.dtype).as_strided(like.shape, like.stride())
-            self.arrived = link.down(self.of(local_part(self.hosted.param).detach()), self.param)
-
     def add(self) -> None:
         """Add the gradient to what other backward passes brought."""
         one = self.hosted
@@ -79,19 +72,42 @@ class Piece:
             total.copy_(brought)
         one.summed = one.summed or self.is_last
 
-    def send(self, link: Link) -> None:
-        """Give the parameter its new values."""
+    def send(self, link: Link) -> Callable[[], object]:
+        """Give the parameter its new values; return what waits until they have left."""
         one = self.hosted
-        link.up(self.param if one.staged else self.of(one.copy), self.of(local_part(one.param).detach()))
+        left = link.up(self.param if one.staged else self.of(one.copy), self.of(local_part(one.param).detach()))
         one.seen = one.look()
         one.held = False
+        return left
+
+
+class Slab:
+    """Memory of the host for the values of staged parameters, on their way down and up again."""
+
+    def __init__(self) -> None:
+        self.memory = torch.empty(0, dtype=torch.uint8, device="cpu")
+        self.left: list[Callable[[], object]] = []
+        """Wait until the values that were here have left."""
+
+    def fetch(self, pieces: list[Piece], link: Link) -> None:
+        """Ask for the values of some pieces."""
+        while self.left:
+            self.left.pop()()
+        likes = [piece.of(piece.hosted.master) for piece in pieces]
+        rooms = [-(-like.nbytes // LINE) * LINE for like in likes]
+        if sum(rooms) > len(self.memory):
+            self.memory = memory(sum(rooms), link.pins)
+        parts = torch.split(self.memory[: sum(rooms)], rooms)
+        for piece, like, part in zip(pieces, likes, parts, strict=True):
+            piece.param = part[: like.nbytes].view(like.dtype).as_strided(like.shape, like.stride())
+            piece.arrived = link.down(piece.of(local_part(piece.hosted.param).detach()), piece.param)
 
 
 class Hosted:
     """A parameter of the device, and what the host has of it.
 
-    Where it is `staged`, the host keeps no values of it: they come with each step. The master is no more than a handle
-    then, of the parameter's dtype, shape and memory order.
+    Where it is `staged`, the host keeps no values of it: they come with each step. The master then has the parameter's
+    dtype, and is no more than a handle to values that are there at the moment.
     """
 
     landing: Tensor

@@ -23,15 +23,15 @@ from fastopt.torch.optimizer import Optimizer
 class Masters(Tensors):
     """The engine of some pieces at a time: what needs the gradients of all is known before.
 
-    A piece that is not all of its parameter, or comes from the device with each step, is bound to the plan anew: the
-    addresses of all that it has are moved by as many elements as it begins after. The parameter's step is counted with
-    its last piece; those before it count in a number that is dropped.
+    A piece that is not all of its parameter is bound to the plan anew: the addresses of all that it has are moved by as
+    many elements as it begins after. The parameter's step is counted with its last piece; those before it count in a
+    number that is dropped.
     """
 
     def __init__(self, face: Any, parts: list[tuple[Group, list[Any]]], master: str | None) -> None:
         self.master = master
         self.pieces: dict[Tensor, Piece] = {}
-        """Of the parameters that are bound by their pieces, those of this step."""
+        """Of the parameters that are cut, those of this step."""
         self.piece: Piece | None = None
         """The one that is being bound."""
         self.aside: list[Any] = []
@@ -51,7 +51,10 @@ class Masters(Tensors):
 
     def step_pieces(self, pieces: list[Piece], unscale: float) -> None:
         """Step with the gradients that are there."""
-        self.pieces = {piece.hosted.master: piece for piece in pieces if piece.hosted.staged or not piece.is_whole}
+        self.pieces = {piece.hosted.master: piece for piece in pieces if not piece.is_whole}
+        for piece in pieces:
+            if piece.hosted.staged and piece.is_whole:
+                piece.hosted.master.data = piece.param
         grads = self.by_slot([piece.hosted for piece in pieces])
         try:
             self.take(grads, self.options(), False, unscale, None, given=True)

@@ -22,7 +22,7 @@ from torch import Tensor
 from fastopt.backends.torch import REMAINDERS, local_part
 from fastopt.engine import MASTER, Group, StepInfo
 from fastopt.torch import hosted as chunks
-from fastopt.torch.hosted import Hosted, Piece, check_params, in_chunks, provide
+from fastopt.torch.hosted import Hosted, Piece, Slab, check_params, in_chunks, provide
 from fastopt.torch.in_backward import hook_of
 from fastopt.torch.link import link_to, move_near
 from fastopt.torch.masters import Masters, check_method
@@ -108,6 +108,7 @@ class Offload(torch.optim.Optimizer):
         self._coming: list[Piece] = []
         self._coming_bytes = 0
         self._jobs: list[Future[Any]] = []
+        self._slabs = deque(Slab() for _ in range(AHEAD))
         self._accumulating = self._begun = self._whole = False
         self._unscale = 1.0
         groups = self.param_groups
@@ -223,34 +224,36 @@ class Offload(torch.optim.Optimizer):
         coming, self._coming, self._coming_bytes = self._coming, [], 0
         if step and self._staged:
             wait(self._jobs[: 1 - AHEAD])
-            self._fetch(coming)
-        job = self._worker.submit(self._receive, coming, self._accumulating, step)
+        slab = self._fetch(coming) if step else None
+        job = self._worker.submit(self._receive, coming, self._accumulating, slab)
         self._jobs.append(job)
         for piece in coming:
             piece.hosted.took = job
             piece.hosted.held, piece.hosted.stepped = not step, step
 
-    def _fetch(self, pieces: list[Piece]) -> None:
+    def _fetch(self, pieces: list[Piece]) -> Slab:
         """Ask for the values that the host does not keep."""
-        for piece in pieces:
-            piece.fetch(self._link)
+        self._slabs.rotate()
+        if self._staged:
+            self._slabs[0].fetch(pieces, self._link)
+        return self._slabs[0]
 
-    def _receive(self, pieces: list[Piece], add: bool, step: bool) -> None:
+    def _receive(self, pieces: list[Piece], add: bool, slab: Slab | None) -> None:
         """Wait for gradients, and step."""
         for piece in pieces:
             piece.arrived()
             if add or piece.hosted.summed:
                 piece.add()
-        if step:
-            self._step_some(pieces, self._unscale)
+        if slab is not None:
+            self._step_some(pieces, slab, self._unscale)
 
-    def _step_some(self, pieces: list[Piece], unscale: float) -> None:
+    def _step_some(self, pieces: list[Piece], slab: Slab, unscale: float) -> None:
         """Step these, and send the parameters up."""
         for piece in pieces:
             piece.arrived()
         self._engine.step_pieces(pieces, unscale)
-        for piece in pieces:
-            piece.send(self._link)
+        left = [piece.send(self._link) for piece in pieces]
+        slab.left += left if self._staged else []
 
     def _finish(self) -> StepInfo:
         """Step what is not stepped yet, with the norm of all where it is needed."""
@@ -259,14 +262,13 @@ class Offload(torch.optim.Optimizer):
         if skipped:
             return StepInfo(self._lr(), norm, False, True)
         pieces = [piece for one in held for piece in one.pieces(self._engine)]
-        fetched: deque[list[Piece]] = deque()
+        fetched: deque[tuple[list[Piece], Slab]] = deque()
         for some in [pieces] if self._together and held else in_chunks(pieces):
-            self._fetch(some)
-            fetched.append(some)
+            fetched.append((some, self._fetch(some)))
             if len(fetched) == AHEAD:
-                self._step_some(fetched.popleft(), self._unscale * coefficient)
-        for some in fetched:
-            self._step_some(some, self._unscale * coefficient)
+                self._step_some(*fetched.popleft(), self._unscale * coefficient)
+        for found in fetched:
+            self._step_some(*found, self._unscale * coefficient)
         return StepInfo(self._lr(), norm, coefficient != 1.0, False)
 
     def _lr(self) -> float:
