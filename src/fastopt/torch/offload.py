@@ -73,10 +73,9 @@ class Offload(torch.optim.Optimizer):
 
     Notes
     -----
-    Whatever writes a parameter between steps is noticed (but not through `.data`), and its master follows. Of a
-    parameter whose gradient has 32 MiB and more, pieces of at least 16 come down, are stepped and go up by themselves,
-    unless the rule has sums over it (LAMB, Adafactor, `cautious`) or states are rounded at random
-    (`state_dtype="bfloat16"`).
+    Whatever writes a parameter between steps is noticed (but not through `.data`), and its master follows; a remainder
+    stays. A parameter whose gradient has 32 MiB or more comes down, is stepped and goes up in pieces, unless the rule
+    has sums over it (LAMB, Adafactor, `cautious`) or states are rounded at random (`state_dtype="bfloat16"`).
     """
 
     _step_supports_amp_scaling = True  # (GradScaler passes its scale to `step`)
@@ -380,7 +379,8 @@ class Offload(torch.optim.Optimizer):
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Take over a state dict of this class, or of the optimizer, of fastopt or torch, without it.
 
-        Where it has masters, the parameters become these, rounded; otherwise the masters become the parameters.
+        Where it has masters, the parameters become these, rounded; remainders belong to the parameters of now. Where it
+        has neither, the masters become the parameters.
         """
         for hook in self._optimizer_load_state_dict_pre_hooks.values():
             state_dict = hook(self, dict(state_dict)) or state_dict
