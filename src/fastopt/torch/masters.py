@@ -95,14 +95,14 @@ class Masters(Tensors):
 
         Not where a rule has sums over it, nor where a state is rounded at random by the number of its element.
         """
-        rule, names = self.rule_of(slot)
-        options = self.values[self.owners[slot]]
-        has_sums = rule in _core.SCOPES or rule in _core.SMALL or options.get("cautious")
-        return not (
-            has_sums
-            or self.method.row_numbers(rule, options)
-            or any(self.storage(slot, name).endswith("_stochastic") for name in names)
-        )
+        _, names = self.rule_of(slot)
+        return not (self.has_sums(slot) or any(self.storage(slot, name).endswith("_stochastic") for name in names))
+
+    def has_sums(self, slot: int) -> bool:
+        """Whether a parameter's step depends on sums over it or its rows."""
+        rule, options = self.rule_of(slot)[0], self.values[self.owners[slot]]
+        measures = rule in _core.SCOPES or rule in _core.SMALL or options.get("cautious")
+        return bool(measures or self.method.row_numbers(rule, options))
 
     # ---- the engine, where it looks at a piece ----
 

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastopt.backends.torch import REMAINDERS, local_part
+from fastopt.backends.torch import REMAINDERS, is_sharded, local_part
 from fastopt.engine import MASTER, Group, StepInfo
 from fastopt.torch import hosted as chunks
 from fastopt.torch.hosted import Hosted, Piece, Slab, check_params, in_chunks, provide
@@ -177,6 +177,10 @@ class Offload(torch.optim.Optimizer):
         if not self._engine.is_current(self.host.param_groups):
             self._engine = self._new_engine()
         whole = self._engine.options()
+        for one in self._hosted:
+            if is_sharded(one.param) and self._engine.has_sums(one.number):
+                what = f"what {self.host.method.__name__} does depends on sums over whole tensors"
+                raise ValueError(f"{self._label(one.param)}: is sharded among processes, but {what}")
         self._together = self._engine.goes_together()
         self._whole = whole["clip_norm"] is not None or whole["nonfinite"] != "propagate" or self._together
         self._begun = True
