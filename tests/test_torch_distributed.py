@@ -111,7 +111,7 @@ def test_the_host_steps_the_parts_of_sharded_tensors(master: Any, mesh: Any) -> 
     values = torch.linspace(-1, 1, 24, dtype=torch.bfloat16).reshape(6, 4)
     param = torch.nn.Parameter(distribute_tensor(values.clone(), mesh, [Shard(0)]))
     twin = values.clone().requires_grad_()
-    options = {"lr": 0.1, "clip_norm": 1.0, "state_dtype": "float32"}
+    options: dict[str, Any] = {"lr": 0.1, "clip_norm": 1.0, "state_dtype": "float32"}
     opt = fastopt.torch.Offload([param], fastopt.torch.AdamW, master=master, **options)
     plain = fastopt.torch.AdamW([twin], master=master or "float32", **options)
     for step in range(4):

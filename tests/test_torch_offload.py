@@ -284,7 +284,7 @@ def test_the_bits_of_the_plain_optimizer_in_two_pieces(name: str, master: str, c
 def test_with_a_remainder_the_numbers_are_those_of_a_float32_master() -> None:
     params = make_params(torch.bfloat16)
     masters = masters_of(params)
-    options = {"lr": 0.01, "clip_norm": 1.0, "state_dtype": "float32"}
+    options: dict[str, Any] = {"lr": 0.01, "clip_norm": 1.0, "state_dtype": "float32"}
     opt, plain = Offload(params, ours("AdamW"), master="split", **options), ours("AdamW")(masters, **options)
     for step in range(STEPS):
         backward(params, step, masters)
