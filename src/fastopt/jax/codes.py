@@ -35,5 +35,8 @@ def values_of(codes: Any, scales: Any) -> Any:
 def on_the_host(function: Any, result: Any, *arrays: Any) -> Any:
     """Return what a function of NumPy's arrays does, also where they are traced."""
     return jax.pure_callback(
-        lambda *given: function(*map(np.ascontiguousarray, given)), result, *arrays, vmap_method="sequential"
+        lambda *given: function(*(np.asarray(array, order="C") for array in given)),
+        result,
+        *arrays,
+        vmap_method="sequential",
     )

@@ -57,16 +57,20 @@ class Moving(NamedTuple):
     """A number that is known at the step only: traced, or from a schedule."""
 
     name: str
+    option: Option
+    part: int
+    """Of an option of several numbers, which this is."""
     value: Any
-    check: Callable[[Any], None]
-    """Raises unless a number fits."""
+    start: Any
+    """The option's value before the first step."""
     places: list[int]
     """Where it belongs among the options."""
 
     def at(self, count: Any) -> Any:
         """Return the number for a step, as an array of no dimension or as the two halves of one in double precision."""
         if callable(self.value) and not is_traceable(self.value):
-            return jax.pure_callback(self.halves, jax.ShapeDtypeStruct((2,), jnp.uint32), count)
+            halves = jax.ShapeDtypeStruct((2,), jnp.uint32)
+            return jax.pure_callback(self.halves, halves, count, vmap_method="sequential")
         number = jnp.asarray(self.value(count) if callable(self.value) else self.value)
         if number.shape != ():
             raise ValueError(f"{self.name}: expected a number, got an array of the shape {number.shape}")
@@ -74,8 +78,9 @@ class Moving(NamedTuple):
 
     def halves(self, count: Any) -> Any:
         """Return the bits of a schedule's value, which is computed in Python."""
-        number = at_step(self.value, int(count))
-        self.check(number)
+        number, start = at_step(self.value, int(count)), self.start
+        whole = (*start[: self.part], number, *start[self.part + 1 :]) if isinstance(start, tuple) else number
+        self.option.check(self.name, whole)
         return np.array([number], np.float64).view(np.uint32)
 
 
@@ -167,12 +172,7 @@ class Optimizer:
             return
         if name == AVERAGE:
             raise TypeError(f"{name}: expected a number, got {value!r}")
-
-        def check(number: Any) -> None:
-            whole = (*start[:part], number, *start[part + 1 :]) if isinstance(start, tuple) else number
-            option.check(name, whole)
-
-        self.moving.append(Moving(name, value, check, places))
+        self.moving.append(Moving(name, option, part, value, start, places))
 
     # ---- the states ----
 
@@ -350,7 +350,8 @@ class Optimizer:
         rules = self.rules(leaves, labels)
         layout = self.layout(leaves, rules)
         self.check_state(state, layout, leaves, labels)
-        moving = [(moving.places, moving.at(state.steps)) for moving in self.moving]
+        count = jnp.asarray(state.steps, jnp.int32)
+        moving = [(moving.places, moving.at(count)) for moving in self.moving]
         traced = tuple((place, number) for places, number in moving for place in places if place != CLIP_NORM)
         clip_norm = tuple((0, number) for places, number in moving if CLIP_NORM in places)
         program = Program(
@@ -364,7 +365,7 @@ class Optimizer:
             program,
             self.tensors(leaves, labels, rules, owners, layout),
             Written(
-                [state.steps] if state.numbers is None else [state.steps, jnp.asarray(state.numbers)],
+                [count] if state.numbers is None else [count, jnp.asarray(state.numbers)],
                 [jnp.asarray(state.arrays[name][dtype]) for name, dtype in layout.order],
                 leaves,
             ),
@@ -485,6 +486,11 @@ class Optimizer:
             raise self.unfit(state)
         check_shapes(state.shapes, leaves, labels)
         layout.check(state.arrays)
+        if jnp.shape(state.steps) or not jnp.issubdtype(jnp.result_type(state.steps), jnp.integer):
+            raise TypeError(f"state.steps: expected a whole number, got {state.steps!r}")
+        halves = (2 * len(self.method.advances),)
+        if halves[0] and (jnp.result_type(state.numbers), jnp.shape(state.numbers)) != (jnp.uint32, halves):
+            raise TypeError(f"state.numbers: expected what init() returns, got {state.numbers!r}")
 
     def unfit(self, state: Any) -> TypeError:
         """Return the error of a state that is not this optimizer's."""
