@@ -509,13 +509,13 @@ def test_what_does_not_fit_is_named() -> None:
         opt.step(params, params, fastopt.jax.Lion().init(params))
     with pytest.raises(TypeError, match="state: expected what init"):
         opt.step(params, params, state._replace(numbers=jnp.zeros(2, jnp.uint32)))
-    with pytest.raises(TypeError, match=r"state.steps: expected a whole number, got 1\.5"):
+    with pytest.raises(TypeError, match=r"state\.steps: expected a whole number, got 1\.5"):
         opt.step(params, params, state._replace(steps=1.5))
-    with pytest.raises(TypeError, match="state.steps: expected a whole number, got Array"):
+    with pytest.raises(TypeError, match=r"state\.steps: expected a whole number, got Array"):
         opt.step(params, params, state._replace(steps=jnp.zeros(2, int)))
     assert int(opt.step(params, params, state._replace(steps=np.int64(4)))[1].steps) == 5
     moving = fastopt.jax.Prodigy()
-    with pytest.raises(TypeError, match="state.numbers: expected what init"):
+    with pytest.raises(TypeError, match=r"state\.numbers: expected what init"):
         moving.step(params, params, moving.init(params)._replace(numbers=jnp.zeros(3, jnp.uint32)))
     with pytest.raises(ValueError, match=r"state: is of other parameters: .* \(2, 3\) of params\['w'\], got \(3, 2\)"):
         opt.step(params, params, opt.init({"w": jnp.ones((3, 2))}))

@@ -69,7 +69,7 @@ def assert_like_torch(optimizer: str, dtype: str, options: dict[str, Any], rng: 
     loaded = twin.state_dict()["state"]  # (what is in 8 bits there is in float32 here)
     for name in fields:
         for slot, array in enumerate(kept[name]):
-            other = loaded[slot].get(name)
+            other = loaded.get(slot, {}).get(name)
             assert (array is None) == (other is None), name
             if array is not None:
                 assert_same(bits_of(array), bits_of(other))

@@ -395,7 +395,7 @@ class Optimizer:
             why = "as a step with these options changes all rows"
             raise TypeError(f"{label}: expected an array, {why}, got Rows{also}")
         values = as_gradient(given.values, param, f"values of {label}")
-        indices = jnp.asarray(given.indices)
+        indices = as_indices(given.indices, param, label)
         if indices.ndim != 1 or not jnp.issubdtype(indices.dtype, jnp.integer):
             raise TypeError(
                 f"indices of {label}: expected integers in one dimension, got {indices.dtype} of shape {indices.shape}"
@@ -679,6 +679,19 @@ def matched(name: str, values: Any, tree: Any) -> list[Any]:
     if structure != tree:
         raise ValueError(f"{name}: expected the structure of the parameters, {tree}, got {structure}")
     return list(leaves)
+
+
+def as_indices(given: Any, param: Any, label: str) -> Any:
+    """Return row numbers as an array of JAX, which may have no integers of 64 bits: those on the host are looked at."""
+    if isinstance(given, jax.Array):
+        return given
+    given, rows = np.asarray(given), math.prod(param.shape[:1])
+    for place in np.flatnonzero((given < 0) | (given > rows))[:1]:
+        number = given.flat[place]
+        raise IndexError(
+            f"indices of {label}: expected numbers of at least 0 and at most {rows}, got {number} at {place}"
+        )
+    return jnp.asarray(given)
 
 
 def as_gradient(given: Any, param: Any, label: str) -> Any:
