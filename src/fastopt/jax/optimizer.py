@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fastopt import _core
-from fastopt.backends.jax import AVERAGE_WEIGHT, CLIP_VALUE, OPTION_ROWS, Kept, Numbers, Program, Tensor, Written
+from fastopt.backends.jax import CLIP_VALUE, OPTION_ROWS, Kept, Numbers, Program, Tensor, Written
 from fastopt.backends.jax import step as run
 from fastopt.backends.numpy import CODES, groups_of
 from fastopt.engine import AVERAGE, MASTER, REMAINDER, WHOLE_GROUPS, scales_of
@@ -115,10 +115,6 @@ class Optimizer:
             raise TypeError(f"{type(self).__name__}.__init__() {error}") from None
         bound.apply_defaults()
         self.options = self.completed({**self.method.defaults(), **bound.arguments})
-        for name in self.method.between:
-            value = self.options[name]
-            if any(map(is_moving, value if isinstance(value, (tuple, list)) else [value])):
-                raise TypeError(f"{name}: expected what is known before the step, got {value!r}")
         known = {**self.method.options, **WHOLE_OF_JAX}
         with jax.ensure_compile_time_eval():  # (schedules; an optimizer may be made while a step is traced)
             start = {name: at_start(name, option, self.options[name]) for name, option in known.items()}
@@ -144,16 +140,20 @@ class Optimizer:
                     places = [row * rows.shape[1] + _core.OPTIONS[key] for row in (0, 1)]
                     self.note(name, option, part, places[:1] if key == "weight_decay" else places)
         rows[1, _core.OPTIONS["weight_decay"]] = 0.0
-        for name, place in {"clip_norm": CLIP_NORM, "clip_value": CLIP_VALUE, AVERAGE: AVERAGE_WEIGHT}.items():
+        for name, place in {"clip_norm": CLIP_NORM, "clip_value": CLIP_VALUE}.items():
             self.note(name, WHOLE_OF_JAX[name], 0, [place])
+        moving = {moving.name: start[moving.name] or 1.0 for moving in self.moving}  # (zero perhaps at the start alone)
+        for name, value in self.options.items():
+            parts = value if isinstance(value, (tuple, list)) else [value]
+            fixed = name in self.method.between or name not in moving
+            if fixed and name != "decay_mask" and any(map(is_moving, parts)):
+                raise TypeError(f"{name}: expected what is known before the step, got {value!r}")
         clip_norm, clip_value = (
             math.inf if start[name] is None else float(start[name]) for name in ("clip_norm", "clip_value")
         )
         self.clip_norm = np.array([clip_norm])
         average_weight, unmeasured = 0.0 if start[AVERAGE] is None else 1.0 - start[AVERAGE], (1.0, 0.0)
         self.numbers = np.array([*rows.ravel(), clip_value, average_weight, *unmeasured])
-        # A number that moves may be zero at the start alone.
-        moving = {moving.name: start[moving.name] or 1.0 for moving in self.moving}
         self.known = {**start, **moving}
 
     def completed(self, options: dict[str, Any]) -> dict[str, Any]:
@@ -170,8 +170,6 @@ class Optimizer:
             value = value[part]
         if not is_moving(value):
             return
-        if name == AVERAGE:
-            raise TypeError(f"{name}: expected a number, got {value!r}")
         self.moving.append(Moving(name, option, part, value, start, places))
 
     # ---- the states ----
@@ -483,7 +481,7 @@ class Optimizer:
         """Raise unless this is a state of this optimizer, of these parameters, whose states are laid out so."""
         self.check_kind(state)
         if not isinstance(state.arrays, dict) or set(state.arrays) != set(layout.forms):
-            raise self.unfit(state)
+            raise self.unfit(state, f", with {sorted(layout.forms)}")
         check_shapes(state.shapes, leaves, labels)
         layout.check(state.arrays)
         if jnp.shape(state.steps) or not jnp.issubdtype(jnp.result_type(state.steps), jnp.integer):
@@ -492,9 +490,9 @@ class Optimizer:
         if halves[0] and (jnp.result_type(state.numbers), jnp.shape(state.numbers)) != (jnp.uint32, halves):
             raise TypeError(f"state.numbers: expected what init() returns, got {state.numbers!r}")
 
-    def unfit(self, state: Any) -> TypeError:
+    def unfit(self, state: Any, what: str = "") -> TypeError:
         """Return the error of a state that is not this optimizer's."""
-        return TypeError(f"state: expected what init() of {type(self).__name__} returns, got {kind_of(state)}")
+        return TypeError(f"state: expected what init() of {type(self).__name__} returns{what}, got {kind_of(state)}")
 
     def owners(self, params: Any, count: int) -> list[int]:
         """Return the row of options of each parameter."""
