@@ -306,6 +306,19 @@ def test_donated_memory_is_written_in_place(rng: np.random.Generator) -> None:
     assert before == [leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves((params, state.arrays)) if leaf.size]
 
 
+@pytest.mark.parametrize("donated", [True, False])
+def test_a_copy_can_be_seen(donated: bool, rng: np.random.Generator) -> None:
+    """As docs/jax.md says how."""
+    params, opt = in_jax(arrays(rng)), fastopt.jax.AdamW()
+    del params["c"]  # (an empty array has nothing to be copied, and a copy all the same)
+    state = opt.init(params)
+    step = compiled(opt) if donated else jax.jit(opt.step)
+    found = step.lower(params, params, state).compile()
+    written = jax.tree.leaves((params, state))
+    assert found.as_text().count(" copy(") == (0 if donated else len(written))
+    assert found.memory_analysis().alias_size_in_bytes == (sum(leaf.nbytes for leaf in written) if donated else 0)
+
+
 def test_without_donation_nothing_is_overwritten(rng: np.random.Generator) -> None:
     original = arrays(rng)
     params, opt = in_jax(original), fastopt.jax.AdamW(lr=0.1)

@@ -13,7 +13,7 @@ from jax_cases import assert_kept, assert_same, compiled, in_jax, made  # noqa: 
 
 import fastopt  # noqa: E402
 import fastopt.jax  # noqa: E402
-from fastopt import optimizers  # noqa: E402
+from fastopt import methods  # noqa: E402
 from fastopt.backends.jax import MOST_IN_A_CALL  # noqa: E402
 
 SHAPES: dict[str, tuple[int, ...]] = {
@@ -26,7 +26,7 @@ SHAPES: dict[str, tuple[int, ...]] = {
 TABLES = ("table", "cube", "line")
 
 LAZY: list[tuple[str, dict[str, Any]]] = [
-    *((name, {"lazy": True}) for name, method in optimizers.described().items() if "lazy" in method.options),
+    *((name, {"lazy": True}) for name, method in methods.registry().items() if "lazy" in method.options),
     ("AdamW", {"lazy": True, "amsgrad": True, "weight_decay": 0.1, "clip_norm": 2.0}),
     ("AdamW", {"lazy": True, "rowwise": True, "weight_decay": 0.1}),
     ("AdamW", {"lazy": True, "state_dtype": "bfloat16", "ema": 0.9}),

@@ -373,7 +373,7 @@ class Optimizer:
         for (name, dtype), array in zip(layout.order, arrays, strict=True):
             after[name][dtype] = array
         count, *numbers = heads
-        return tree.unflatten(found), State(count, after, *(numbers or [None]), state.shapes)
+        return tree.unflatten(found), State(count, after, numbers[0] if numbers else None, state.shapes)
 
     def gradient(self, given: Any, param: Any, label: str, owner: int) -> Any:
         """Return a gradient, checked: an array, or `Rows` of such."""
