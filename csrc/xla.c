@@ -343,10 +343,9 @@ static bool read_tensor(const xla_call *call, xla_parts *parts, size_t i, bool s
     if (!storage_of(param->dtype, &own.storage) || !read_matrix(&parts->matrices[2 * i], t) ||
         !read_kept(call, parts, i, 0, t->n, own.at, &t->param))
         return false;
-    if (t->param.at != own.at)
-        t->copy = own;
-    else if (fo_storage_size(t->param.storage) != fo_storage_size(own.storage))
-        return false;
+    const size_t size = fo_storage_size(own.storage);
+    if (t->param.at != own.at) t->copy = own;
+    if (t->copy.at ? size != sizeof(uint16_t) : size != fo_storage_size(t->param.storage)) return false;
     for (size_t k = 0; k < states + parts->average; k++) {
         fo_stream *state = k < states ? &t->state[k] : &t->average;
         if (!read_kept(call, parts, i, 1 + k, k < states ? fo_state_length(t, (int)k) : t->n, NULL, state) ||
@@ -383,6 +382,57 @@ static xla_error *read_gradients(const xla_call *call, xla_parts *parts, size_t 
         if (parts->kept && (t->grad.storage == FO_F64) != (t->param.storage == FO_F64)) return malformed(call);
     }
     return NULL;
+}
+
+/* ---- parameters that are copies of their masters ---- */
+
+enum { CHUNK = 1024, ELEMENTS_A_THREAD = 65536 };
+
+typedef struct {
+    const fo_kernels *kernels;
+    const fo_plan *plan;
+} xla_copies;
+
+static void take_over_part(const fo_kernels *kernels, const fo_tensor *t, size_t first, size_t n)
+{
+    uint16_t known[CHUNK];
+    for (size_t i = first, m; i < first + n; i += m) {
+        m = first + n - i < CHUNK ? first + n - i : CHUNK;
+        const fo_stream rounded = {.at = known, .storage = t->copy.storage};
+        const fo_stream master = fo_from(t->param, i), copy = fo_from(t->copy, i);
+        kernels->convert(&rounded, &master, m);
+        if (memcmp(known, copy.at, m * sizeof *known) == 0) continue;
+        for (size_t k = 0; k < m; k++) {
+            const fo_stream to = fo_from(master, k), from = fo_from(copy, k);
+            if (memcmp(&known[k], from.at, sizeof *known) != 0) kernels->convert(&to, &from, 1);
+        }
+    }
+}
+
+/* Give masters the values that somebody else has written into their parameters. */
+static void take_over(void *data, size_t thread, size_t threads)
+{
+    const xla_copies *copies = data;
+    for (size_t i = 0; i < copies->plan->count; i++) {
+        const fo_tensor *t = &copies->plan->tensors[i];
+        if (!t->copy.at || !t->grad.at) continue;
+        const size_t length = t->rows ? t->rows->width : CHUNK, parts = t->rows ? t->rows->count : (t->n + CHUNK - 1) / CHUNK;
+        for (size_t k = thread; k < parts; k += threads) {
+            const size_t first = (t->rows ? t->rows->row[k] : k) * length;
+            take_over_part(copies->kernels, t, first, t->n - first < length ? t->n - first : length);
+        }
+    }
+}
+
+static void take_over_copies(const fo_kernels *kernels, const fo_plan *plan, int threads)
+{
+    size_t elements = 0;
+    for (size_t i = 0; i < plan->count; i++) {
+        const fo_tensor *t = &plan->tensors[i];
+        if (t->copy.at) elements += t->rows ? t->rows->count * t->rows->width : t->n;
+    }
+    xla_copies copies = {kernels, plan};
+    if (elements) fo_parallel(take_over, &copies, fo_threads_for(threads, elements / ELEMENTS_A_THREAD), threads <= 0);
 }
 
 /* ---- the calls ---- */
@@ -444,6 +494,7 @@ static xla_error *step(const fo_kernels *kernels, int threads, const xla_call *c
     if (!fo_plan_cut(parts->plan)) return out_of_memory(call);
     const double *of_all = parts->options + parts->rows * FO_OPTIONS;
     if (of_all[SKIPPED] != 0) return NULL;
+    take_over_copies(kernels, parts->plan, threads);
     const fo_request request = {.unscale = of_all[SCALE], .clip_norm = INFINITY, .clip_value = of_all[CLIP_VALUE],
                                 .average_weight = of_all[AVERAGE_WEIGHT], .threads = threads, .between = leave};
     const fo_result result = fo_step(kernels, parts->plan, &request);

@@ -107,6 +107,34 @@ def test_muon_steps_bfloat16(options: dict[str, Any], rng: np.random.Generator) 
     assert_close([param.astype("float32") for param in params], wide, 2 * place if "rounding" in options else place)
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("master", ["float32", "split"])
+def test_what_is_written_into_a_parameter_counts(dtype: str, master: str, rng: np.random.Generator) -> None:
+    param = jnp.array(rng.standard_normal(3000), dtype)
+    tensor = torch.nn.Parameter(in_torch(param))
+    opt, twin = fastopt.jax.AdamW(lr=0.1, master=master), fastopt.torch.AdamW([tensor], lr=0.1, master=master)
+    state, step = opt.init(param), compiled(opt)
+    for _ in range(3):
+        grad = jnp.array(rng.standard_normal(3000), dtype)
+        tensor.grad = in_torch(grad)
+        param, state = step(param, grad, state)
+        twin.step()
+        param = param.at[700:900].multiply(0.5)  # (exact)
+        with torch.no_grad():
+            tensor[700:900] *= 0.5
+    assert_same(bits_of(param), bits_of(tensor))
+
+
+def test_rows_of_a_master_alone_are_taken_over(rng: np.random.Generator) -> None:
+    opt = fastopt.jax.AdamW(lr=0.1, lazy=True, master="float32", weight_decay=0.0)
+    param, rows = jnp.ones((5, 3), "bfloat16"), fastopt.Rows(jnp.array([1, 3]), jnp.ones((2, 3), "bfloat16"))
+    state, step = opt.init(param), compiled(opt)
+    param, state = step(2 * param, rows, state)
+    assert np.asarray(param[:, 0], "float32").tolist() == [2, 1.8984375, 2, 1.8984375, 2]
+    param, state = step(param, jnp.zeros((5, 3), "bfloat16"), state)
+    assert np.asarray(param[::2], "float32").tolist() == [[2] * 3] * 3
+
+
 def test_matrices_that_no_remainder_goes_with_are_named() -> None:
     opt, params = fastopt.jax.Adafactor(master="split"), {"w": jnp.ones((2, 3, 5), "bfloat16")}
     with pytest.raises(ValueError, match=r"params\['w'\]: has matrices of 15 elements, expected a multiple of 32"):
