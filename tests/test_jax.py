@@ -84,6 +84,21 @@ def test_states_in_fewer_bits_have_the_bits_of_the_numpy_face(
     assert_like_numpy(case, rng, "float32", state_dtype=state_dtype)
 
 
+@pytest.mark.parametrize("state_dtype", ["bfloat16", "8bit"])
+def test_float64_keeps_its_states_beside_others(state_dtype: str, rng: np.random.Generator, x64: None) -> None:
+    expected = [np.array(rng.standard_normal(40), dtype) for dtype in ("float32", "float64", "float32")]
+    options: dict[str, Any] = {"lr": 0.1, "state_dtype": state_dtype}
+    opt, twin = fastopt.jax.Yogi(**options), fastopt.Yogi(expected, **options)
+    params = in_jax(expected)
+    state, step = opt.init(params), compiled(opt)
+    for _ in range(3):
+        grads = [np.array(rng.standard_normal(40), array.dtype) for array in expected]
+        params, state = step(params, in_jax(grads), state)
+        twin.step(grads)
+    assert_same(params, expected)
+    assert_kept(opt, state, params, twin)
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_half_precision_is_computed_in_float32_and_rounded(dtype: str, rng: np.random.Generator) -> None:
     params, grads = in_jax(arrays(rng)), in_jax(arrays(rng))
