@@ -343,9 +343,9 @@ static bool read_tensor(const xla_call *call, xla_parts *parts, size_t i, bool s
     if (!storage_of(param->dtype, &own.storage) || !read_matrix(&parts->matrices[2 * i], t) ||
         !read_kept(call, parts, i, 0, t->n, own.at, &t->param))
         return false;
-    const size_t size = fo_storage_size(own.storage);
-    if (t->param.at != own.at) t->copy = own;
-    if (t->copy.at ? size != sizeof(uint16_t) : size != fo_storage_size(t->param.storage)) return false;
+    const bool mastered = parts->kept[SAID * i * kept_of(parts) + ARRAY] >= 0;
+    if (fo_storage_size(own.storage) != (mastered ? sizeof(uint16_t) : fo_storage_size(t->param.storage))) return false;
+    if (mastered) t->copy = own;
     for (size_t k = 0; k < states + parts->average; k++) {
         fo_stream *state = k < states ? &t->state[k] : &t->average;
         if (!read_kept(call, parts, i, 1 + k, k < states ? fo_state_length(t, (int)k) : t->n, NULL, state) ||

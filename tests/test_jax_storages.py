@@ -109,7 +109,7 @@ def test_muon_steps_bfloat16(options: dict[str, Any], rng: np.random.Generator) 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize("master", ["float32", "split"])
-def test_what_is_written_into_a_parameter_counts(dtype: str, master: str, rng: np.random.Generator) -> None:
+def test_what_is_written_into_a_parameter_counts(dtype: str, master: Any, rng: np.random.Generator) -> None:
     param = jnp.array(rng.standard_normal(3000), dtype)
     tensor = torch.nn.Parameter(in_torch(param))
     opt, twin = fastopt.jax.AdamW(lr=0.1, master=master), fastopt.torch.AdamW([tensor], lr=0.1, master=master)
