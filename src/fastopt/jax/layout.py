@@ -77,7 +77,7 @@ class Layout:
         """Raise `ValueError` unless the arrays are laid out so."""
         for name, lengths in self.lengths.items():
             given = arrays[name] if isinstance(arrays[name], dict) else {"": arrays[name]}
-            found = {dtype: (jnp.result_type(array).name, jnp.shape(array)) for dtype, array in given.items()}
+            found = {key: (str(getattr(array, "dtype", type(array))), jnp.shape(array)) for key, array in given.items()}
             expected = {dtype: (dtype, (length,)) for dtype, length in lengths.items()}
             if found != expected:
                 raise ValueError(
