@@ -2,7 +2,7 @@
 
 cdef extern from "fastopt.h" nogil:
     enum:
-        FO_MAX_STATES, FO_RULES, FO_GROUP
+        FO_MAX_STATES, FO_MAX_SUMS, FO_RULES, FO_GROUP
     ctypedef enum fo_storage:
         FO_F32, FO_F64, FO_BF16, FO_F16
     ctypedef struct fo_stream:
@@ -52,6 +52,8 @@ cdef extern from "fastopt.h" nogil:
     ctypedef struct fo_plan:
         fo_tensor *tensors
         size_t count
+        size_t *first_block
+        double *partial
     ctypedef struct fo_request:
         double unscale
         double clip_norm

@@ -402,6 +402,15 @@ cdef class Plan:
             result = fo_global_norm(kernels, self.plan, threads)
         return result
 
+    def squares(self, int threads) -> list:
+        """Return a sum of squares for each block: `norm` is the root of their sum, added in this order.
+
+        Where that is not finite, they need only not be so, too. Not for float64, whose sums may be out of range.
+        """
+        cdef size_t block
+        self.norm(threads)
+        return [self.plan.partial[FO_MAX_SUMS * block] for block in range(self.plan.first_block[self.plan.count])]
+
     def max_abs(self, int threads) -> float:
         cdef double result
         self.cut_blocks()

@@ -71,6 +71,7 @@ class Piece:
         else:
             total.copy_(brought)
         one.summed = one.summed or self.is_last
+        one.squares.pop(self.start, None)
 
     def send(self, link: Link) -> Callable[[], object]:
         """Give the parameter its new values; return what waits until they have left."""
@@ -131,6 +132,8 @@ class Hosted:
         """What the parameter was when the master was last the same: None where it never was."""
         self.summed = False
         """Whether the gradient is in `sum`."""
+        self.squares: dict[int, list[float]] = {}
+        """Of pieces that have arrived, where they start and the sums of squares of their blocks."""
         self.held = False
         """Whether there is a gradient that no step has used."""
         self.stepped = False
@@ -225,6 +228,7 @@ class Hosted:
     def drop(self) -> None:
         """Have no gradient."""
         self.held = self.stepped = self.summed = False
+        self.squares.clear()
         self.took = None
 
 

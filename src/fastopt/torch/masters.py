@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import ctypes
 import math
+from itertools import islice
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,7 +17,7 @@ from fastopt.backends.torch_compat import DTensor
 from fastopt.clipping import clip_coefficient
 from fastopt.engine import REMAINDER, Buffers, Group, Request
 from fastopt.torch.clipping import gradient_plan
-from fastopt.torch.hosted import Hosted, Piece
+from fastopt.torch.hosted import UNIT, Hosted, Piece
 from fastopt.torch.link import share_of_processors
 from fastopt.torch.optimizer import Optimizer
 
@@ -40,14 +42,23 @@ class Masters(Tensors):
     def measure(self, hosted: list[Hosted], unscale: float, like: Tensor) -> tuple[float | None, float, bool]:
         """Return what `run` does, before the step of what has gradients: the norm is that of all processes' parts."""
         clip_norm, nonfinite = self.whole["clip_norm"], self.whole["nonfinite"]
-        if clip_norm is None and nonfinite == "propagate":
+        if not self.needs_norm():
             return None, 1.0, False
-        plan = gradient_plan([one.grad for one in hosted])
-        norm = unscale * over_processes(plan.norm(self.threads()) if plan else 0.0, like)
-        finite = math.isfinite(norm) or (plan is not None and math.isfinite(plan.max_abs(self.threads())))
+        self.square([Piece(one, 0, one.master.numel()) for one in hosted if not one.squares])
+        sums = [np.array(one.squares[start]) for one in hosted for start in sorted(one.squares)]
+        total = float(np.add.accumulate(np.concatenate([*sums, [0.0]]))[-1])  # (one after the other)
+        norm = unscale * over_processes(math.sqrt(total), like)
+        finite = math.isfinite(norm)
         if nonfinite == "raise" and not finite:
             raise FloatingPointError(f"not finite: {self.nonfinite(self.by_slot(hosted))}")
         return norm, 1.0 if clip_norm is None else clip_coefficient(norm, clip_norm), nonfinite == "skip" and not finite
+
+    def square(self, pieces: list[Piece]) -> None:
+        """Sum up the squares of gradients, block by block, as they would be of all together."""
+        plan = gradient_plan([piece.of(piece.hosted.grad) for piece in pieces])
+        sums = iter(plan.squares(self.threads()) if plan else ())
+        for piece in pieces:
+            piece.hosted.squares[piece.start] = [*islice(sums, -(-(piece.stop - piece.start) // UNIT))]
 
     def step_pieces(self, pieces: list[Piece], unscale: float) -> None:
         """Step with the gradients that are there."""
@@ -85,6 +96,10 @@ class Masters(Tensors):
         if self.master is not None and whole["ema"] is not None:
             raise ValueError(f"ema: is of whole parameters, of which the host has none with master={self.master!r}")
         return whole
+
+    def needs_norm(self) -> bool:
+        """Whether the norm of all gradients is asked for."""
+        return self.whole["clip_norm"] is not None or self.whole["nonfinite"] != "propagate"
 
     def goes_together(self) -> bool:
         """Whether a rule has sums over all parameters."""

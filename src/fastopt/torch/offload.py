@@ -176,13 +176,13 @@ class Offload(torch.optim.Optimizer):
             twin.update((name, value) for name, value in group.items() if name != "params")
         if not self._engine.is_current(self.host.param_groups):
             self._engine = self._new_engine()
-        whole = self._engine.options()
+        self._engine.options()
         for one in self._hosted:
             if is_sharded(one.param) and self._engine.has_sums(one.number):
                 what = f"what {self.host.method.__name__} does depends on sums over whole tensors"
                 raise ValueError(f"{self._label(one.param)}: is sharded among processes, but {what}")
         self._together = self._engine.goes_together()
-        self._whole = whole["clip_norm"] is not None or whole["nonfinite"] != "propagate" or self._together
+        self._whole = self._engine.needs_norm() or self._together
         self._begun = True
 
     def _take(self, param: Tensor, number: int) -> None:
@@ -249,6 +249,8 @@ class Offload(torch.optim.Optimizer):
                 piece.add()
         if slab is not None:
             self._step_some(pieces, slab, self._unscale)
+        elif not add and self._engine.needs_norm():
+            self._engine.square(pieces)
 
     def _step_some(self, pieces: list[Piece], slab: Slab, unscale: float) -> None:
         """Step these, and send the parameters up."""
