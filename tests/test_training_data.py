@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -318,7 +318,24 @@ def test_rows_keep_their_targets(batches: ShuffledBatches) -> None:
         np.testing.assert_array_equal(batch.features[:, 0], 2 * batch.targets)
 
 
-def test_batch_larger_than_the_data_takes_all_of_it() -> None:
-    batches = ShuffledBatches(Batch(np.ones((10, 2)), np.arange(10)), 64, seed=0)
+@pytest.mark.parametrize("size", [64, "full"])
+def test_batch_larger_than_the_data_takes_all_of_it(size: Any) -> None:
+    batches = ShuffledBatches(Batch(np.ones((10, 2)), np.arange(10)), size, seed=0)
     assert (batches.batch_size, batches.steps_per_epoch) == (10, 1)
     assert sorted(taken(batches, 0, 1)[0]) == list(range(10))
+
+
+@pytest.mark.parametrize(
+    ("accumulate", "sizes"), [(2, [[3, 3], [3, 3], [1]]), (3, [[3, 3, 3], [2, 2]]), (99, [[3, 3, 3, 2, 2]])]
+)
+def test_batches_that_are_added_up(accumulate: int, sizes: list[list[int]]) -> None:
+    """A step has the rows that it had as one batch; cut evenly, as each batch counts the same in their mean."""
+    rows = Batch(np.arange(26.0).reshape(13, 2), np.arange(13))
+    batches, whole = ShuffledBatches(rows, 3, 5, accumulate), ShuffledBatches(rows, 3 * accumulate, 5)
+    assert batches.steps_per_epoch == whole.steps_per_epoch == len(sizes)
+    assert taken(batches, 1, 7) == taken(whole, 1, 7)
+    for batch, expected in zip(islice(batches.from_step(0), len(sizes)), sizes, strict=True):
+        pieces = batch.pieces(batches.batch_size)
+        assert sorted((len(piece.targets) for piece in pieces), reverse=True) == expected
+        for part, parts in zip(batch, zip(*pieces, strict=True), strict=True):
+            np.testing.assert_array_equal(np.concatenate(parts), part)

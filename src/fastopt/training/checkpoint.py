@@ -130,7 +130,10 @@ def pack(parameters: Mapping[str, NDArray[Any]], optimizer: Any) -> Checkpoint:
                 tensors[f"state.{name}.{key}"] = value
             else:
                 scalars.setdefault(name, {})[key] = plain(value)
-    groups = [{key: _readable(value) for key, value in group.items()} for group in saved["param_groups"]]
+    groups = [
+        {key: _readable(value) for key, value in group.items() if key != "accumulate"}  # of the last step, not the run
+        for group in saved["param_groups"]
+    ]
     return Checkpoint(tensors, {"step": saved["step_count"], "state": scalars, "param_groups": groups})
 
 

@@ -33,7 +33,8 @@ def describe(console: Console, job: Job) -> None:
     grid = Grid.grid(padding=(0, 2))
     grid.add_row("data", f"{problem.name}: {problem.data_facts}")
     grid.add_row("model", f"{problem.model_facts}, {size:,} parameters, {config.dtype}")
-    grid.add_row("optimizer", f"{config.optimizer}, lr {config.lr:g}, {config.schedule}, {clipping}")
+    added = f", {config.accumulate} batches a step" if config.accumulate > 1 else ""
+    grid.add_row("optimizer", f"{config.optimizer}, lr {config.lr:g}, {config.schedule}, {clipping}{added}")
     if run.step:
         grid.add_row("resumed", f"after step {run.step:,} of {run.total_steps:,}")
     console.print(grid, soft_wrap=True)
