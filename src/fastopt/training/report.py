@@ -130,7 +130,8 @@ def show_columns(console: Console, job: Job) -> None:
     if grid.row_count:
         console.print(grid)
     if len(found.findings) > MANY_COLUMNS and plain:
-        console.print(f"{len(plain):,} more columns of numbers, none of them missing", highlight=False)
+        more = " more" if grid.row_count else ""
+        console.print(f"{len(plain):,}{more} columns of numbers, none of them missing", highlight=False)
     if found.unlabelled:
         console.print(
             f"{found.unlabelled:,} rows without {found.target.name} are left out", markup=False, highlight=False
