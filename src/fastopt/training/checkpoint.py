@@ -59,11 +59,8 @@ class Checkpoint(NamedTuple):
         """
         header = {HEADER_KEY: json.dumps({**self.metadata, CHECKSUM_KEY: self.checksum})}
         content = save(dict(self.tensors), metadata=header)
-        try:
-            with replacing(path) as temporary:
-                temporary.write_bytes(content)  # not by the library, whose files only their owner can read
-        except OSError as error:
-            raise OSError(f"{path} could not be written: {error.strerror}") from error
+        with replacing(path) as temporary:
+            temporary.write_bytes(content)  # not by the library, whose files only their owner can read
 
     @classmethod
     def load(cls, path: Path, required: Mapping[str, type] | None = None) -> "Checkpoint":
