@@ -138,7 +138,7 @@ def test_arguments_reach_the_optimizer() -> None:
 @pytest.mark.parametrize("name", optimizer_names())
 def test_traffic_counts_every_read_and_write(name: str) -> None:
     job = Job(configure("mlp", {"hidden": (64,), "epochs": 4, "threads": 1, "optimizer": name, "dtype": "float64"}))
-    job.run.update(1)
+    job.problem.update()
     entries = job.problem.optimizer.state_dict()["state"].values()
     state = sum(value.size for entry in entries for value in entry.values() if np.ndim(value) > 0)
     elements = 64 * 64 + 64 + 64 * 10 + 10

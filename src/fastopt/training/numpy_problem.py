@@ -48,7 +48,7 @@ class NumpyProblem(Problem):
             **options,
         )
 
-    def update(self, of: int) -> StepInfo:
+    def update(self, of: int = 1) -> StepInfo:
         """Add the gradients that the model has found to the mean of so many; take the step once it has them all."""
         if self.optimizer.accumulate != of:
             self.optimizer.accumulate = of

@@ -69,7 +69,7 @@ class Problem(ABC):
         """Return the optimizer of the settings, with further options, for the model's parameters."""
 
     @abstractmethod
-    def update(self, of: int) -> StepInfo:
+    def update(self, of: int = 1) -> StepInfo:
         """Add the gradients that the model has found to the mean of so many; take the step once it has them all."""
 
     @property

@@ -80,7 +80,7 @@ class TextProblem(Problem):
         kind = Torch if rival(self.config.optimizer) else Fastopt
         return kind(self.config, groups, self.total_steps, **options)
 
-    def update(self, of: int) -> StepInfo:
+    def update(self, of: int = 1) -> StepInfo:
         """Add the gradients that the model has found to the mean of so many; take the step once it has them all."""
         return self.optimizer.step(of)
 

@@ -48,7 +48,7 @@ class Fastopt:
             **options,
         )
 
-    def step(self, of: int) -> StepInfo:
+    def step(self, of: int = 1) -> StepInfo:
         """Add the gradients to the mean of so many and drop them; clip and step once it has them all."""
         if self.inner.accumulate != of:
             self.inner.accumulate = of
@@ -90,7 +90,7 @@ class Torch:
         self._parameters = [parameter for group in self.inner.param_groups for parameter in group["params"]]
         self._step_count = self._added = 0
 
-    def step(self, of: int) -> StepInfo:
+    def step(self, of: int = 1) -> StepInfo:
         """Leave the gradients to be added to, as torch does; divide their sum, clip, step and drop it at the last."""
         lr = self._schedule(self._step_count)
         self._added += 1
