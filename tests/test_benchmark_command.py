@@ -72,7 +72,7 @@ def test_ctrl_c_shows_what_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
         return perform(*arguments)
 
     monkeypatch.setattr(plan, "perform", interrupted)
-    output = bench(*TINY)
+    output = bench(*TINY, status=130)
     assert "Stopped after 1 of 2 runs." in output
     assert "\n50, 800 B" in output
     assert "3x20" not in output.partition("Stopped")[2]

@@ -137,9 +137,12 @@ def test_a_model_that_has_learned_nothing_ends_with_3() -> None:
     Path("same.csv").write_text("a,y\n" + "".join(f"1,{row % 3 // 2}\n" for row in range(60)))
     for task, word in (("classification", "the commonest class"), ("regression", "the mean")):
         options = ["--data=same.csv", "--target=y", f"--task={task}", "--epochs=1", "--lr=0", f"--out={task}"]
-        last = run("train", *options, status=3).splitlines()[-1]
+        last = run("train", *options, "--keep=a", status=3).splitlines()[-1]
         assert last.startswith("The model is no better than ")
         assert last.endswith(f"{word}.")
+        reason, which = run("train", *options, "--out=another", status=2).splitlines()
+        assert reason.endswith("same.csv: no column besides the target 'y' can be learned from")
+        assert which == "  a: always the same"
 
 
 @pytest.mark.skipif(os.name == "nt", reason="the modes of POSIX")

@@ -1,6 +1,7 @@
 """Files that are written whole, through no link; folders that one process has; what cannot be written is said."""
 
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,8 @@ def write_half(path: Path) -> None:
 def test_failed_writing_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_text("old")
-    with pytest.raises(OSError, match="disk"), replacing(path) as temporary:
+    message = f"^{re.escape(str(path))} could not be written: the disk is full$"
+    with pytest.raises(OSError, match=message), replacing(path) as temporary:
         write_half(temporary)
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
@@ -27,6 +29,14 @@ def test_failed_writing_leaves_the_old_file(tmp_path: Path) -> None:
         assert path.read_text() == "old"
     assert path.read_text() == "new"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_cannot_be_written_is_named(tmp_path: Path) -> None:
+    """And not the temporary folder, of which nobody has heard."""
+    path = tmp_path / "missing" / "file"
+    message = f"^{re.escape(str(path))} could not be written: No such file or directory$"
+    with pytest.raises(OSError, match=message), replacing(path) as temporary:
+        temporary.write_text("new")
 
 
 def test_what_others_have_put_there_is_not_written_through(tmp_path: Path) -> None:

@@ -314,3 +314,31 @@ def test_a_fork_while_another_thread_is_in_a_step_that_had_been_parallel() -> No
     """The child steps, pickles, and runs a large operation of torch's own on the same OpenMP runtime."""
     run = subprocess.run([sys.executable, "-c", FORK], capture_output=True, text=True, timeout=300, check=False)
     assert (run.returncode, run.stdout) == (0, "0\n"), run.stderr
+
+
+FORK_BEFORE_TORCH_WORKED = """
+import os, signal, warnings
+warnings.simplefilter("ignore")
+import torch, fastopt, fastopt.torch
+
+torch.set_num_threads(2)
+fastopt.set_num_threads(2)
+params = [torch.nn.Parameter(torch.zeros(1000)) for _ in range(400)]
+opt = fastopt.torch.SGD(params, lr=1.0)
+for param in params:
+    param.grad = torch.ones(1000)
+opt.step()
+child = os.fork()
+if not child:
+    signal.alarm(100)
+    os._exit(int(torch.ones(4_000_000).add_(1).sum() != 8_000_000))
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this platform has no fork")
+def test_a_fork_before_torch_itself_has_worked() -> None:
+    """It would take the threads that were set when it begins to, in the child."""
+    code = FORK_BEFORE_TORCH_WORKED
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False)
+    assert (run.returncode, run.stdout) == (0, "0\n"), run.stderr

@@ -23,8 +23,12 @@ class Target:
     value: float
     samples: int = 2
 
+    def pieces(self, most: int) -> list["Target"]:
+        return [self]
+
 
 class Targets:
+    batch_size = 2
     steps_per_epoch = 3
 
     def from_step(self, step: int) -> Iterator[Target]:
@@ -53,7 +57,7 @@ def new_run(step: int = 0) -> Run[Target]:
     return Run(
         model,
         Targets(),
-        lambda: optimizer.step(model.gradients),
+        lambda pieces: optimizer.step(model.gradients),
         lambda: {"x": model.parameters["x"].item()},
         total_steps=8,
         step=step,
@@ -105,7 +109,7 @@ def test_norm_that_the_optimizer_was_not_asked_for_is_nan() -> None:
     run = new_run()
     assert isinstance(run.model, Point)
     optimizer, gradients = fastopt.SGD(run.model.parameters, lr=0.5), run.model.gradients
-    run.update = lambda: optimizer.step(gradients)
+    run.update = lambda pieces: optimizer.step(gradients)
     records, _ = train_quietly(run)
     assert len(records) == 8
     assert all(np.isnan(record.grad_norm) for record in records)

@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -91,6 +92,8 @@ def test_a_run_may_have_a_single_step(name: str) -> None:
         ({"seed": -1}, r"--seed: expected a whole number from 0"),
         ({"batch_size": 0}, r"--batch-size: expected a whole number from 1 to 1000000000, or 'full', got 0"),
         ({"batch_size": "all"}, r"--batch-size: expected"),
+        ({"accumulate": 0}, r"--accumulate: expected a whole number from 1 to 1000000000, got 0"),
+        ({"accumulate": 2, "batch_size": "full"}, r"--accumulate 2: a full batch has all rows"),
         ({"hidden": (8, 0)}, r"--hidden: expected numbers of units such as 256,128, .*, got 8,0"),
         ({"hidden": (10**11,)}, r"--hidden: expected"),
         ({"hidden": [8]}, r"--hidden: expected"),
@@ -135,7 +138,7 @@ def test_arguments_reach_the_optimizer() -> None:
 @pytest.mark.parametrize("name", optimizer_names())
 def test_traffic_counts_every_read_and_write(name: str) -> None:
     job = Job(configure("mlp", {"hidden": (64,), "epochs": 4, "threads": 1, "optimizer": name, "dtype": "float64"}))
-    job.run.update()
+    job.problem.update()
     entries = job.problem.optimizer.state_dict()["state"].values()
     state = sum(value.size for entry in entries for value in entry.values() if np.ndim(value) > 0)
     elements = 64 * 64 + 64 + 64 * 10 + 10
@@ -143,6 +146,8 @@ def test_traffic_counts_every_read_and_write(name: str) -> None:
     reads = (1 + 1 + 1) * elements + state  # the gradient for its norm; gradient, parameter and states for the step
     writes = elements + state
     assert job.optimizer_bytes() == (reads + writes) * 8
+    job.problem.config = job.config = replace(job.config, accumulate=4)
+    assert job.optimizer_bytes() == (reads + writes + 4 * (2 + 1) * elements) * 8  # gradient and mean; the mean
 
 
 @pytest.mark.parametrize(
@@ -217,3 +222,36 @@ def test_an_optimizer_for_sparse_gradients_is_not_for_a_transformer() -> None:
         TrainingError, match="--optimizer sparseadam: is for sparse gradients, those of a transformer are"
     ):
         build_optimizer(config, optimizers.registry(), [np.ones(2)], 100)
+
+
+SMALL: dict[ModelName, dict[str, Any]] = {
+    "mlp": {"hidden": (16,), "epochs": 2, "batch_size": 32, "threads": 1},
+    "transformer": {"layers": 1, "width": 32, "context": 16, "epochs": 1, "batch_size": 32},
+}
+
+
+@pytest.mark.parametrize(
+    ("model", "optimizer"),
+    [
+        ("mlp", "adamw"),
+        ("mlp", "nesterov"),
+        *(("transformer", name) for name in ("adamw", "torch:adamw", "torch-fused:adamw")),
+    ],
+)
+def test_added_up_gradients_are_those_of_a_larger_batch(model: ModelName, optimizer: str, tmp_path: Path) -> None:
+    """Of as many rows, in the same steps. (In float64: what is rounded otherwise grows from step to step.)"""
+    settings = {**SMALL[model], "optimizer": optimizer, "dtype": "float64"}
+    if model == "transformer":
+        pytest.importorskip("torch")
+        (tmp_path / "t.txt").write_text("".join(np.random.default_rng(0).choice(list("abcde "), 9_000)))
+        settings["text"] = str(tmp_path / "t.txt")
+    added, whole = trained(model, **settings, accumulate=3), trained(model, **{**settings, "batch_size": 96})
+    assert len(added.losses) == len(whole.losses) > 4
+    np.testing.assert_allclose(added.losses, whole.losses, rtol=1e-3)
+    one = trained(model, **settings)
+    assert len(one.losses) > 2 * len(added.losses)
+
+
+def test_rows_are_not_added_up() -> None:
+    with pytest.raises(TrainingError, match=r"^--accumulate: --model recommender steps rows alone"):
+        Job(configure("recommender", {"accumulate": 2}))

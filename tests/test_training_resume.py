@@ -167,9 +167,9 @@ def test_interrupted_in_the_middle_of_an_epoch(tmp_path: Path, data: Path) -> No
     assert_same_bits(out, tmp_path / "whole", "metrics.csv", "config.json")
 
 
-def new_job(data: Path, optimizer: str = "adamw", task: str = "classification") -> Job:
+def new_job(data: Path, optimizer: str = "adamw", task: str = "classification", accumulate: int = 1) -> Job:
     if data.suffix == ".txt":
-        sizes = {"layers": 1, "width": 32, "context": 8, "batch_size": 32, "epochs": 2}
+        sizes = {"layers": 1, "width": 32, "context": 8, "batch_size": 32, "accumulate": accumulate, "epochs": 2}
         return Job(configure("transformer", {"text": str(data), "optimizer": optimizer, **sizes}))
     return Job(
         configure(
@@ -182,6 +182,7 @@ def new_job(data: Path, optimizer: str = "adamw", task: str = "classification") 
                 "lr": 0.01,
                 "warmup": "3",
                 "batch_size": 50,
+                "accumulate": accumulate,
                 "epochs": 3,
                 "threads": 1,
             },
@@ -196,19 +197,21 @@ def run_whole(directory: Path, job: Job) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("data", "optimizer", "task"),
+    ("data", "optimizer", "task", "accumulate"),
     [
-        ("table", "adamw", "classification"),
-        ("table", "nesterov", "regression"),
-        *(("text", name, "") for name in ("adamw", "nesterov", "torch:adamw", "torch:nesterov")),
+        ("table", "adamw", "classification", 1),
+        ("table", "adamw", "classification", 3),  # of 4 batches in an epoch
+        ("table", "nesterov", "regression", 1),
+        *(("text", name, "", 1) for name in ("adamw", "nesterov", "torch:adamw", "torch:nesterov")),
+        *(("text", name, "", 3) for name in ("adamw", "torch:adamw")),
     ],
     indirect=["data"],
 )
-def test_interrupted_in_every_step(tmp_path: Path, data: Path, optimizer: str, task: str) -> None:
-    whole = run_whole(tmp_path / "whole", new_job(data, optimizer, task))
+def test_interrupted_in_every_step(tmp_path: Path, data: Path, optimizer: str, task: str, accumulate: int) -> None:
+    whole = run_whole(tmp_path / "whole", new_job(data, optimizer, task, accumulate))
     out = tmp_path / "stopped"
     out.mkdir()
-    job = new_job(data, optimizer, task)
+    job = new_job(data, optimizer, task, accumulate)
     for step in range(1, job.run.total_steps):
         job.run.model = InterruptedModel(job.run.model)
         assert run_session(job, out, QUIET) is Outcome.STOPPED
@@ -219,14 +222,17 @@ def test_interrupted_in_every_step(tmp_path: Path, data: Path, optimizer: str, t
 
 
 class InterruptedModel:
-    """A model with a user who presses Ctrl-C during every step."""
+    """A model with a user who presses Ctrl-C in its first step."""
 
     def __init__(self, model: Model[Batch]) -> None:
         self.parameters, self.seconds = model.parameters, model.seconds
         self.model = model
+        self.is_interrupted = False
 
     def forward_backward(self, batch: Batch) -> float:
-        signal.raise_signal(signal.SIGINT)
+        if not self.is_interrupted:
+            self.is_interrupted = True
+            signal.raise_signal(signal.SIGINT)
         return self.model.forward_backward(batch)
 
 
@@ -263,8 +269,9 @@ def test_killed_between_metrics_and_checkpoint(
     assert_same_bits(out, whole, "metrics.csv")
 
 
-def test_resuming_a_complete_run_changes_nothing(tmp_path: Path, table: Path) -> None:
-    whole = run_whole(tmp_path / "whole", new_job(table))
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_resuming_a_complete_run_changes_nothing(tmp_path: Path, table: Path, accumulate: int) -> None:
+    whole = run_whole(tmp_path / "whole", new_job(table, accumulate=accumulate))
     before = {file: (whole / file).read_bytes() for file in (CHECKPOINT, "metrics.csv", "training.png")}
     assert run_session(Job.resume(whole / CHECKPOINT, {}), whole, QUIET) is not Outcome.STOPPED
     assert {file: (whole / file).read_bytes() for file in before} == before
@@ -382,7 +389,7 @@ def test_checkpoints_without_a_checksum_are_resumed(complete: Path) -> None:
 
 def test_checkpoints_from_before_tables_had_texts_are_resumed(complete: Path) -> None:
     def as_then(tensors: dict[str, np.ndarray], metadata: dict[str, Any]) -> None:
-        for name in ("drop", "keep", "separator"):
+        for name in ("drop", "keep", "separator", "accumulate"):
             del metadata["config"][name]
         for name in ("columns", "target", "left_out"):
             del metadata["data"][name]

@@ -109,7 +109,7 @@ def test_damaged_archives_are_told(tmp_path: Path, damage: int) -> None:
         (["true", "False"], "boolean", "", [1, 0]),
         (["1970-01-02", "1970-02-01", ""], "date", "%Y-%m-%d", [1, 31, None]),
         (["02.01.1970 12:00", "01.01.1970 06:00"], "date", "%d.%m.%Y %H:%M", [1.5, 0.25]),
-        (["1970-01-02T00:00:00Z", "1970-01-02T02:00:00+02:00"], "date", "%Y-%m-%dT%H:%M:%S%.f%#z", [1, 1]),
+        (["1970-01-02T00:00:00Z", "1970-01-02T14:00:00+02:00"], "date", "%Y-%m-%dT%H:%M:%S%.f%#z", [1, 1.5]),
         (["01/13/1970", "01/02/1970"], "date", "%m/%d/%Y", [12, 1]),
         (["13/01/1970", "02/01/1970"], "date", "%d/%m/%Y", [12, 1]),
         (["6:30", "18:00"], "time", "%H:%M", [6.5, 18]),
@@ -174,7 +174,11 @@ def test_columns_without_use() -> None:
     assert column_of("", "NA").note == "all missing"
     assert column_of(None, None).note == "all missing"
     assert column_of([1], [2]).fault == "its type is List(Int64)"
-    assert column_of("3", "3.0").note == "always the same"
+    for cells in (("3", "3.0"), (3, 3), ("ja", "ja"), ("1.5.2024", "1.5.2024"), ("yes", "Yes")):
+        finding = column_of(*cells)
+        assert (finding.column, finding.note.split(", ")[-1]) == (None, "always the same")
+    assert column_of("3", "", "3").column  # a missing cell may tell something
+    assert column_of("7" * 500).fault == f"1 of 1 cells are infinite: '{'7' * 40}...' (row 1)"
     assert column_of("1", "inf", "-inf").fault == "2 of 3 cells are infinite: 'inf' (row 2), '-inf' (row 3)"
 
 

@@ -9,14 +9,21 @@ import pytest
 
 pytest.importorskip("matplotlib")
 
-from fastopt.landscape import optimizer_names
+from fastopt.landscape import optimizer_names, styles
+from fastopt.landscape.figure import LINES, MARKERS
 from fastopt.lessons import registry
 from fastopt.lessons.site import SHOWN_OPTIMIZERS, SHOWN_RATES, SHOWN_SURFACES, TOO_HIGH
 from fastopt.lessons.stations import stations
-from fastopt.lessons.walk import walk
+from fastopt.lessons.walk import DASHES, walk
 
 STATIONS = stations()
 PAGE = walk(registry().values(), lambda lesson: f"{lesson.name}.html", "landscape.html")
+
+
+def test_every_style_can_be_drawn() -> None:
+    """Those of a figure with many optimizers too."""
+    assert list(DASHES) == list(styles.DASHES) == list(LINES)
+    assert set(styles.SYMBOLS) == set(MARKERS)
 
 
 def test_eight_stations_in_order() -> None:

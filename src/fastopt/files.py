@@ -29,13 +29,21 @@ def replacing(path: Path) -> Iterator[Path]:
     Path
         A file that does not exist yet, to be written and closed in the ``with`` block. When the block ends without an
         exception it is synced and renamed to `path`; otherwise it is removed.
+
+    Raises
+    ------
+    OSError
+        If it cannot be written; the message names `path`.
     """
-    with TemporaryDirectory(prefix=UNFINISHED, dir=path.parent) as folder:
-        temporary = Path(folder, path.name)
-        yield temporary
-        _sync(temporary)
-        temporary.replace(path)
-        _sync(path.parent)
+    try:
+        with TemporaryDirectory(prefix=UNFINISHED, dir=path.parent) as folder:
+            temporary = Path(folder, path.name)
+            yield temporary
+            _sync(temporary)
+            temporary.replace(path)
+            _sync(path.parent)
+    except OSError as error:
+        raise OSError(f"{path} could not be written: {error.strerror or error}") from error
 
 
 def check_writable(path: Path) -> None:

@@ -39,7 +39,7 @@ def paths(cls: type[Optimizer]) -> dict[str, bytes]:
     drawn: dict[str, bytes] = {}
     for scheme, (ink, faint, bright) in SCHEMES.items():
         with _inked(ink):
-            figure = Figure(figsize=(8, 3.6), layout="constrained", facecolor="none")
+            figure = Figure(figsize=(6.4, 3.2), layout="constrained", facecolor="none")
             axes = dict(zip(dict.fromkeys(run.surface for run in runs), figure.subplots(1, 2), strict=True))
             for surface, chart in axes.items():
                 _draw_contours(chart, surface, faint)

@@ -73,9 +73,11 @@ def bench(
 ) -> None:
     """Time optimizer steps against the floor, and against what else is installed.
 
-    The floor is a loop with the same streams of reads and writes and one addition each. All take turns on the same
-    data, their answers are checked before, and each ratio comes with the interval that it is known to lie in. Ctrl-C
-    ends it early and shows what there is.
+    The floor is a loop with the same streams of reads and writes and one addition each.
+
+    All take turns on the same data, and their answers are checked before. A ratio has the interval that it lies in.
+
+    Ctrl-C ends it early and shows what there is.
     """
     try:
         check_alone(context, full=full, targets=targets, quality=quality)
@@ -108,7 +110,7 @@ def bench(
     else:
         jobs = list(plan.comparison(**comparison, threads=count))
     console = plain_console()
-    record = measured(console, jobs, json)
+    record, is_whole = measured(console, jobs, json)
     for sheet in sheets.all_sheets(
         record, wanted if targets or full else [], changes(before, record) if before else None
     ):
@@ -117,10 +119,12 @@ def bench(
         console.print(Text(f"Failed: {failure}", style="red"), soft_wrap=True)
     console.print(sheets.machine_line(record), style="dim", soft_wrap=True, highlight=False)
     write(console, record, json, plot)
+    if not is_whole:
+        raise typer.Exit(130)
 
 
-def measured(console: Console, jobs: Sequence[plan.Job], json: Path | None) -> Record:
-    """Do all jobs, or those up to Ctrl-C. What is done is kept in the file each time, whatever comes after it."""
+def measured(console: Console, jobs: Sequence[plan.Job], json: Path | None) -> tuple[Record, bool]:
+    """Do all jobs, or those up to Ctrl-C, and say which. What is done is kept in the file each time."""
     record = Record()
     done = 0
     try:
@@ -137,7 +141,8 @@ def measured(console: Console, jobs: Sequence[plan.Job], json: Path | None) -> R
                         record.save(json)
     except KeyboardInterrupt:
         console.print(Text(f"Stopped after {done} of {len(jobs)} runs.", style="yellow"))
-    return record
+        return record, False
+    return record, True
 
 
 def write(console: Console, record: Record, json: Path | None, plot: Path | None) -> None:

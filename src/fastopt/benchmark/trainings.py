@@ -68,7 +68,7 @@ class Course:
         in_numpy = model == "mlp"
         self.config: Config = configure(model, {"optimizer": own if in_numpy else name})
         self.job = Job(self.config)
-        self.update: Callable[[], StepInfo] = self.job.run.update
+        self.update: Callable[[], StepInfo] = self.job.problem.update
         if in_numpy and rival:
             problem = self.job.problem
             assert isinstance(problem, TableProblem)

@@ -18,6 +18,9 @@ from fastopt.landscape.curves import without_dust
 RATES = (0.001, 0.01, 0.1)
 """Tried where no rates are asked for."""
 
+MOST_STEPS = 1_000_000
+"""Of a run, all of which is kept: more would be seen by nobody, and take for ever."""
+
 
 def _conditioned() -> list[str]:
     """Return the names of the surfaces that have a condition number to choose."""
@@ -25,9 +28,7 @@ def _conditioned() -> list[str]:
 
 
 def landscape(
-    surface: Annotated[
-        list[str], typer.Argument(metavar="SURFACE...", help=f"Out of {', '.join(surfaces.registry())}.")
-    ],
+    surface: Annotated[list[str], typer.Argument(metavar="SURFACE", help=f"Out of {', '.join(surfaces.registry())}.")],
     out: Annotated[
         Path, typer.Option(metavar="FILE", help="A picture, .png or .svg, or a page to play the runs on, .html.")
     ],
@@ -42,7 +43,7 @@ def landscape(
             show_default=f"the best of {', '.join(map(str, RATES))} for each optimizer",
         ),
     ] = None,
-    steps: Annotated[int, typer.Option(metavar="NUMBER", help="Steps of every run, at least 1.")] = 200,
+    steps: Annotated[int, typer.Option(metavar="NUMBER", help=f"Steps of every run, from 1 to {MOST_STEPS}.")] = 200,
     start: Annotated[
         str | None,
         typer.Option(metavar="NUMBER,...", help="Coordinates of the first point.", show_default="by surface"),
@@ -154,8 +155,8 @@ def _pair(text: str) -> tuple[float, float]:
 
 
 def _count(steps: int) -> int:
-    if steps < 1:
-        raise ValueError(f"--steps must be at least 1, got {steps}")
+    if not 1 <= steps <= MOST_STEPS:
+        raise ValueError(f"--steps must be from 1 to {MOST_STEPS}, got {steps}")
     return steps
 
 

@@ -23,7 +23,14 @@ SIZE, PROFILE_HEIGHT = 480, 300
 """Width of a picture, and height of one of a single coordinate, in its own units."""
 GRID_LINES = 121
 BANDS = 12
-DASHES = {"solid": "", "dash": "8 4", "dot": "2 3", "dashdot": "8 3 2 3"}
+DASHES = {
+    "solid": "",
+    "dash": "8 4",
+    "dot": "2 3",
+    "dashdot": "8 3 2 3",
+    "longdash": "14 4",
+    "longdashdot": "14 3 2 3",
+}
 
 
 def walk(lessons: Collection[Lesson], lesson_file: Callable[[Lesson], str], landscape_file: str) -> str:

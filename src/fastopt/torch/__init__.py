@@ -37,5 +37,9 @@ __all__ += (
 if not TYPE_CHECKING:  # (to which every name would be an optimizer)
     __getattr__, __dir__ = when_asked_for(globals(), lambda: optimizers.__all__, lambda name: getattr(optimizers, name))
 
+# When torch first works in a thread it has OpenMP take the number of threads that was set. That is to be done before a
+# fork, not in the child, which has one thread after a step on several.
+torch.get_num_threads()
+
 # Schedules may be in a state dict, which `torch.load(weights_only=True)` reads if it knows their classes.
 torch.serialization.add_safe_globals([*schedules.Schedule.__subclasses__()])

@@ -59,11 +59,8 @@ class Checkpoint(NamedTuple):
         """
         header = {HEADER_KEY: json.dumps({**self.metadata, CHECKSUM_KEY: self.checksum})}
         content = save(dict(self.tensors), metadata=header)
-        try:
-            with replacing(path) as temporary:
-                temporary.write_bytes(content)  # not by the library, whose files only their owner can read
-        except OSError as error:
-            raise OSError(f"{path} could not be written: {error.strerror}") from error
+        with replacing(path) as temporary:
+            temporary.write_bytes(content)  # not by the library, whose files only their owner can read
 
     @classmethod
     def load(cls, path: Path, required: Mapping[str, type] | None = None) -> "Checkpoint":
@@ -130,7 +127,10 @@ def pack(parameters: Mapping[str, NDArray[Any]], optimizer: Any) -> Checkpoint:
                 tensors[f"state.{name}.{key}"] = value
             else:
                 scalars.setdefault(name, {})[key] = plain(value)
-    groups = [{key: _readable(value) for key, value in group.items()} for group in saved["param_groups"]]
+    groups = [
+        {key: _readable(value) for key, value in group.items() if key != "accumulate"}  # of the last step, not the run
+        for group in saved["param_groups"]
+    ]
     return Checkpoint(tensors, {"step": saved["step_count"], "state": scalars, "param_groups": groups})
 
 

@@ -38,6 +38,9 @@ MOSTLY = 0.9
 FEW_NUMBERS = 10
 """Where there are no more different numbers than this beside other texts, as in 0, 1, 2, 3+, they are kinds."""
 
+SAME = "always the same"
+"""What is said of a column that has one value: it is left out, unless cells are missing, which may tell something."""
+
 COUNTED_ROWS = 10
 """Rows from which on a column that grows by one in each is said to count them."""
 
@@ -49,6 +52,7 @@ _DATES = ("%Y-%m-%d", "%Y/%m/%d", "%d.%m.%Y", "%m/%d/%Y", "%d/%m/%Y", "%d-%m-%Y"
 _CLOCKS = ("", " %H:%M", " %H:%M:%S%.f", "T%H:%M", "T%H:%M:%S%.f", " %H:%M:%S%.f%#z", "T%H:%M:%S%.f%#z")
 DATES = tuple(date + clock for date, clock in product(_DATES, _CLOCKS))
 TIMES = ("%H:%M", "%H:%M:%S%.f")
+LONGEST_SHOWN = 40  # characters of a cell in a message
 TRIED_CELLS = 200  # formats that these do not have are not tried on all
 
 DECIMAL_COMMA = r"^[+-]?(\d+|\d{1,3}(\.\d{3})+)(,\d*)?([eE][+-]?\d+)?$"
@@ -187,7 +191,7 @@ class Finding:
 
 
 def recognise(raw: RawTable, name: str, is_kept: bool = False) -> Finding:
-    """Find out what a column is.
+    """Find out what a column is, and whether there is anything to learn from it.
 
     Parameters
     ----------
@@ -198,6 +202,13 @@ def recognise(raw: RawTable, name: str, is_kept: bool = False) -> Finding:
     is_kept : bool
         Whether it is to be used even if it looks like an identifier or like numbers with mistakes in them.
     """
+    finding = _read(raw, name, is_kept)
+    if finding.kinds == 1 and not finding.missing and not finding.fault and not is_kept:
+        return replace(finding, column=None, cells=None)
+    return finding
+
+
+def _read(raw: RawTable, name: str, is_kept: bool) -> Finding:
     series = raw.frame[name]
     if series.dtype != pl.String:
         return _typed(raw, Column(name, _kind_of(series)), series) if _kind_of(series) else _unfit(series)
@@ -210,7 +221,7 @@ def recognise(raw: RawTable, name: str, is_kept: bool = False) -> Finding:
         return _typed(raw, column, series)
     numbers = int(texts.cast(pl.Float64, strict=False).is_not_null().sum())
     all_known = len(texts) - missing
-    note = f"{numbers:,} of {all_known:,} are numbers" if numbers else ""
+    note = f"{numbers:,} of {all_known:,} are numbers" if numbers else SAME * (len(different) == 1)
     if numbers >= MOSTLY * all_known and not is_kept:
         wrong = different.cast(pl.Float64, strict=False).is_null()
         if len(different) - wrong.sum() > FEW_NUMBERS:
@@ -333,7 +344,7 @@ def _note(column: Column, known: pl.Series, kinds: int) -> str:
         other = replace(column, form=column.form.replace(first, second))
         if other != column and column.kind == "date" and not _values(other, known.drop_nulls()).null_count():
             notes.append(f"could be {other.form} as well")
-    return ", ".join(notes + ["always the same"] * (kinds == 1))
+    return ", ".join(notes + [SAME] * (kinds == 1))
 
 
 def _values(column: Column, texts: pl.Series) -> pl.Series:
@@ -368,5 +379,9 @@ def _numbers_of(column: Column, series: pl.Series) -> pl.Series:
 
 def _places(raw: RawTable, cells: pl.Series, chosen: pl.Series) -> str:
     rows = np.flatnonzero(chosen.to_numpy())
-    shown = ", ".join(f"{cells[int(row)]!r} ({raw.place(row)})" for row in rows[:SHOWN])
+    shown = ", ".join(f"{_short(cells[int(row)])!r} ({raw.place(row)})" for row in rows[:SHOWN])
     return shown + (", ..." if len(rows) > SHOWN else "")
+
+
+def _short(cell: Any) -> Any:
+    return f"{cell[:LONGEST_SHOWN]}..." if isinstance(cell, str) and len(cell) > LONGEST_SHOWN else cell

@@ -178,9 +178,17 @@ def train(
         str | None,
         typer.Option(
             metavar="N|full",
-            help="Rows, pieces of text, or interactions for one step; 'full' for all (gradient descent), "
+            help="Rows, pieces of text, or interactions at once; 'full' for all (gradient descent), "
             "1 for stochastic gradient descent.",
             show_default=defaults("batch_size"),
+            rich_help_panel=RUN,
+        ),
+    ] = None,
+    accumulate: Annotated[
+        int | None,
+        typer.Option(
+            help="Batches whose gradients are added up for one step: a larger batch in the memory of a small one.",
+            show_default=defaults("accumulate"),
             rich_help_panel=RUN,
         ),
     ] = None,

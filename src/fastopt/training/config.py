@@ -41,6 +41,8 @@ class Config:
         The largest norm of the gradient; 0 never clips.
     batch_size : int or "full"
         Rows of a table, pieces of a text, or interactions in a batch.
+    accumulate : int
+        Batches whose gradients are added up for one step.
     epochs : int
         Passes over the training data.
     seed : int
@@ -67,6 +69,7 @@ class Config:
     weight_decay: float
     clip_norm: float = 1.0
     batch_size: int | Literal["full"]
+    accumulate: int = 1
     epochs: int
     seed: int = 0
     dtype: Precision = "float32"
@@ -78,6 +81,10 @@ class Config:
             value, (is_fit, expected) = getattr(self, field.name), _FIT[field.name]
             if not is_fit(value):
                 raise TrainingError(f"--{_dashed(field.name)}: expected {expected}, got {_as_typed(value)}")
+        if self.batch_size == "full" and self.accumulate > 1:
+            raise TrainingError(
+                f"--accumulate {self.accumulate}: a full batch has all rows, there are no others to add"
+            )
 
     @property
     def source(self) -> str:
@@ -318,6 +325,7 @@ _FIT: dict[str, Fit] = {
     "weight_decay": _AMOUNT,
     "clip_norm": _AMOUNT,
     "batch_size": _or("full", _COUNT, "'full'"),
+    "accumulate": _COUNT,
     "epochs": _COUNT,
     "seed": _whole(0, 2**63 - 1),
     "dtype": _among(Precision),

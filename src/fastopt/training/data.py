@@ -132,18 +132,17 @@ def load(source: str, task: Task, target: str | None = None, reading: Reading = 
         If the file cannot be read or its content cannot be learned from; the message says where the fault is.
     """
     path = Path(source)
+    if source != "digits" and not (is_table_file(path) or path.suffix.lower() == ".npz"):
+        expected = f"{', '.join(SUFFIXES)} or .npz"
+        raise TrainingError(f"--data: expected 'digits' or a file that ends in {expected}, got {source!r}")
     if not is_table_file(path):
         given = {"target": target, **reading._asdict()}
         for name in [name for name, value in given.items() if value]:
             raise TrainingError(f"--{name} is for a table with named columns, but --data is {source!r}")
-    if source != "digits":
-        if not (is_table_file(path) or path.suffix.lower() == ".npz"):
-            expected = f"{', '.join(SUFFIXES)} or .npz"
-            raise TrainingError(f"--data: expected 'digits' or a file that ends in {expected}, got {source!r}")
-        if not path.is_file():
-            raise TrainingError(f"--data: no such file: {source}")
-        if is_table_file(path):
-            return _load_columns(path, task, target, reading)
+    if source != "digits" and not path.is_file():
+        raise TrainingError(f"--data: no such file: {source}")
+    if is_table_file(path):
+        return _load_columns(path, task, target, reading)
     samples, labels = _digits() if source == "digits" else read_npz(path)
     _check_rows(source, len(samples))
     features = np.ascontiguousarray(samples.reshape(len(samples), -1), np.float64)
@@ -193,7 +192,7 @@ def _load_columns(path: Path, task: Task, target: str | None, reading: Reading) 
 
 def _numbers_of(raw: RawTable, target: str) -> tuple[RawTable, Array, tuple[str, ...], Column]:
     """Return the rows with a target, and the targets as numbers."""
-    finding = recognise(raw, target)
+    finding = recognise(raw, target, is_kept=True)
     if finding.column is None or finding.cells is None or finding.column.kind == "category":
         try:
             read_cells(raw, Column(target, "number"))
@@ -404,12 +403,13 @@ def _mean_and_scale(values: Array, axis: int | None) -> tuple[Any, Any]:
     """Return the mean and the standard deviation, or 1 for what is constant.
 
     Of a constant that is no binary fraction, as 0.1, the mean is rounded, and the deviation from that is not zero but
-    noise: what varies by no more than that is constant too.
+    noise: what varies by no more than that is constant too. Of a large one the noise is large, and is the scale.
     """
     with np.errstate(over="ignore", invalid="ignore"):
         mean, scale = np.mean(values, axis=axis), np.std(values, axis=axis)
-        is_constant = np.ptp(values, axis=axis) <= ROUNDING * np.abs(values).max(axis=axis)
-    scale = np.where(is_constant | (scale == 0), 1.0, scale)  # the square of what is tiny can be 0 as well
+        noise = ROUNDING * np.abs(values).max(axis=axis)
+        is_constant = np.ptp(values, axis=axis) <= noise
+    scale = np.where(is_constant | (scale == 0), np.maximum(1.0, noise), scale)  # the square of what is tiny can be 0
     if not (np.isfinite(mean) & np.isfinite(scale)).all():
         raise TrainingError(
             f"the data has numbers of up to {np.abs(values).max():.3g}: their variance is too large to be computed"

@@ -21,8 +21,11 @@ from fastopt.training.table_problem import TableProblem
 IN_A_CHECKPOINT = {"step": int, "epoch": int, "state": dict, "config": dict, "data": dict, "versions": dict}
 """What the metadata of a run's checkpoint must have."""
 
-NOT_IN_OLD_CHECKPOINTS = {"config": {"drop", "keep", "separator"}, "data": {"columns", "target", "left_out"}}
-"""What runs did not write that were started before tables could have anything but numbers."""
+NOT_IN_OLD_CHECKPOINTS = {
+    "config": {"drop", "keep", "separator", "accumulate"},
+    "data": {"columns", "target", "left_out"},
+}
+"""What runs did not write that were started before there was such a thing."""
 
 
 class Job:
@@ -175,10 +178,13 @@ class Job:
     def optimizer_bytes(self) -> int:
         """Return the bytes that a step of the optimizer has to move.
 
-        Read: the gradient for its norm, then gradient, parameter and state. Written: parameter and state.
+        Read: the gradient for its norm, then gradient, parameter and state. Written: parameter and state. Where
+        gradients are added up, each one and their mean are read and the mean is written besides.
         """
         tensors, _ = pack(self.problem.model.parameters, self.problem.optimizer)
-        return sum((4 if name.startswith("param.") else 2) * values.nbytes for name, values in tensors.items())
+        pieces = self.config.accumulate
+        passes = {"param": 4 + 3 * pieces * (pieces > 1), "state": 2}
+        return sum(passes[name.partition(".")[0]] * values.nbytes for name, values in tensors.items())
 
 
 def _problem(config: Config) -> Problem:

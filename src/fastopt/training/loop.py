@@ -1,11 +1,11 @@
 """The training loop: the whole recipe, whatever the model."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from time import perf_counter
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, Self, TypeVar
 
 from numpy.typing import NDArray
 
@@ -25,6 +25,9 @@ class Batch(Protocol):
     def samples(self) -> int:
         """Number of samples."""
 
+    def pieces(self, most: int) -> Sequence[Self]:
+        """Return it cut into pieces of at most so many rows."""
+
 
 AnyBatch = TypeVar("AnyBatch", bound=Batch)
 BatchOut = TypeVar("BatchOut", bound=Batch, covariant=True)
@@ -34,10 +37,12 @@ BatchIn = TypeVar("BatchIn", bound=Batch, contravariant=True)
 class Batches(Protocol[BatchOut]):
     """The training data in its order, a pure function of the step: to resume, the number of steps taken is enough."""
 
+    batch_size: int
+    """Rows that the model is given at once, at most."""
     steps_per_epoch: int
 
     def from_step(self, step: int) -> Iterator[BatchOut]:
-        """Yield the batch of `step` (the first is 0), of the step after it, and so on without end."""
+        """Yield the samples of `step` (the first is 0), of the step after it, and so on without end."""
 
 
 class Model(Protocol[BatchIn]):
@@ -64,7 +69,8 @@ class Run(Generic[AnyBatch]):
     model, batches
         What is trained, and on what.
     update : callable
-        Takes the optimizer's step with the gradients that the model has found.
+        Called with the number of pieces of a step after each of them: adds the gradients that the model has found to
+        their mean, and takes the optimizer's step by that after the last.
     evaluate : callable
         Returns the scores of the model on held-out data by name.
     total_steps : int
@@ -79,7 +85,7 @@ class Run(Generic[AnyBatch]):
 
     model: Model[AnyBatch]
     batches: Batches[AnyBatch]
-    update: Callable[[], StepInfo]
+    update: Callable[[int], StepInfo]
     evaluate: Callable[[], dict[str, float]]
     total_steps: int
     step: int = 0
@@ -127,8 +133,10 @@ def train(
     save()
     saved_at = perf_counter()
     for batch in islice(run.batches.from_step(run.step), run.total_steps - run.step):
-        loss = run.model.forward_backward(batch)
-        info = _timed_update(run)
+        loss = 0.0
+        for piece in (pieces := batch.pieces(run.batches.batch_size)):
+            loss += run.model.forward_backward(piece) * (piece.samples / batch.samples)
+            info = _timed_update(run, len(pieces))
         run.step += 1
         run.new_steps += 1
         run.new_samples += batch.samples
@@ -148,10 +156,10 @@ def train(
             break
 
 
-def _timed_update(run: Run[Any]) -> StepInfo:
+def _timed_update(run: Run[Any], pieces: int) -> StepInfo:
     started = perf_counter()
     try:
-        info = run.update()
+        info = run.update(pieces)
     except FloatingPointError as error:
         raise TrainingError(
             f"the training diverged at step {run.step + 1} ({error}); try a lower --lr or a lower --clip-norm"

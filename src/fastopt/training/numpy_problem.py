@@ -48,8 +48,10 @@ class NumpyProblem(Problem):
             **options,
         )
 
-    def update(self) -> StepInfo:
-        """Take the optimizer's step with the gradients that the model has found."""
+    def update(self, of: int = 1) -> StepInfo:
+        """Add the gradients that the model has found to the mean of so many; take the step once it has them all."""
+        if self.optimizer.accumulate != of:
+            self.optimizer.accumulate = of
         info: StepInfo = self.optimizer.step(self.model.gradients)
         return info
 

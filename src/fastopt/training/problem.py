@@ -69,8 +69,8 @@ class Problem(ABC):
         """Return the optimizer of the settings, with further options, for the model's parameters."""
 
     @abstractmethod
-    def update(self) -> StepInfo:
-        """Take the optimizer's step with the gradients that the model has found."""
+    def update(self, of: int = 1) -> StepInfo:
+        """Add the gradients that the model has found to the mean of so many; take the step once it has them all."""
 
     @property
     def has_two_modes(self) -> bool:

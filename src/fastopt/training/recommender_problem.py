@@ -1,7 +1,7 @@
 """A recommender on interactions, all in NumPy."""
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +26,7 @@ EVALUATED = 20_000
 class PairedBatches(ShuffledBatches):
     """Batches of users and the items that they took, each with another item at random: columns of the features."""
 
-    def __init__(self, pairs: NDArray[np.int64], items: int, batch_size: int, seed: int) -> None:
+    def __init__(self, pairs: NDArray[np.int64], items: int, batch_size: int | Literal["full"], seed: int) -> None:
         super().__init__(Batch(pairs, np.zeros(len(pairs), np.int8)), batch_size, seed)
         self._items = items
 
@@ -62,10 +62,11 @@ class RecommenderProblem(NumpyProblem):
         super().__init__(config)
         if "lazy" not in registered(config).method.options:
             raise TrainingError(f"--optimizer {config.optimizer}: steps no rows alone, as --model recommender needs")
+        if config.accumulate > 1:
+            raise TrainingError("--accumulate: --model recommender steps rows alone, whose gradients are not added up")
         self.data = data = load_interactions(config.interactions, config.seed)
         self.name, self.fingerprint = data.name, data.fingerprint
-        size = len(data.train) if config.batch_size == "full" else config.batch_size
-        self.batches = PairedBatches(data.train, data.items, size, config.seed)
+        self.batches = PairedBatches(data.train, data.items, config.batch_size, config.seed)
         self.model = Recommender(data.users, data.items, width=config.width, dtype=config.dtype, seed=config.seed)
         self.optimizer = self.build_optimizer()
         test = data.test[:EVALUATED]

@@ -33,7 +33,8 @@ def describe(console: Console, job: Job) -> None:
     grid = Grid.grid(padding=(0, 2))
     grid.add_row("data", f"{problem.name}: {problem.data_facts}")
     grid.add_row("model", f"{problem.model_facts}, {size:,} parameters, {config.dtype}")
-    grid.add_row("optimizer", f"{config.optimizer}, lr {config.lr:g}, {config.schedule}, {clipping}")
+    added = f", {config.accumulate} batches a step" if config.accumulate > 1 else ""
+    grid.add_row("optimizer", f"{config.optimizer}, lr {config.lr:g}, {config.schedule}, {clipping}{added}")
     if run.step:
         grid.add_row("resumed", f"after step {run.step:,} of {run.total_steps:,}")
     console.print(grid, soft_wrap=True)
@@ -129,7 +130,8 @@ def show_columns(console: Console, job: Job) -> None:
     if grid.row_count:
         console.print(grid)
     if len(found.findings) > MANY_COLUMNS and plain:
-        console.print(f"{len(plain):,} more columns of numbers, none of them missing", highlight=False)
+        more = " more" if grid.row_count else ""
+        console.print(f"{len(plain):,}{more} columns of numbers, none of them missing", highlight=False)
     if found.unlabelled:
         console.print(
             f"{found.unlabelled:,} rows without {found.target.name} are left out", markup=False, highlight=False

@@ -48,8 +48,7 @@ class TableProblem(NumpyProblem):
             self.loss_label = "cross-entropy (nats)"
         self.score_names = loss.score_names
 
-        rows = len(train.targets) if config.batch_size == "full" else config.batch_size
-        self.batches = ShuffledBatches(train, rows, config.seed)
+        self.batches = ShuffledBatches(train, config.batch_size, config.seed, config.accumulate)
         widths = [train.features.shape[1], *config.hidden, len(classes) or 1]
         self.model = MLP(widths, loss, batch_size=self.batches.batch_size, dtype=config.dtype, seed=config.seed)
         self.optimizer = self.build_optimizer()

@@ -57,8 +57,7 @@ class TextProblem(Problem):
         self._vocabulary, self._entropy = text.vocabulary, text.entropy
         self.name, self.fingerprint = text.name, text.fingerprint
 
-        rows = len(train.targets) if config.batch_size == "full" else config.batch_size
-        self.batches = ShuffledBatches(train, rows, config.seed)
+        self.batches = ShuffledBatches(train, config.batch_size, config.seed, config.accumulate)
         self.model = Transformer(
             len(text.vocabulary),
             layers=config.layers,
@@ -81,9 +80,9 @@ class TextProblem(Problem):
         kind = Torch if rival(self.config.optimizer) else Fastopt
         return kind(self.config, groups, self.total_steps, **options)
 
-    def update(self) -> StepInfo:
-        """Take the optimizer's step with the gradients that the model has found."""
-        return self.optimizer.step()
+    def update(self, of: int = 1) -> StepInfo:
+        """Add the gradients that the model has found to the mean of so many; take the step once it has them all."""
+        return self.optimizer.step(of)
 
     def evaluate(self) -> dict[str, float]:
         """Return the scores of the model on held-out text by name."""

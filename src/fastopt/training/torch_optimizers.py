@@ -48,8 +48,10 @@ class Fastopt:
             **options,
         )
 
-    def step(self) -> StepInfo:
-        """Clip, step and drop the gradients."""
+    def step(self, of: int = 1) -> StepInfo:
+        """Add the gradients to the mean of so many and drop them; clip and step once it has them all."""
+        if self.inner.accumulate != of:
+            self.inner.accumulate = of
         self.inner.step()
         self.inner.zero_grad()
         info: StepInfo = self.inner.last_step
@@ -86,14 +88,20 @@ class Torch:
             config, vars(torch.optim), groups, total_steps, lr=config.lr, **arguments, **options
         )
         self._parameters = [parameter for group in self.inner.param_groups for parameter in group["params"]]
-        self._step_count = 0
+        self._step_count = self._added = 0
 
-    def step(self) -> StepInfo:
-        """Clip, step and drop the gradients."""
+    def step(self, of: int = 1) -> StepInfo:
+        """Leave the gradients to be added to, as torch does; divide their sum, clip, step and drop it at the last."""
+        lr = self._schedule(self._step_count)
+        self._added += 1
+        if self._added < of:
+            return StepInfo(lr, None, False, False)
+        self._added = 0
+        if of > 1:
+            torch._foreach_div_([parameter.grad for parameter in self._parameters if parameter.grad is not None], of)
         norm = nn.utils.clip_grad_norm_(self._parameters, self._max_norm).item()
         if not np.isfinite(norm):
             raise FloatingPointError(f"the norm of the gradients is {norm}")
-        lr = self._schedule(self._step_count)
         for group in self.inner.param_groups:
             group["lr"] = lr
         self.inner.step()
