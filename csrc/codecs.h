@@ -291,12 +291,14 @@ DECODE_BY_GROUPS(SIGNED8, signed8, int8_t)
 DECODE_BY_GROUPS(ROOT8, root8, uint8_t)
 #undef DECODE_BY_GROUPS
 
-/* All scales of some groups come before their codes: no group waits for its own largest magnitude then, which takes a third
- * less time. What the scale is made of, the bits of the least that counts, and how many steps it has: */
+/* All scales of some groups come before their codes: no group waits for its own largest magnitude then, which takes a
+ * third less time. */
 enum { GROUPS = 16 };
 
+/* What the scale is of the largest, the bits of the least that is not zero, and the steps up to the scale. */
 #define ENCODE_BY_GROUPS(name, code, of_largest, least, steps)                                                       \
-    FO_INLINE void fo_encode_some_##name(code *restrict x, float *restrict scale, const float *restrict in, size_t groups) \
+    FO_INLINE void fo_encode_some_##name(code *restrict x, float *restrict scale, const float *restrict in,          \
+                                         size_t groups)                                                              \
     {                                                                                                                \
         float factor[GROUPS];                                                                                        \
         int32_t largest[GROUPS];                                                                                     \
@@ -320,7 +322,8 @@ enum { GROUPS = 16 };
         float *scale = out->beside, filled[FO_GROUP] = {0};                                                          \
         for (; n >= AT_ONCE; n -= AT_ONCE, x += AT_ONCE, in += AT_ONCE, scale += GROUPS)                             \
             fo_encode_some_##name(x, scale, in, GROUPS);                                                             \
-        for (; n >= FO_GROUP; n -= FO_GROUP, x += FO_GROUP, in += FO_GROUP) fo_encode_some_##name(x, scale++, in, 1);\
+        for (; n >= FO_GROUP; n -= FO_GROUP, x += FO_GROUP, in += FO_GROUP)                                          \
+            fo_encode_some_##name(x, scale++, in, 1);                                                                \
         if (!n) return;                                                                                              \
         memcpy(filled, in, n * sizeof *in);                                                                          \
         fo_encode_some_##name(last, scale, filled, 1);                                                               \
