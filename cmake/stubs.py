@@ -76,9 +76,8 @@ def main(folder: Path) -> None:
     write(folder / "optimizers.pyi", [FOR_NUMPY, listed([*methods]), *classes, REGISTRY])
     classes = [class_for_torch(name, method, base.WHOLE_OF_TORCH) for name, method in methods.items()]
     write(folder / "torch" / "optimizers.pyi", [FOR_TORCH, listed([*methods]), *classes, REGISTRY])
-    for_jax = {name: method for name, method in methods.items() if not method.refusal_of_dense}
-    classes = [class_for_jax(name, method, base.WHOLE_OF_JAX) for name, method in for_jax.items()]
-    write(folder / "jax" / "optimizers.pyi", [FOR_JAX, listed([*for_jax]), *classes, REGISTRY])
+    classes = [class_for_jax(name, method, base.WHOLE_OF_JAX) for name, method in methods.items()]
+    write(folder / "jax" / "optimizers.pyi", [FOR_JAX, listed([*methods]), *classes, REGISTRY])
 
 
 def write(path: Path, parts: list[str]) -> None:

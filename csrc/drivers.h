@@ -176,6 +176,9 @@ static void put_number(const fo_stream *s, size_t place, double value)
         fo_codecs[s->storage].encode(&stored, &x, 1, &(fo_context){0});
 }
 
+/* What a rule reads of a mean of squares of a matrix's row or column, so that no element needs a root of its own. */
+static double reciprocal_root(double square) { return 1 / sqrt(square); }
+
 /* A chunk of numbers, one for each element. */
 static void spread(const fo_stream *s, fo_storage arithmetic, size_t from, size_t n, char *to)
 {
@@ -183,10 +186,12 @@ static void spread(const fo_stream *s, fo_storage arithmetic, size_t from, size_
     fo_piece piece = first_piece(s->first + from, s->width);
     while (next_piece(s->width, n, &piece)) {
         const size_t row = s->rows ? s->rows->row[piece.row] : piece.row;
-        if (s->small == FO_COLUMNS)
+        if (s->small == FO_COLUMNS) {
             decode_piece(s, arithmetic, row / s->height * s->width + piece.column, piece.n, to + piece.done * size);
-        else
-            (arithmetic == FO_F64 ? fill_f64 : fill_f32)(to + piece.done * size, piece.n, number_at(s, row));
+            continue;
+        }
+        const double square = number_at(s, row), number = s->height == SIZE_MAX ? square : reciprocal_root(square);
+        (arithmetic == FO_F64 ? fill_f64 : fill_f32)(to + piece.done * size, piece.n, number);
     }
 }
 
@@ -292,7 +297,7 @@ static void settle_columns(const fo_stream *s, fo_storage arithmetic, const fo_h
         for (size_t k = 0; k < n; k++) {
             const size_t place = c->first + i + k;
             put_number(s, place, moved(number_at(s, place), sum[k] / (double)c->height, hyper, wide));
-            const double read = number_at(s, place) / mean;
+            const double read = reciprocal_root(number_at(s, place) / mean);
             if (wide)
                 ((double *)c->sums)[i + k] = read;
             else

@@ -843,10 +843,12 @@ SETTLE_OF(muon)
  * means over rows and columns, V = R*C / max(mean of R, eps1), those of a vector as they are:
  *   u = g / sqrt(max(V, eps1^2)),   p = p - alpha * u / max(1, rms(u)/d),
  *   alpha = max(eps2, rms(p)) * min(lr, 1/sqrt(t)),   and the averages forget by 1 - t^beta2_decay.
- * (s[1] is C / max(mean of R, eps1) where a rule reads it.) */
+ * (Of a matrix a rule reads 1/sqrt(R) and 1/sqrt(C / max(mean of R, eps1)), formed once a row and once a column: no
+ * element has a division or a root of its own.) */
 FO_INLINE T NAMED(at_least)(T v, const HYPER *h) { return v < h->eps_root ? h->eps_root : v; }
+FO_INLINE T NAMED(at_most)(T w, const HYPER *h) { return w > h->high ? h->high : w; }
 
-RULE_OF(adafactor) { return g / SQRT(NAMED(at_least)(s[0] * s[1], h)); }
+RULE_OF(adafactor) { return g * NAMED(at_most)(s[0] * s[1], h); }
 
 RULE_OF(adafactor_vector)
 {
@@ -862,6 +864,7 @@ SCALARS_OF(adafactor)
     h->a = -fmin(o->lr, 1 / sqrt(t));
     h->eps = isnan(o->eps1) ? h->epsilon : o->eps1;
     h->eps_root = h->eps * h->eps;
+    h->high = 1 / h->eps;
     h->flush = h->eps;
 }
 
@@ -869,8 +872,9 @@ SAME_SCALARS(adafactor_vector, adafactor)
 
 MEASURE_OF(adafactor)
 {
+    const T u = g * NAMED(at_most)(s[0] * s[1], h);
     sum[0] = (double)p * (double)p;
-    sum[1] = (double)(g / NAMED(at_least)(s[0] * s[1], h)) * (double)g;
+    sum[1] = (double)u * (double)u;
 }
 
 MEASURE_OF(adafactor_vector)

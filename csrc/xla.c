@@ -6,8 +6,11 @@
  *     options     clip_norm
  *     places      for a traced number, 0, which is where it belongs in `options`
  *     skips       whether a step with gradients that are not finite is skipped
+ *     tables      for each gradient, rows and elements of a row of its parameter, where that matters; else zeros
+ *     sparse      which gradients are of some rows, upwards
  * arguments
- *     the traced numbers; all gradients
+ *     the traced numbers; all gradients; of those of some rows the numbers of these, one for each row of values. The number
+ *     past the last row stands for none
  * result
  *     the halves of two numbers: what to multiply the gradients by, and whether the step is skipped
  *
@@ -16,17 +19,19 @@
  *     owners      for each tensor, its row of options
  *     options     rows of fo_options, then clip_value, the weight of the moving average, and what was measured
  *     places      for each traced number, where in `options` it belongs
- *     stochastic  a bit for each state that is rounded at random, where it is in bfloat16
  *     average     whether there is a moving average of the parameters
- *     kept        for each tensor, of each of its states, its moving average and its numbers: in which of the arrays of
- *                 what is kept it lies, and from which element on
+ *     kept        for each tensor, of itself, each of its states, its moving average, its numbers, the logarithm of the
+ *                 decays that there have been and of those of each row: its storage, in which of the arrays of what is
+ *                 kept it lies and from which element on, and the same of what lies beside it; -1 where there is none. A
+ *                 parameter that lies there (a master) has its own memory for a copy
  *     matrices    for each tensor, rows and elements of a row of the matrices by which its states go
+ *     tables, sparse    as above
  *     seats       for each tensor, its number among all, where that matters; upwards
  *     advances    where in a row of options the numbers belong that the rule keeps for all parameters together
  *     counts      whether this is the call that counts the step, and brings what `advances` names to after it
  * arguments
  *     the traced numbers; how many steps were taken; if `advances` names any, the halves of these; the arrays of what is
- *     kept, each of many parameters; all parameters; all gradients
+ *     kept, each of many parameters; all parameters; all gradients; numbers of rows, as above
  * results
  *     all from the number of steps on but for the gradients: the same memory, where XLA can have it so. A rule that hands
  *     over its update (rules.def) changes no parameter: that is in its last state then */
@@ -44,11 +49,10 @@ typedef struct {
     double *options; /* a copy, with the traced numbers */
     double *taken;   /* how many steps each tensor has taken, without this one */
     fo_plan *plan;   /* those that are not of the call have no gradient */
-    const int64_t *owners, *advances, *kept, *matrices, *seats;
-    size_t traced, rows, tensors, advanced, arrays;
+    const int64_t *owners, *advances, *kept, *matrices, *seats, *tables, *sparse;
+    size_t traced, rows, tensors, advanced, arrays, sparse_count;
     size_t heads; /* arguments after the traced ones that come before what is kept */
     fo_rule rule;
-    int64_t stochastic;
     bool average, counts;
 } xla_parts;
 
@@ -116,6 +120,16 @@ static bool storage_of(int dtype, fo_storage *storage)
     }
 }
 
+static size_t bytes_of(const xla_buffer *buffer)
+{
+    switch (buffer->dtype) {
+    case XLA_F64: case XLA_S64: return length_of(buffer) * 8;
+    case XLA_F32: case XLA_S32: case XLA_U32: return length_of(buffer) * 4;
+    case XLA_F16: case XLA_BF16: case XLA_S16: return length_of(buffer) * 2;
+    default: return length_of(buffer);
+    }
+}
+
 /* A traced number: in single or double precision, or the two halves of one in double precision, which is how it comes
  * where JAX has no other. */
 static bool read_number(const xla_buffer *buffer, double *number)
@@ -135,12 +149,7 @@ static bool read_number(const xla_buffer *buffer, double *number)
 static void *take(const xla_call *call, const xla_buffer *argument, size_t k)
 {
     const xla_buffer *result = call->results.at[k];
-    size_t bytes = length_of(argument);
-    switch (argument->dtype) {
-    case XLA_F64: bytes *= 8; break;
-    case XLA_F32: case XLA_S32: case XLA_U32: bytes *= 4; break;
-    default: bytes *= 2;
-    }
+    const size_t bytes = bytes_of(argument);
     if (result->data != argument->data && bytes) memcpy(result->data, argument->data, bytes);
     return result->data;
 }
@@ -174,9 +183,25 @@ static bool read_table(const xla_call *call, const char *name, size_t tensors, s
     return true;
 }
 
+/* How much is said of each thing that is kept, and how many things are of a tensor. */
+enum { STORED, ARRAY, FIRST, ARRAY_BESIDE, FIRST_BESIDE, SAID };
+
 static size_t kept_of(const xla_parts *parts)
 {
-    return fo_needs[parts->rule].states + parts->average + fo_needs[parts->rule].numbers;
+    return 1 + fo_needs[parts->rule].states + parts->average + fo_needs[parts->rule].numbers + 2;
+}
+
+/* Which gradients are of some rows, and whose parameters are tables. */
+static bool read_tables(const xla_call *call, xla_parts *parts)
+{
+    const void *sparse;
+    if (!read_table(call, "tables", parts->tensors, 2, &parts->tables) ||
+        !read_array(call, "sparse", XLA_S64, &sparse, &parts->sparse_count))
+        return false;
+    parts->sparse = sparse;
+    for (size_t k = 0; k < parts->sparse_count; k++)
+        if (parts->sparse[k] < (k ? parts->sparse[k - 1] + 1 : 0) || (size_t)parts->sparse[k] >= parts->tensors) return false;
+    return true;
 }
 
 static bool read_attributes(const xla_call *call, xla_parts *parts)
@@ -185,8 +210,7 @@ static bool read_attributes(const xla_call *call, xla_parts *parts)
     const void *owners, *advances;
     size_t numbers;
     if (!read_options(call, parts, &numbers) || !read_integer(call, "rule", &rule) ||
-        !read_integer(call, "stochastic", &parts->stochastic) || !read_integer(call, "average", &average) ||
-        !read_integer(call, "counts", &counts) || !read_array(call, "owners", XLA_S64, &owners, &parts->tensors) ||
+        !read_integer(call, "average", &average) || !read_integer(call, "counts", &counts) || !read_array(call, "owners", XLA_S64, &owners, &parts->tensors) ||
         !read_array(call, "advances", XLA_S64, &advances, &parts->advanced))
         return false;
     if (rule < 0 || rule >= FO_RULES || fo_needs[rule].advances != (parts->advanced > 0) || numbers < NUMBERS_OF_ALL ||
@@ -195,7 +219,7 @@ static bool read_attributes(const xla_call *call, xla_parts *parts)
     parts->rule = (fo_rule)rule, parts->average = average, parts->counts = counts;
     parts->owners = owners, parts->rows = (numbers - NUMBERS_OF_ALL) / FO_OPTIONS;
     parts->advances = advances, parts->heads = parts->advanced ? 2 : 1;
-    if (!read_table(call, "kept", parts->tensors, 2 * kept_of(parts), &parts->kept) ||
+    if (!read_tables(call, parts) || !read_table(call, "kept", parts->tensors, SAID * kept_of(parts), &parts->kept) ||
         !read_table(call, "matrices", parts->tensors, 2, &parts->matrices) ||
         !read_table(call, "seats", parts->tensors, 1, &parts->seats))
         return false;
@@ -220,15 +244,27 @@ static double *read_advanced(const xla_call *call, const xla_parts *parts)
     return kept;
 }
 
-/* The k-th thing that is kept of a tensor, of n numbers: in results that took the place of arguments. */
-static bool read_kept(const xla_call *call, const xla_parts *parts, size_t i, size_t k, size_t n, fo_stream *stream)
+/* So many bytes of one of the arrays of what is kept, which took the place of arguments, from a byte on; or NULL. */
+static void *part_of(const xla_call *call, const xla_parts *parts, int64_t array, size_t first, size_t bytes)
 {
-    const int64_t *place = &parts->kept[2 * (i * kept_of(parts) + k)];
-    if (place[0] < 0 || (size_t)place[0] >= parts->arrays || place[1] < 0) return false;
-    const xla_buffer *array = call->results.at[parts->heads + (size_t)place[0]];
-    if (!storage_of(array->dtype, &stream->storage) || (size_t)place[1] + n > length_of(array)) return false;
-    stream->at = (char *)array->data + (size_t)place[1] * fo_storage_size(stream->storage);
-    return true;
+    if (array < 0 || (size_t)array >= parts->arrays) return NULL;
+    const xla_buffer *buffer = call->results.at[parts->heads + (size_t)array];
+    return first <= bytes_of(buffer) && bytes <= bytes_of(buffer) - first ? (char *)buffer->data + first : NULL;
+}
+
+/* The k-th thing that is kept of a tensor, of n numbers; `own`: a parameter's memory, where it may be, or NULL. */
+static bool read_kept(const xla_call *call, const xla_parts *parts, size_t i, size_t k, size_t n, void *own, fo_stream *stream)
+{
+    const int64_t *said = &parts->kept[SAID * (i * kept_of(parts) + k)];
+    if (said[STORED] < 0 || said[STORED] >= FO_STORAGES || said[FIRST] < 0 || said[FIRST_BESIDE] < 0) return false;
+    stream->storage = (fo_storage)said[STORED];
+    const size_t size = fo_storage_size(stream->storage), beside = fo_beside_size(stream->storage);
+    stream->at = said[ARRAY] < 0 ? own : part_of(call, parts, said[ARRAY], (size_t)said[FIRST] * size, n * size);
+    if (!beside) return stream->at || !n;
+    /* (Either a scale for each group, or something for each element.) */
+    const size_t each = beside < FO_GROUP ? beside : beside / FO_GROUP, count = beside < FO_GROUP ? (n + FO_GROUP - 1) / FO_GROUP : n;
+    stream->beside = part_of(call, parts, said[ARRAY_BESIDE], (size_t)said[FIRST_BESIDE] * each, count * each);
+    return !n || (stream->at && stream->beside);
 }
 
 static bool read_gradient(const xla_buffer *buffer, fo_tensor *t)
@@ -236,6 +272,34 @@ static bool read_gradient(const xla_buffer *buffer, fo_tensor *t)
     if (!storage_of(buffer->dtype, &t->grad.storage) || length_of(buffer) != t->n) return false;
     t->grad.at = t->n ? buffer->data : t; /* (of an empty one only that it is there) */
     return true;
+}
+
+/* Say for which rows of a table the values in a buffer are. */
+static xla_error *read_rows(const xla_call *call, xla_parts *parts, size_t seat, const int64_t *table,
+                            const xla_buffer *values, const xla_buffer *numbers, int threads)
+{
+    fo_tensor *t = &parts->plan->tensors[seat];
+    const bool wide = numbers->dtype == XLA_S64;
+    const size_t occurrences = length_of(numbers), rows = (size_t)table[0], width = (size_t)table[1];
+    if ((!wide && numbers->dtype != XLA_S32) || table[0] <= 0 || table[1] <= 0 || t->n != rows * width ||
+        length_of(values) != occurrences * width || !storage_of(values->dtype, &t->grad.storage))
+        return malformed(call);
+    size_t wrong = 0;
+    t->n += width; /* (with the row that stands for none) */
+    const fo_grouped grouped = fo_group_rows(parts->plan, seat, numbers->data, wide, occurrences, width, threads, &wrong);
+    t->n -= width;
+    if (grouped == FO_NO_MEMORY) return out_of_memory(call);
+    if (grouped != FO_GROUPED) {
+        char message[240];
+        const long long number = wide ? ((const int64_t *)numbers->data)[wrong] : ((const int32_t *)numbers->data)[wrong];
+        snprintf(message, sizeof message, "fastopt: expected row numbers of at least 0 and below %zu (%zu itself: none), got %lld at %zu",
+                 rows, rows, number, wrong);
+        return failed(call, XLA_INVALID_ARGUMENT, grouped == FO_NO_SUCH_ROW ? message : "fastopt: too many rows at once");
+    }
+    fo_rows *found = &parts->plan->groupings[seat]->rows;
+    if (found->count && found->row[found->count - 1] == rows) found->count--;
+    t->grad.at = occurrences ? values->data : t;
+    return NULL;
 }
 
 /* Say how large the matrices are by which states go, if any do. */
@@ -249,7 +313,24 @@ static bool read_matrix(const int64_t *matrix, fo_tensor *t)
     return t->n == 0 || (t->height && t->width && t->n % t->width == 0 && t->n / t->width % t->height == 0);
 }
 
-static bool read_tensor(const xla_call *call, xla_parts *parts, size_t i)
+/* Say which decays the rows of a table have had, unless it has had no gradient of some rows alone: then no row has missed
+ * any. */
+static bool read_decays(const xla_call *call, const xla_parts *parts, size_t i, bool sparse, fo_tensor *t)
+{
+    const size_t place = kept_of(parts) - 2;
+    const int64_t *table = &parts->tables[2 * i];
+    fo_stream all, of_rows;
+    if (parts->kept[SAID * (i * kept_of(parts) + place) + ARRAY] < 0) return true;
+    if (table[0] < 0 || table[1] < 0 || (size_t)table[0] * (size_t)table[1] != t->n ||
+        !read_kept(call, parts, i, place, 1, NULL, &all) || all.storage != FO_F64 ||
+        !read_kept(call, parts, i, place + 1, (size_t)table[0], NULL, &of_rows) || of_rows.storage != FO_F64)
+        return false;
+    if (!sparse && *(double *)all.at == 0) return true;
+    t->decay = (fo_number){all.at, false}, t->row_decay = of_rows.at, t->width = (size_t)table[1];
+    return true;
+}
+
+static bool read_tensor(const xla_call *call, xla_parts *parts, size_t i, bool sparse)
 {
     fo_tensor *t = &parts->plan->tensors[parts->seats[i]];
     const size_t states = fo_needs[parts->rule].states, place = parts->heads + parts->arrays + i;
@@ -258,22 +339,100 @@ static bool read_tensor(const xla_call *call, xla_parts *parts, size_t i)
     t->options = (fo_options *)(parts->options + (size_t)parts->owners[i] * FO_OPTIONS);
     t->count = (fo_number){&parts->taken[i], false};
     t->n = length_of(param);
-    if (!storage_of(param->dtype, &t->param.storage) || !read_matrix(&parts->matrices[2 * i], t)) return false;
-    t->param.at = take(call, param, place);
+    fo_stream own = {.at = take(call, param, place)};
+    if (!storage_of(param->dtype, &own.storage) || !read_matrix(&parts->matrices[2 * i], t) ||
+        !read_kept(call, parts, i, 0, t->n, own.at, &t->param))
+        return false;
+    const bool mastered = parts->kept[SAID * i * kept_of(parts) + ARRAY] >= 0;
+    if (fo_storage_size(own.storage) != (mastered ? sizeof(uint16_t) : fo_storage_size(t->param.storage))) return false;
+    if (mastered) t->copy = own;
     for (size_t k = 0; k < states + parts->average; k++) {
         fo_stream *state = k < states ? &t->state[k] : &t->average;
-        if (!read_kept(call, parts, i, k, k < states ? fo_state_length(t, (int)k) : t->n, state)) return false;
-        if (state->storage == FO_BF16 && (parts->stochastic >> k & 1)) state->storage = FO_BF16_STOCHASTIC;
-        if ((state->storage == FO_F64) != (t->param.storage == FO_F64)) return false;
+        if (!read_kept(call, parts, i, 1 + k, k < states ? fo_state_length(t, (int)k) : t->n, NULL, state) ||
+            (state->storage == FO_F64) != (t->param.storage == FO_F64))
+            return false;
     }
     for (size_t k = 0; k < fo_needs[parts->rule].numbers; k++) {
         fo_stream number;
-        if (!read_kept(call, parts, i, states + parts->average + k, 1, &number)) return false;
+        if (!read_kept(call, parts, i, 1 + states + parts->average + k, 1, NULL, &number)) return false;
         if (number.storage != FO_F32 && number.storage != FO_F64) return false;
         t->number[k] = (fo_number){number.at, number.storage == FO_F32};
     }
-    return read_gradient(call->arguments.at[parts->traced + place + parts->tensors], t) &&
-           (t->grad.storage == FO_F64) == (t->param.storage == FO_F64);
+    return read_decays(call, parts, i, sparse, t);
+}
+
+/* All gradients, of which the first is the argument with this number. */
+static xla_error *read_gradients(const xla_call *call, xla_parts *parts, size_t first, int threads)
+{
+    size_t k = 0;
+    for (size_t i = 0; i < parts->tensors; i++) {
+        const size_t seat = parts->seats ? (size_t)parts->seats[i] : i;
+        fo_tensor *t = &parts->plan->tensors[seat];
+        const xla_buffer *values = call->arguments.at[first + i];
+        const int64_t *table = &parts->tables[2 * i];
+        const bool sparse = k < parts->sparse_count && (size_t)parts->sparse[k] == i;
+        if (!parts->kept) t->n = sparse ? (size_t)table[0] * (size_t)table[1] : length_of(values);
+        if (parts->kept && !read_tensor(call, parts, i, sparse)) return malformed(call);
+        if (sparse) {
+            xla_error *error = read_rows(call, parts, seat, table, values, call->arguments.at[first + parts->tensors + k++], threads);
+            if (error) return error;
+        } else if (!read_gradient(values, t)) {
+            return malformed(call);
+        }
+        if (parts->kept && (t->grad.storage == FO_F64) != (t->param.storage == FO_F64)) return malformed(call);
+    }
+    return NULL;
+}
+
+/* ---- parameters that are copies of their masters ---- */
+
+enum { CHUNK = 1024, ELEMENTS_A_THREAD = 65536 };
+
+typedef struct {
+    const fo_kernels *kernels;
+    const fo_plan *plan;
+} xla_copies;
+
+static void take_over_part(const fo_kernels *kernels, const fo_tensor *t, size_t first, size_t n)
+{
+    uint16_t known[CHUNK];
+    for (size_t i = first, m; i < first + n; i += m) {
+        m = first + n - i < CHUNK ? first + n - i : CHUNK;
+        const fo_stream rounded = {.at = known, .storage = t->copy.storage};
+        const fo_stream master = fo_from(t->param, i), copy = fo_from(t->copy, i);
+        kernels->convert(&rounded, &master, m);
+        if (memcmp(known, copy.at, m * sizeof *known) == 0) continue;
+        for (size_t k = 0; k < m; k++) {
+            const fo_stream to = fo_from(master, k), from = fo_from(copy, k);
+            if (memcmp(&known[k], from.at, sizeof *known) != 0) kernels->convert(&to, &from, 1);
+        }
+    }
+}
+
+/* Give masters the values that somebody else has written into their parameters. */
+static void take_over(void *data, size_t thread, size_t threads)
+{
+    const xla_copies *copies = data;
+    for (size_t i = 0; i < copies->plan->count; i++) {
+        const fo_tensor *t = &copies->plan->tensors[i];
+        if (!t->copy.at || !t->grad.at) continue;
+        const size_t length = t->rows ? t->rows->width : CHUNK, parts = t->rows ? t->rows->count : (t->n + CHUNK - 1) / CHUNK;
+        for (size_t k = thread; k < parts; k += threads) {
+            const size_t first = (t->rows ? t->rows->row[k] : k) * length;
+            take_over_part(copies->kernels, t, first, t->n - first < length ? t->n - first : length);
+        }
+    }
+}
+
+static void take_over_copies(const fo_kernels *kernels, const fo_plan *plan, int threads)
+{
+    size_t elements = 0;
+    for (size_t i = 0; i < plan->count; i++) {
+        const fo_tensor *t = &plan->tensors[i];
+        if (t->copy.at) elements += t->rows ? t->rows->count * t->rows->width : t->n;
+    }
+    xla_copies copies = {kernels, plan};
+    if (elements) fo_parallel(take_over, &copies, fo_threads_for(threads, elements / ELEMENTS_A_THREAD), threads <= 0);
 }
 
 /* ---- the calls ---- */
@@ -284,18 +443,19 @@ static xla_error *measure(const fo_kernels *kernels, int threads, const xla_call
 {
     size_t size;
     int64_t skips;
+    const void *tables;
     if (!read_options(call, parts, &size) || size != 1 || !read_integer(call, "skips", &skips) || call->results.size != 1)
         return malformed(call);
     const xla_buffer *result = call->results.at[0];
     if (result->dtype != XLA_U32 || length_of(result) != 4) return malformed(call);
-    parts->tensors = (size_t)call->arguments.size - parts->traced;
+    if (!read_array(call, "tables", XLA_S64, &tables, &size) || size % 2) return malformed(call);
+    parts->tensors = size / 2;
+    if (!read_tables(call, parts) || (size_t)call->arguments.size != parts->traced + parts->tensors + parts->sparse_count)
+        return malformed(call);
     fo_plan *plan = parts->plan = fo_plan_new(parts->tensors);
     if (!plan) return out_of_memory(call);
-    for (size_t i = 0; i < parts->tensors; i++) {
-        const xla_buffer *grad = call->arguments.at[parts->traced + i];
-        plan->tensors[i].n = length_of(grad);
-        if (!read_gradient(grad, &plan->tensors[i])) return malformed(call);
-    }
+    xla_error *error = read_gradients(call, parts, parts->traced, threads);
+    if (error) return error;
     if (!fo_plan_cut(plan)) return out_of_memory(call);
     double norm = fo_global_norm(kernels, plan, threads), clip_norm = parts->options[0], found[2] = {1, 0};
     if (isfinite(clip_norm)) found[0] = fo_clip_coefficient(norm, clip_norm);
@@ -315,7 +475,7 @@ static xla_error *step(const fo_kernels *kernels, int threads, const xla_call *c
 {
     if (!read_attributes(call, parts)) return malformed(call);
     const size_t results = (size_t)call->results.size, besides = parts->heads + parts->tensors;
-    if (results < besides || (size_t)call->arguments.size != parts->traced + results + parts->tensors)
+    if (results < besides || (size_t)call->arguments.size != parts->traced + results + parts->tensors + parts->sparse_count)
         return malformed(call);
     parts->arrays = results - besides;
     const xla_buffer *count = call->arguments.at[parts->traced];
@@ -328,13 +488,13 @@ static xla_error *step(const fo_kernels *kernels, int threads, const xla_call *c
     parts->plan = fo_plan_new(parts->tensors ? (size_t)parts->seats[parts->tensors - 1] + 1 : 0);
     parts->taken = malloc((parts->tensors + 1) * sizeof(double));
     if (!parts->plan || !parts->taken) return out_of_memory(call);
-    for (size_t i = 0; i < parts->tensors; i++) {
-        parts->taken[i] = (double)*steps;
-        if (!read_tensor(call, parts, i)) return malformed(call);
-    }
+    for (size_t i = 0; i < parts->tensors; i++) parts->taken[i] = (double)*steps;
+    xla_error *error = read_gradients(call, parts, parts->traced + results, threads);
+    if (error) return error;
     if (!fo_plan_cut(parts->plan)) return out_of_memory(call);
     const double *of_all = parts->options + parts->rows * FO_OPTIONS;
     if (of_all[SKIPPED] != 0) return NULL;
+    take_over_copies(kernels, parts->plan, threads);
     const fo_request request = {.unscale = of_all[SCALE], .clip_norm = INFINITY, .clip_value = of_all[CLIP_VALUE],
                                 .average_weight = of_all[AVERAGE_WEIGHT], .threads = threads, .between = leave};
     const fo_result result = fo_step(kernels, parts->plan, &request);

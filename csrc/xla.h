@@ -12,7 +12,7 @@ enum { XLA_MAJOR = 0 }; /* the version that this is of; minor ones only add to i
 
 enum { XLA_STAGE_EXECUTE = 3, XLA_ARRAY = 1, XLA_SCALAR = 3, XLA_EXTENSION_METADATA = 1 };
 enum { XLA_INVALID_ARGUMENT = 3, XLA_RESOURCE_EXHAUSTED = 8, XLA_UNIMPLEMENTED = 12 }; /* codes of errors */
-enum { XLA_S32 = 4, XLA_S64 = 5, XLA_U32 = 8, XLA_F16 = 10, XLA_F32 = 11, XLA_F64 = 12, XLA_BF16 = 16 };
+enum { XLA_S16 = 3, XLA_S32 = 4, XLA_S64 = 5, XLA_U32 = 8, XLA_F16 = 10, XLA_F32 = 11, XLA_F64 = 12, XLA_BF16 = 16 };
 
 typedef struct xla_error xla_error;
 

@@ -26,7 +26,7 @@ optimizer = fastopt.jax.AdamW(lr=1e-2)
 def sharded(mesh: jax.sharding.Mesh) -> tuple[Any, Any]:
     """Return `init` and `step` for parameters whose first dimension is shared out."""
     part = P("shard")
-    state = fastopt.jax.State(P(), part)
+    state = fastopt.jax.State(P(), part, shapes=P())
 
     def step(params: Any, grads: Any, state: Any) -> Any:
         squares = sum(jnp.sum(grad**2) for grad in jax.tree.leaves(grads))

@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 import pytest
 from arrays import BLOCK
-from cases import CASES as ALL_CASES
-from cases import Case
+from cases import CASES, Case
 
 jax = pytest.importorskip("jax")
 
 import jax.numpy as jnp  # noqa: E402
+from jax_cases import arrays, assert_close, assert_kept, assert_same, compiled, in_jax, made, on_the_host  # noqa: E402
 
 import fastopt.jax  # noqa: E402
 from fastopt import schedules  # noqa: E402
@@ -29,10 +29,6 @@ from fastopt.benchmark.plan import on_task  # noqa: E402
 from fastopt.benchmark.runs import Entrant, perform  # noqa: E402
 from fastopt.benchmark.tasks import ACTIONS, Task, methods  # noqa: E402
 
-CASES = [case for case in ALL_CASES if hasattr(fastopt.jax, case.optimizer)]
-
-SHAPES: dict[str, tuple[int, ...]] = {"a": (3, 5), "b": (), "c": (0, 3), "d": (BLOCK + 3,)}
-
 
 @pytest.fixture
 def x64() -> Iterator[None]:
@@ -41,51 +37,6 @@ def x64() -> Iterator[None]:
     jax.config.update("jax_enable_x64", True)
     yield
     jax.config.update("jax_enable_x64", before)
-
-
-def arrays(rng: np.random.Generator, dtype: str = "float32") -> dict[str, Any]:
-    return {name: np.array(rng.standard_normal(shape), dtype) for name, shape in SHAPES.items()}
-
-
-def in_jax(tree: Any) -> Any:
-    return jax.tree.map(jnp.array, tree)
-
-
-def on_the_host(value: Any) -> Any:
-    """A schedule, so that JAX cannot trace it."""
-    if isinstance(value, tuple):
-        return tuple(map(on_the_host, value))
-    return (lambda step: value(int(step))) if callable(value) else value
-
-
-def made(optimizer: str, **options: Any) -> Any:
-    return getattr(fastopt.jax, optimizer)(**{name: on_the_host(value) for name, value in options.items()})
-
-
-def compiled(opt: Any) -> Callable[..., Any]:
-    step: Callable[..., Any] = jax.jit(opt.step, donate_argnums=(0, 2))
-    return step
-
-
-def assert_same(found: Any, expected: Any) -> None:
-    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
-        one, other = np.asarray(one), np.asarray(other)
-        assert (one.dtype, one.shape, one.tobytes()) == (other.dtype, other.shape, other.tobytes())
-
-
-def assert_close(found: Any, expected: Any, tolerance: float = 1e-5) -> None:
-    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
-        np.testing.assert_allclose(one, other, rtol=tolerance, atol=tolerance)
-
-
-def assert_kept(opt: Any, state: Any, params: Any, twin: Any, same: Callable[[Any, Any], None]) -> None:
-    """What is kept of each parameter is what the NumPy face keeps."""
-    for name, tree in opt.arrays_of(state, params).items():
-        found = jax.tree.leaves(tree, is_leaf=lambda leaf: leaf is None)
-        for array, kept in zip(found, twin.state, strict=True):
-            assert (array is None) == (kept.get(name) is None)
-            if array is not None and name not in opt.method.numbers:
-                same(array, kept[name])
 
 
 def assert_like_numpy(case: Case, rng: np.random.Generator, dtype: str, **more: Any) -> None:
@@ -124,10 +75,28 @@ def test_float32_is_the_same_where_there_is_float64(case: Case, rng: np.random.G
     assert_like_numpy(case, rng, "float32")
 
 
-@pytest.mark.parametrize("optimizer", ["AdamW", "Lion", "Adagrad"])
-def test_states_in_bfloat16_have_the_bits_of_the_numpy_face(optimizer: str, rng: np.random.Generator) -> None:
+@pytest.mark.parametrize("optimizer", ["AdamW", "Lion", "Adagrad", "Yogi", "Prodigy", "Adafactor"])
+@pytest.mark.parametrize("state_dtype", ["bfloat16", "8bit"])
+def test_states_in_fewer_bits_have_the_bits_of_the_numpy_face(
+    state_dtype: str, optimizer: str, rng: np.random.Generator
+) -> None:
     case = next(case for case in CASES if case.optimizer == optimizer)
-    assert_like_numpy(case, rng, "float32", state_dtype="bfloat16")
+    assert_like_numpy(case, rng, "float32", state_dtype=state_dtype)
+
+
+@pytest.mark.parametrize("state_dtype", ["bfloat16", "8bit"])
+def test_float64_keeps_its_states_beside_others(state_dtype: str, rng: np.random.Generator, x64: None) -> None:
+    expected = [np.array(rng.standard_normal(40), dtype) for dtype in ("float32", "float64", "float32")]
+    options: dict[str, Any] = {"lr": 0.1, "state_dtype": state_dtype}
+    opt, twin = fastopt.jax.Yogi(**options), fastopt.Yogi(expected, **options)
+    params = in_jax(expected)
+    state, step = opt.init(params), compiled(opt)
+    for _ in range(3):
+        grads = [np.array(rng.standard_normal(40), array.dtype) for array in expected]
+        params, state = step(params, in_jax(grads), state)
+        twin.step(grads)
+    assert_same(params, expected)
+    assert_kept(opt, state, params, twin)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
@@ -352,6 +321,19 @@ def test_donated_memory_is_written_in_place(rng: np.random.Generator) -> None:
     assert before == [leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves((params, state.arrays)) if leaf.size]
 
 
+@pytest.mark.parametrize("donated", [True, False])
+def test_a_copy_can_be_seen(donated: bool, rng: np.random.Generator) -> None:
+    """As docs/jax.md says how."""
+    params, opt = in_jax(arrays(rng)), fastopt.jax.AdamW()
+    del params["c"]  # (an empty array has nothing to be copied, and a copy all the same)
+    state = opt.init(params)
+    step: Any = jax.jit(opt.step, donate_argnums=(0, 2) if donated else ())
+    found = step.lower(params, params, state).compile()
+    written = jax.tree.leaves((params, state))
+    assert found.as_text().count(" copy(") == (0 if donated else len(written))
+    assert found.memory_analysis().alias_size_in_bytes == (sum(leaf.nbytes for leaf in written) if donated else 0)
+
+
 def test_without_donation_nothing_is_overwritten(rng: np.random.Generator) -> None:
     original = arrays(rng)
     params, opt = in_jax(original), fastopt.jax.AdamW(lr=0.1)
@@ -384,9 +366,17 @@ def test_a_scan_over_steps_takes_no_more_memory(optimizer: str, rng: np.random.G
     assert_same(scanned(params, opt.init(params)), expected)
 
 
-@pytest.mark.parametrize("optimizer", ["AdamW", "Prodigy", "Adafactor"])
-def test_vmap_is_a_step_of_each(optimizer: str, rng: np.random.Generator) -> None:
-    opt = made(optimizer, lr=0.1)
+@pytest.mark.parametrize(
+    ("optimizer", "options"),
+    [
+        ("AdamW", {"lr": 0.1}),
+        ("AdamW", {"lr": schedules.cosine(0.1, 10), "clip_norm": 1.0, "state_dtype": "8bit"}),
+        ("Prodigy", {"lr": 0.1}),
+        ("Adafactor", {"lr": 0.1}),
+    ],
+)
+def test_vmap_is_a_step_of_each(optimizer: str, options: dict[str, Any], rng: np.random.Generator) -> None:
+    opt = made(optimizer, **options)
     params, grads = (jnp.array(rng.standard_normal((3, 7)), "float32") for _ in range(2))
     found = jax.jit(jax.vmap(opt.step))(params, grads, jax.vmap(opt.init)(params))
     for k in range(3):
@@ -414,13 +404,26 @@ def in_a_checkpoint(tree: Any, like: Any, folder: Path) -> Any:
         return checkpointer.restore(folder / "state", like)
 
 
+def in_bytes_of_flax(tree: Any, like: Any, folder: Path) -> Any:
+    serialization = pytest.importorskip("flax.serialization")
+    return serialization.from_bytes(like, serialization.to_bytes(tree))
+
+
+KEEPING: dict[str, dict[str, Any]] = {
+    "AdamW": {"state_dtype": "8bit", "ema": 0.9},
+    "SparseAdam": {},
+    "Prodigy": {},
+    "Adafactor": {},
+}
+
+
 @pytest.mark.filterwarnings("default")  # (of orbax's libraries)
-@pytest.mark.parametrize("saved", [pickled, in_a_checkpoint])
-@pytest.mark.parametrize("optimizer", ["AdamW", "Prodigy", "Adafactor"])
+@pytest.mark.parametrize("saved", [pickled, in_a_checkpoint, in_bytes_of_flax])
+@pytest.mark.parametrize("optimizer", KEEPING)
 def test_a_saved_state_goes_on_with_the_same_bits(
     optimizer: str, saved: Callable[..., Any], rng: np.random.Generator, tmp_path: Path
 ) -> None:
-    params, opt = in_jax(arrays(rng)), made(optimizer, lr=schedules.cosine(0.1, 10))
+    params, opt = in_jax(arrays(rng)), made(optimizer, lr=schedules.cosine(0.1, 10), **KEEPING[optimizer])
     del params["c"]  # (orbax takes no empty arrays)
     step, grads = jax.jit(opt.step), {name: in_jax(arrays(rng))[name] for name in params}
     like = params, opt.init(params)
@@ -428,6 +431,20 @@ def test_a_saved_state_goes_on_with_the_same_bits(
     loaded = saved((params, state), like, tmp_path)
     assert_same(loaded, (params, state))
     assert_same(step(loaded[0], grads, loaded[1]), step(params, grads, state))
+
+
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("saved", [pickled, in_a_checkpoint, in_bytes_of_flax])
+def test_a_saved_state_of_other_parameters_is_refused(saved: Callable[..., Any], tmp_path: Path) -> None:
+    opt, params, others = fastopt.jax.AdamW(), {"w": jnp.ones((2, 3))}, {"w": jnp.ones((3, 2))}
+    with pytest.raises(ValueError, match=r"do not match|of other parameters"):
+        opt.step(others, others, saved(opt.init(params), opt.init(others), tmp_path))
+
+
+def test_an_optimizer_can_be_pickled(rng: np.random.Generator) -> None:
+    params, opt = in_jax(arrays(rng)), fastopt.jax.AdamW(lr=schedules.cosine(0.1, 10), weight_decay=jnp.array(0.1))
+    found = pickle.loads(pickle.dumps(opt)).step(params, params, opt.init(params))
+    assert_same(found, opt.step(params, params, opt.init(params)))
 
 
 def test_two_threads_step_at_once(rng: np.random.Generator) -> None:
@@ -471,10 +488,15 @@ def test_the_package_imports_no_jax() -> None:
         ({"betas": (0.9,)}, "expected two numbers"),
         ({"nonfinite": "raise"}, "Invalid nonfinite"),
         ({"momentum": 0.9}, "unexpected keyword argument 'momentum'"),
-        ({"ema": lambda step: 0.9}, "ema: expected a number"),
+        ({"ema": lambda step: 0.9}, "ema: expected what is known before the step"),
+        ({"amsgrad": lambda step: True}, "amsgrad: expected what is known before the step"),
+        ({"master": lambda step: "split"}, "master: expected what is known before the step"),
+        ({"nonfinite": lambda step: "skip"}, "nonfinite: expected what is known before the step"),
         ({"clip_norm": -1.0}, "Invalid clip_norm"),
         ({"lr": schedules.linear(-1.0, 0.0, 5)}, "Invalid learning rate: -1.0"),
-        ({"state_dtype": "8bit"}, "state_dtype: .* is not supported here"),
+        ({"state_dtype": "4bit"}, "Invalid state_dtype"),
+        ({"master": "split16"}, "Invalid master"),
+        ({"master": "split", "rounding": "stochastic"}, "rounding: 'stochastic' is for parameters without a master"),
         ({"accumulate": 2}, "unexpected keyword argument 'accumulate'"),
     ],
 )
@@ -518,8 +540,20 @@ def test_what_does_not_fit_is_named() -> None:
         opt.step(params, params, fastopt.jax.Lion().init(params))
     with pytest.raises(TypeError, match="state: expected what init"):
         opt.step(params, params, state._replace(numbers=jnp.zeros(2, jnp.uint32)))
-    with pytest.raises(ValueError, match=r"state.arrays\['exp_avg'\]: expected .*\(6,\).* got .*\(3,\)"):
-        opt.step(params, params, opt.init({"w": jnp.ones(3)}))
+    with pytest.raises(TypeError, match=r"state\.steps: expected a whole number, got 1\.5"):
+        opt.step(params, params, state._replace(steps=1.5))
+    with pytest.raises(TypeError, match=r"state\.steps: expected a whole number, got Array"):
+        opt.step(params, params, state._replace(steps=jnp.zeros(2, int)))
+    assert int(opt.step(params, params, state._replace(steps=np.int64(4)))[1].steps) == 5
+    moving = fastopt.jax.Prodigy()
+    with pytest.raises(TypeError, match=r"state\.numbers: expected what init"):
+        moving.step(params, params, moving.init(params)._replace(numbers=jnp.zeros(3, jnp.uint32)))
+    with pytest.raises(ValueError, match=r"state: is of other parameters: .* \(2, 3\) of params\['w'\], got \(3, 2\)"):
+        opt.step(params, params, opt.init({"w": jnp.ones((3, 2))}))
+    with pytest.raises(ValueError, match="state: is of other parameters: expected 1, got 2"):
+        opt.step(params, params, opt.init({"w": jnp.ones(3), "v": jnp.ones(3)}))
+    with pytest.raises(ValueError, match="state: is of other parameters: expected 1, got 0"):
+        opt.step(params, params, state._replace(shapes=None))
     apart = dict.fromkeys(state.arrays, params["w"])
     with pytest.raises(ValueError, match=r"state.arrays\['exp_avg'\]: expected .*\(6,\).* got .*\(2, 3\)"):
         opt.step(params, params, state._replace(arrays=apart))

@@ -106,6 +106,30 @@ def test_a_gradient_that_is_not_finite_on_a_shard_is_named(mesh: Any) -> None:
     assert not param.full_tensor().any()
 
 
+@pytest.mark.parametrize("master", [None, "split"])
+def test_the_host_steps_the_parts_of_sharded_tensors(master: Any, mesh: Any) -> None:
+    values = torch.linspace(-1, 1, 24, dtype=torch.bfloat16).reshape(6, 4)
+    param = torch.nn.Parameter(distribute_tensor(values.clone(), mesh, [Shard(0)]))
+    twin = values.clone().requires_grad_()
+    options: dict[str, Any] = {"lr": 0.1, "clip_norm": 1.0, "state_dtype": "float32"}
+    opt = fastopt.torch.Offload([param], fastopt.torch.AdamW, master=master, **options)
+    plain = fastopt.torch.AdamW([twin], master=master or "float32", **options)
+    for step in range(4):
+        twin.grad = (values + step).clone()
+        param.grad = distribute_tensor(twin.grad, mesh, [Shard(0)])
+        opt.step()
+        opt.zero_grad()
+        plain.step()
+        assert_equal(param.full_tensor().detach(), twin.detach())
+
+
+@pytest.mark.parametrize(("name", "options"), [("LAMB", {}), ("Adafactor", {}), ("AdamW", {"cautious": True})])
+def test_the_host_cannot_sum_over_parts(name: str, options: dict[str, Any], mesh: Any) -> None:
+    param = torch.nn.Parameter(distribute_tensor(torch.ones(6, 4), mesh, [Shard(0)]))
+    with pytest.raises(ValueError, match=r"parameter 'w': is sharded among processes, but what .* depends on sums"):
+        fastopt.torch.Offload([("w", param)], ours(name), **options)
+
+
 def test_autograd_notices_steps_of_sharded_parameters(mesh: Any) -> None:
     param = torch.nn.Parameter(distribute_tensor(torch.ones(4), mesh, [Shard(0)]))
     loss = (param**2).sum()

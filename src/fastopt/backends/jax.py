@@ -15,20 +15,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastopt import _core
+from fastopt.rows import Rows
 
 OLDEST = (0, 5, 0)
 
 if jax.__version_info__ < OLDEST:
     raise ImportError(f"fastopt.jax needs jax {'.'.join(map(str, OLDEST))} or newer, got {jax.__version__}")
 
-VERSION = f"{zlib.crc32(repr((_core.RULES, _core.OPTIONS)).encode()):08x}"
+VERSION = f"{zlib.crc32(repr((_core.RULES, _core.OPTIONS, _core.STORAGES)).encode()):08x}"
 MEASURE, STEP = f"fastopt_measure_{VERSION}", f"fastopt_step_{VERSION}"
 """Have in their names what the numbers in a call mean: one that another version compiled and kept is not found here."""
 
-ROWS = 2
-"""Of options: for what decays, and for what a mask leaves out."""
+OPTION_ROWS = 2
+"""Rows of options: for what decays, and for what a mask leaves out."""
 
-CLIP_VALUE, AVERAGE_WEIGHT, SCALE, SKIPPED = range(ROWS * len(_core.OPTIONS), ROWS * len(_core.OPTIONS) + 4)
+CLIP_VALUE, AVERAGE_WEIGHT, SCALE, SKIPPED = range(
+    OPTION_ROWS * len(_core.OPTIONS), OPTION_ROWS * len(_core.OPTIONS) + 4
+)
 """Where the numbers of all parameters belong, after the rows of options."""
 
 PLAIN = "sgd"
@@ -76,20 +79,47 @@ class Numbers(NamedTuple):
         return [operand for _, operand in self.traced]
 
 
+class Kept(NamedTuple):
+    """How something is stored that is kept of a parameter, and where."""
+
+    storage: str
+    at: tuple[int, int] | None = None
+    """In which array, and from which element on. None of a parameter is in its own memory."""
+    beside: tuple[int, int] | None = None
+    """The same of what lies beside it: scales, a remainder."""
+
+    @property
+    def said(self) -> tuple[int, ...]:
+        """All of it in numbers, as a call has it."""
+        return _core.STORAGES[self.storage], *(self.at or (-1, 0)), *(self.beside or (-1, 0))
+
+
 class Tensor(NamedTuple):
     """How a parameter is stepped."""
 
     rule: str
     owner: int
     """Its row of options."""
-    kept: tuple[tuple[int, int], ...]
-    """Of each of its states, its moving average and its numbers: in which array it lies, and from which element on."""
+    param: Kept
+    """Itself; or its master, which it is a copy of."""
+    states: tuple[Kept, ...]
+    average: tuple[Kept, ...]
+    """Its moving average, or nothing."""
+    numbers: tuple[Kept, ...]
+    decays: tuple[Kept, ...]
+    """The logarithm of all decays that there have been, and of those that each of its rows has had; or nothing."""
     matrix: tuple[int, int]
     """Rows, and elements of a row, of the matrices by which its states go, if any do."""
-    stochastic: int
-    """A bit for each state that is rounded at random."""
+    table: tuple[int, int]
+    """Rows, and elements of a row, along the first dimension."""
     wide: bool
     """Whether it is computed in double precision."""
+
+    @property
+    def kept(self) -> tuple[Kept, ...]:
+        """All of these, as a call has them."""
+        none = Kept("float64")
+        return self.param, *self.states, *self.average, *self.numbers, *(self.decays or (none, none))
 
 
 class Program(NamedTuple):
@@ -100,8 +130,6 @@ class Program(NamedTuple):
     clip_norm: Numbers
     skips: bool
     """Whether a step is skipped if a gradient is not finite."""
-    average: bool
-    """Whether there is a moving average of the parameters."""
     advances: list[int]
     """Where in a row of options the numbers belong that are kept for all parameters together."""
     between: Callable[[list[int], list[Any], Any, list[Any]], tuple[list[Any], list[Any]]]
@@ -120,10 +148,10 @@ class Written(NamedTuple):
 
 
 def step(program: Program, tensors: list[Tensor], written: Written, grads: list[Any]) -> Written:
-    """Return what a step writes."""
+    """Return what a step writes. A gradient is an array, or `Rows`."""
     options, halves = program.options, None
     if program.skips or program.clip_norm.traced or np.isfinite(program.clip_norm.fixed[0]):
-        halves = measure(program.clip_norm, program.skips, grads)
+        halves = measure(program.clip_norm, program.skips, tensors, grads)
         traced = ((SCALE, halves[:2]), (SKIPPED, halves[2:]))
         options = Numbers(options.fixed, (*options.traced, *traced))
     params = list(written.params)
@@ -146,7 +174,7 @@ def step(program: Program, tensors: list[Tensor], written: Written, grads: list[
             given, updates = hand_over(partial(call, options, counts=False), own, given, of_part)
             of_part, arrays = program.between(part, updates, skipped, given.arrays)
             given = Written(given.heads, arrays, given.params)
-            own = [tensor._replace(rule=PLAIN, kept=tensor.kept[-1:] * program.average) for tensor in own]
+            own = [tensor._replace(rule=PLAIN, states=()) for tensor in own]
         written = call(plain(options) if handed else options, own, given, of_part)
         for i, param in zip(part, written.params, strict=True):
             params[i] = param
@@ -169,9 +197,10 @@ def hand_over(
     place = len(given.arrays)
     states = _core.RULES[own[0].rule][1] - 1
     own = [
-        tensor._replace(kept=(*tensor.kept[:states], (place, start))) for tensor, start in zip(own, starts, strict=True)
+        tensor._replace(states=(*tensor.states[:states], Kept(updates.dtype.name, (place, start))), average=())
+        for tensor, start in zip(own, starts, strict=True)
     ]
-    found = call(own, Written(given.heads, [*given.arrays, updates], given.params), grads, average=False)
+    found = call(own, Written(given.heads, [*given.arrays, updates], given.params), grads)
     flat = found.arrays[place]
     shaped = [flat[a:b].reshape(p.shape) for a, b, p in zip(starts, ends, given.params, strict=True)]
     return Written(found.heads, found.arrays[:place], found.params), shaped
@@ -180,7 +209,7 @@ def hand_over(
 def plain(options: Numbers) -> Numbers:
     """Return the options with which a finished update is added: clipping and sign were the gradient's."""
     fixed = options.fixed.copy()
-    maximize = [row * len(_core.OPTIONS) + _core.OPTIONS["maximize"] for row in range(ROWS)]
+    maximize = [row * len(_core.OPTIONS) + _core.OPTIONS["maximize"] for row in range(OPTION_ROWS)]
     fixed[[*maximize, CLIP_VALUE, SCALE]] = 0.0, 0.0, np.inf, 1.0
     return Numbers(fixed, tuple(pair for pair in options.traced if pair[0] not in (CLIP_VALUE, SCALE)))
 
@@ -194,26 +223,26 @@ def call_of(
     *,
     seats: list[int],
     counts: bool,
-    average: bool | None = None,
 ) -> Written:
     """Return what a call writes, of parameters with the same rule."""
-    rule, stochastic = own[0].rule, own[0].stochastic
-    places = range(len(own))
+    kept = [kept for tensor in own for kept in tensor.kept]
+    at_random = any(one.storage.endswith("_stochastic") for one in kept)
+    operands, tables = operands_of(own, grads)
     found = iter(
         call(
             STEP,
             options.operands,
             [*given.heads, *given.arrays, *given.params],
-            grads,
-            rule=np.int64(_core.RULES[rule][0]),
+            operands,
+            **tables,
+            rule=np.int64(_core.RULES[own[0].rule][0]),
             options=options.fixed,
             places=options.places,
             owners=np.array([tensor.owner for tensor in own], np.int64),
-            stochastic=np.int64(stochastic),
-            average=np.int64(program.average if average is None else average),
-            kept=np.array([tensor.kept for tensor in own], np.int64).ravel(),
+            average=np.int64(len(own[0].average)),
+            kept=np.array([one.said for one in kept], np.int64).ravel(),
             matrices=np.array([tensor.matrix for tensor in own], np.int64).ravel(),
-            seats=np.array(seats if stochastic else places, np.int64),
+            seats=np.array(seats if at_random else range(len(own)), np.int64),
             advances=np.array(program.advances, np.int64),
             counts=np.int64(counts),
         )
@@ -221,12 +250,21 @@ def call_of(
     return Written(*([next(found) for _ in arrays] for arrays in given))
 
 
-def measure(clip_norm: Numbers, skips: bool, grads: list[Any]) -> Any:
+def operands_of(tensors: list[Tensor], grads: list[Any]) -> tuple[list[Any], dict[str, Any]]:
+    """Return the arrays that gradients are in a call, and what it has to know of those of some rows."""
+    sparse = [i for i, grad in enumerate(grads) if isinstance(grad, Rows)]
+    values = [grad.values if isinstance(grad, Rows) else grad for grad in grads]
+    tables = np.array([tensor.table for tensor in tensors], np.int64).ravel()
+    return [*values, *(grads[i].indices for i in sparse)], {"tables": tables, "sparse": np.array(sparse, np.int64)}
+
+
+def measure(clip_norm: Numbers, skips: bool, tensors: list[Tensor], grads: list[Any]) -> Any:
     """Return what depends on all gradients: the factor that clips them, and whether the step is skipped, in halves."""
     result = jax.ShapeDtypeStruct((4,), jax.numpy.uint32)
     run = jax.ffi.ffi_call(MEASURE, result, vmap_method="sequential")
-    attributes = {"options": clip_norm.fixed, "places": clip_norm.places, "skips": np.int64(skips)}
-    return without_derivative(lambda *operands: run(*operands, **attributes))(*clip_norm.operands, *grads)
+    operands, tables = operands_of(tensors, grads)
+    attributes = {"options": clip_norm.fixed, "places": clip_norm.places, "skips": np.int64(skips), **tables}
+    return without_derivative(lambda *operands: run(*operands, **attributes))(*clip_norm.operands, *operands)
 
 
 def call(target: str, traced: list[Any], written: list[Any], read: list[Any], **attributes: Any) -> list[Any]:

@@ -687,6 +687,26 @@ def decoded(codes: Tensor, scales: Tensor) -> Tensor:
     return values
 
 
+# ---- in two pieces ----
+
+
+def split(values: Tensor, storage: str) -> tuple[Tensor, Tensor]:
+    """Return a float32 tensor as bfloat16 and what is left, in the memory order of its values."""
+    high, rest = torch.empty_like(values, dtype=torch.bfloat16), torch.empty_like(values, dtype=REMAINDERS[storage])
+    target = high.data_ptr(), _core.STORAGES[storage], rest.data_ptr()
+    _core.convert(target, place(values), values.numel())
+    return high, rest
+
+
+def joined(high: Tensor, rest: Tensor) -> Tensor:
+    """Return what two pieces stand for, in the memory order of the first."""
+    values = torch.empty_like(high, dtype=torch.float32)
+    high, rest = (torch.empty_like(values, dtype=piece.dtype).copy_(piece) for piece in (high, rest))
+    source = high.data_ptr(), _core.STORAGES[PIECES[rest.dtype]], rest.data_ptr()
+    _core.convert(place(values), source, values.numel())
+    return values
+
+
 # ---- views and copies ----
 
 

@@ -350,6 +350,8 @@ WHOLE_OF_JAX: dict[str, Option] = {
         keyword_only=True,
         high=1.0,
     ),
+    "master": WHOLE_OF_TORCH["master"],
+    "rounding": WHOLE_OF_TORCH["rounding"],
 }
 """The same for JAX."""
 

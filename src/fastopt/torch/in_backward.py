@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
@@ -14,6 +14,8 @@ from fastopt.backends.torch import Tensors
 from fastopt.engine import Buffers, Group
 from fastopt.torch.optimizer import Optimizer
 
+Owner = TypeVar("Owner")
+
 
 class InBackward:
     """What `step_in_backward` returns."""
@@ -22,7 +24,7 @@ class InBackward:
         self._optimizer = optimizer
         self._steps = steps
         self._handles: list[RemovableHandle] = [
-            step.param.register_post_accumulate_grad_hook(hook_of(step))  # type: ignore[no-untyped-call]
+            step.param.register_post_accumulate_grad_hook(hook_of(step, StepOfOne.__call__))  # type: ignore[no-untyped-call]
             for step in steps
         ]
         optimizer._in_backward = (*optimizer._in_backward, *steps)
@@ -92,18 +94,18 @@ def step_in_backward(optimizer: Optimizer) -> InBackward:
     return InBackward(optimizer, steps)
 
 
-def hook_of(step: StepOfOne) -> Callable[[Tensor], None]:
-    """Return what a parameter is to call.
+def hook_of(owner: Owner, call: Callable[[Owner, Tensor], None]) -> Callable[[Tensor], None]:
+    """Return what a parameter is to call, as long as the owner is there.
 
     Python's garbage collector does not see what a parameter's hooks hold: a hook that held the optimizer, which holds
     the parameter, would keep both for ever.
     """
-    known = weakref.ref(step)
+    known = weakref.ref(owner)
 
     def hook(param: Tensor) -> None:
-        step = known()
-        if step is not None:
-            step(param)
+        found = known()
+        if found is not None:
+            call(found, param)
 
     return hook
 

@@ -29,9 +29,13 @@ class Link:
         target.copy_(source)
         return done
 
-    def up(self, source: Tensor, target: Tensor) -> None:
-        """Copy to the device. Nothing there may still be about to read the target, but in work begun after `join`."""
+    def up(self, source: Tensor, target: Tensor) -> Callable[[], object]:
+        """Copy to the device; return what waits until the source has left.
+
+        Nothing there may still be about to read the target, but in work begun after `join`.
+        """
         target.copy_(source)
+        return done
 
     def join(self) -> None:
         """Have what the device is asked for from now on see all that went up."""
@@ -53,14 +57,19 @@ class StreamLink(Link):
         with self.way_down:
             target.copy_(source, non_blocking=True)
         source.record_stream(self.way_down)
-        event = torch.Event(device=self.device, blocking=True)  # (who waits for it leaves the processor to others)
-        event.record(self.way_down)
-        return event.synchronize
+        return self.end_of(self.way_down)
 
-    def up(self, source: Tensor, target: Tensor) -> None:
+    def up(self, source: Tensor, target: Tensor) -> Callable[[], object]:
         """Copy, on the stream for this."""
         with self.way_up:
             target.copy_(source, non_blocking=True)
+        return self.end_of(self.way_up)
+
+    def end_of(self, way: torch.Stream) -> Callable[[], object]:
+        """Return what waits for all that a stream has been asked for so far."""
+        event = torch.Event(device=self.device, blocking=True)  # (who waits for it leaves the processor to others)
+        event.record(way)
+        return event.synchronize
 
     def join(self) -> None:
         """Have the current stream wait for what went up."""
