@@ -7,7 +7,7 @@
 
 #include <string.h>
 
-#if defined(__F16C__)
+#if defined(__F16C__) || defined(__AVX2__)
 #include <immintrin.h>
 #endif
 
@@ -22,6 +22,7 @@ typedef struct {
     uint64_t seed; /* of the tensor in this step */
     uint32_t stream;
     size_t first; /* number of the chunk's first element in the tensor; no chunk crosses a multiple of 2^32 */
+    bool rooted; /* the chunk has the roots of the numbers, which the rule had to take */
 } fo_context;
 
 typedef struct {
@@ -97,8 +98,9 @@ static void encode_BF16_STOCHASTIC(const fo_stream *out, const float *restrict i
     uint16_t *restrict x = out->at;
     const uint64_t key = fo_mix(fo_mix(context->seed, context->stream), (uint64_t)context->first >> 32);
     const uint32_t first = (uint32_t)context->first, key1 = (uint32_t)key, key2 = (uint32_t)(key >> 32);
-    VECTORISE for (size_t i = 0; i < n; i++) {
-        uint32_t hash = (first + (uint32_t)i) ^ key1;
+    const uint32_t count = (uint32_t)n; /* (numbers of 64 bits would be narrowed in each round) */
+    VECTORISE for (uint32_t i = 0; i < count; i++) {
+        uint32_t hash = (first + i) ^ key1;
         hash = (hash ^ (hash >> 16)) * 0x7feb352du ^ key2;
         hash = (hash ^ (hash >> 15)) * 0x846ca68bu;
         x[i] = fo_upper_half(fo_bits_of(in[i]), hash >> 16);
@@ -169,45 +171,70 @@ static void encode_F16(const fo_stream *out, const float *restrict in, size_t n,
  *
  * What is not finite makes all of its group NaN. A group below the smallest normal number is zero. */
 
-/* The largest magnitude, as bits: their order is that of the numbers, and NaN is above infinity. */
-FO_INLINE int32_t fo_largest(const float *restrict in, size_t n)
+/* The largest magnitude of a group, as bits: their order is that of the numbers, and NaN is above infinity. */
+FO_INLINE int32_t fo_largest(const float *restrict in)
 {
     int32_t largest = 0;
-    VECTORISE for (size_t i = 0; i < n; i++) {
+    VECTORISE for (size_t i = 0; i < FO_GROUP; i++) {
         int32_t bits = (int32_t)(fo_bits_of(in[i]) & 0x7fffffffu);
         largest = bits > largest ? bits : largest;
     }
     return largest;
 }
 
-/* What a group is divided by, from its largest magnitude. */
-FO_INLINE float fo_scale_of(int32_t largest)
-{
-    const uint32_t scale = largest >= 0x7f800000 ? 0x7fc00000u : largest < 0x00800000 ? 0 : (uint32_t)largest;
-    return fo_float_of(scale);
-}
-
-/* Adding this rounds to nearest, ties to even, and leaves the integer in the lower bits. */
+/* A group's codes as numbers, and numbers rounded to codes, to nearest, ties to even. (Of AVX2 compilers use what takes
+ * one size to the next, and clear what a number has above its code: docs/design.md.) */
+#if defined(__AVX2__) && !defined(__AVX512BW__)
+#define CODES(name, code, widened, narrowed)                                                                         \
+    FO_INLINE void fo_floats_of_##name(float *restrict y, const code *restrict x)                                    \
+    {                                                                                                                \
+        UNROLL for (size_t i = 0; i < FO_GROUP; i += 8)                                                              \
+            _mm256_storeu_ps(y + i, _mm256_cvtepi32_ps(widened(_mm_loadl_epi64((const __m128i *)(x + i)))));         \
+    }                                                                                                                \
+                                                                                                                     \
+    FO_INLINE void fo_round_to_##name(code *restrict x, const float *restrict y)                                     \
+    {                                                                                                                \
+        __m256i v[4];                                                                                                \
+        UNROLL for (size_t k = 0; k < 4; k++) v[k] = _mm256_cvtps_epi32(_mm256_loadu_ps(y + 8 * k));                 \
+        const __m256i mixed = narrowed(_mm256_packs_epi32(v[0], v[1]), _mm256_packs_epi32(v[2], v[3]));              \
+        const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);                                             \
+        _mm256_storeu_si256((__m256i *)x, _mm256_permutevar8x32_epi32(mixed, order));                                \
+    }
+#else
+/* Adding this rounds, and leaves the integer in the lower bits. */
 static const float fo_rounder = 0x1.8p23f;
 
-FO_INLINE void fo_decode_signed8(float *restrict out, const int8_t *restrict x, float scale, size_t n)
-{
-    VECTORISE for (size_t i = 0; i < n; i++) {
-        float y = (float)x[i];
-        out[i] = y / (254 - __builtin_fabsf(y)) * scale;
+#define CODES(name, code, widened, narrowed)                                                                         \
+    FO_INLINE void fo_floats_of_##name(float *restrict y, const code *restrict x)                                    \
+    {                                                                                                                \
+        VECTORISE for (size_t i = 0; i < FO_GROUP; i++) y[i] = (float)x[i];                                          \
+    }                                                                                                                \
+                                                                                                                     \
+    FO_INLINE void fo_round_to_##name(code *restrict x, const float *restrict y)                                     \
+    {                                                                                                                \
+        VECTORISE for (size_t i = 0; i < FO_GROUP; i++) x[i] = (code)fo_bits_of(y[i] + fo_rounder);                  \
     }
+#endif
+
+CODES(signed8, int8_t, _mm256_cvtepi8_epi32, _mm256_packs_epi16)
+CODES(root8, uint8_t, _mm256_cvtepu8_epi32, _mm256_packus_epi16)
+#undef CODES
+
+FO_INLINE void fo_decode_signed8(float *restrict out, const int8_t *restrict x, float scale)
+{
+    float y[FO_GROUP];
+    fo_floats_of_signed8(y, x);
+    VECTORISE for (size_t i = 0; i < FO_GROUP; i++) out[i] = y[i] / (254 - __builtin_fabsf(y[i])) * scale;
 }
 
-#define fo_root_signed8(x) (x)
-#define fo_steps_signed8 1
-
-FO_INLINE void fo_encode_signed8(int8_t *restrict x, const float *restrict in, float factor, uint32_t kept, size_t n)
+FO_INLINE void fo_encode_signed8(int8_t *restrict x, const float *restrict in, float factor, uint32_t kept)
 {
-    VECTORISE for (size_t i = 0; i < n; i++) {
-        float y = fo_float_of(fo_bits_of(in[i]) & kept) * factor;
-        y = 254 * y / (1 + __builtin_fabsf(y));
-        x[i] = (int8_t)fo_bits_of(y + fo_rounder);
+    float y[FO_GROUP];
+    VECTORISE for (size_t i = 0; i < FO_GROUP; i++) {
+        y[i] = fo_float_of(fo_bits_of(in[i]) & kept) * factor;
+        y[i] = 254 * y[i] / (1 + __builtin_fabsf(y[i]));
     }
+    fo_round_to_signed8(x, y);
 }
 
 /* ---- 8 bits and a scale for each group: an average of squares, by its root ----
@@ -215,74 +242,111 @@ FO_INLINE void fo_encode_signed8(int8_t *restrict x, const float *restrict in, f
  * In 255 steps up to the largest root of the group; what is not zero stays so, or a moment that is left would be divided
  * by epsilon alone. */
 
-FO_INLINE void fo_decode_root8(float *restrict out, const uint8_t *restrict x, float scale, size_t n)
+FO_INLINE void fo_decode_root8(float *restrict out, const uint8_t *restrict x, float scale)
 {
-    VECTORISE for (size_t i = 0; i < n; i++) {
-        float y = (float)x[i] * (1 / 255.0f) * scale;
-        out[i] = y * y;
+    float y[FO_GROUP];
+    fo_floats_of_root8(y, x);
+    VECTORISE for (size_t i = 0; i < FO_GROUP; i++) {
+        const float root = y[i] * (1 / 255.0f) * scale;
+        out[i] = root * root;
     }
 }
 
-#define fo_root_root8(x) __builtin_sqrtf(x)
-#define fo_steps_root8 255
-
-FO_INLINE void fo_encode_root8(uint8_t *restrict x, const float *restrict in, float factor, uint32_t kept, size_t n)
+/* (A rule that takes the root of what it has found hands over that.) */
+FO_INLINE void fo_encode_roots(uint8_t *restrict x, const float *restrict in, float factor, uint32_t kept)
 {
-    VECTORISE for (size_t i = 0; i < n; i++) {
-        float square = fo_float_of(fo_bits_of(in[i]) & kept & 0x7fffffffu);
-        float y = __builtin_sqrtf(square) * factor, least = square * 0x1p126f; /* 1 for any normal number, at least */
-        least = least < 1 ? least : 1;
-        y = y > least ? y : least;
-        x[i] = (uint8_t)fo_bits_of(y + fo_rounder);
+    float y[FO_GROUP];
+    VECTORISE for (size_t i = 0; i < FO_GROUP; i++) {
+        const uint32_t root = fo_bits_of(in[i]) & kept;
+        const float least = (int32_t)root > 0x1fb504f3 ? 1 : 0; /* above the root of 2^-127 */
+        y[i] = fo_float_of(root) * factor;
+        y[i] = y[i] > least ? y[i] : least;
     }
+    fo_round_to_root8(x, y);
 }
 
-/* By groups, the last of which may be shorter. All scales of some groups come before their codes: no group waits for its
- * own largest magnitude then, which takes a third less time. */
-enum { GROUPS = 16 };
+FO_INLINE void fo_encode_squares(uint8_t *restrict x, const float *restrict in, float factor, uint32_t kept)
+{
+    float root[FO_GROUP];
+    VECTORISE for (size_t i = 0; i < FO_GROUP; i++) root[i] = __builtin_sqrtf(__builtin_fabsf(in[i]));
+    fo_encode_roots(x, root, factor, kept);
+}
 
-#define BY_GROUPS(NAME, name, code)                                                                                  \
+/* By groups, the last of which may be shorter. */
+#define DECODE_BY_GROUPS(NAME, name, code)                                                                           \
     static void decode_##NAME(float *restrict out, const fo_stream *in, size_t n)                                    \
     {                                                                                                                \
         const code *x = in->at;                                                                                      \
         const float *scale = in->beside;                                                                             \
-        for (; n >= FO_GROUP; n -= FO_GROUP, x += FO_GROUP, out += FO_GROUP)                                         \
-            fo_decode_##name(out, x, *scale++, FO_GROUP);                                                            \
-        if (n) fo_decode_##name(out, x, *scale, n);                                                                  \
-    }                                                                                                                \
-                                                                                                                     \
-    static void encode_some_##name(code *restrict x, float *restrict scale, const float *restrict in, size_t n)      \
+        for (; n >= FO_GROUP; n -= FO_GROUP, x += FO_GROUP, out += FO_GROUP) fo_decode_##name(out, x, *scale++);     \
+        if (!n) return;                                                                                              \
+        code last[FO_GROUP] = {0};                                                                                   \
+        float decoded[FO_GROUP];                                                                                     \
+        memcpy(last, x, n);                                                                                          \
+        fo_decode_##name(decoded, last, *scale);                                                                     \
+        memcpy(out, decoded, n * sizeof *out);                                                                       \
+    }
+
+DECODE_BY_GROUPS(SIGNED8, signed8, int8_t)
+DECODE_BY_GROUPS(ROOT8, root8, uint8_t)
+#undef DECODE_BY_GROUPS
+
+/* All scales of some groups come before their codes: no group waits for its own largest magnitude then, which takes a
+ * third less time. */
+enum { GROUPS = 16 };
+
+/* What the scale is of the largest, the bits of the least that is not zero, and the steps up to the scale. */
+#define ENCODE_BY_GROUPS(name, code, of_largest, least, steps)                                                       \
+    FO_INLINE void fo_encode_some_##name(code *restrict x, float *restrict scale, const float *restrict in,          \
+                                         size_t groups)                                                              \
     {                                                                                                                \
-        const size_t whole = n / FO_GROUP, rest = n % FO_GROUP, groups = whole + (rest > 0);                         \
         float factor[GROUPS];                                                                                        \
         int32_t largest[GROUPS];                                                                                     \
         uint32_t kept[GROUPS];                                                                                       \
-        for (size_t k = 0; k < whole; k++) largest[k] = fo_largest(in + k * FO_GROUP, FO_GROUP);                     \
-        if (rest) largest[whole] = fo_largest(in + whole * FO_GROUP, rest);                                          \
+        for (size_t k = 0; k < groups; k++) largest[k] = fo_largest(in + k * FO_GROUP);                              \
         VECTORISE for (size_t k = 0; k < groups; k++) {                                                              \
-            scale[k] = fo_root_##name(fo_scale_of(largest[k]));                                                      \
-            kept[k] = largest[k] < 0x7f800000 ? 0xffffffffu : 0;                                                     \
-            factor[k] = largest[k] < 0x00800000 || !kept[k] ? 0 : fo_steps_##name / scale[k];                        \
+            const uint32_t bits = fo_bits_of(of_largest(fo_float_of((uint32_t)largest[k])));                         \
+            const bool finite = largest[k] < 0x7f800000, zero = largest[k] < least;                                  \
+            scale[k] = fo_float_of(!finite ? 0x7fc00000u : zero ? 0 : bits);                                         \
+            kept[k] = finite ? 0xffffffffu : 0;                                                                      \
+            factor[k] = zero || !finite ? 0 : steps / scale[k];                                                      \
         }                                                                                                            \
-        for (size_t k = 0; k < whole; k++)                                                                           \
-            fo_encode_##name(x + k * FO_GROUP, in + k * FO_GROUP, factor[k], kept[k], FO_GROUP);                     \
-        if (rest) fo_encode_##name(x + whole * FO_GROUP, in + whole * FO_GROUP, factor[whole], kept[whole], rest);   \
+        for (size_t k = 0; k < groups; k++)                                                                          \
+            fo_encode_##name(x + k * FO_GROUP, in + k * FO_GROUP, factor[k], kept[k]);                               \
     }                                                                                                                \
                                                                                                                      \
-    static void encode_##NAME(const fo_stream *out, const float *restrict in, size_t n, const fo_context *context)   \
+    static void encode_##name(const fo_stream *out, const float *restrict in, size_t n)                              \
     {                                                                                                                \
-        (void)context;                                                                                               \
-        code *x = out->at;                                                                                           \
-        float *scale = out->beside;                                                                                  \
-        for (size_t from = 0, part; from < n; from += part) {                                                        \
-            part = n - from < GROUPS * FO_GROUP ? n - from : GROUPS * FO_GROUP;                                      \
-            encode_some_##name(x + from, scale + from / FO_GROUP, in + from, part);                                  \
-        }                                                                                                            \
+        enum { AT_ONCE = GROUPS * FO_GROUP };                                                                        \
+        code *x = out->at, last[FO_GROUP];                                                                           \
+        float *scale = out->beside, filled[FO_GROUP] = {0};                                                          \
+        for (; n >= AT_ONCE; n -= AT_ONCE, x += AT_ONCE, in += AT_ONCE, scale += GROUPS)                             \
+            fo_encode_some_##name(x, scale, in, GROUPS);                                                             \
+        for (; n >= FO_GROUP; n -= FO_GROUP, x += FO_GROUP, in += FO_GROUP)                                          \
+            fo_encode_some_##name(x, scale++, in, 1);                                                                \
+        if (!n) return;                                                                                              \
+        memcpy(filled, in, n * sizeof *in);                                                                          \
+        fo_encode_some_##name(last, scale, filled, 1);                                                               \
+        memcpy(x, last, n);                                                                                          \
     }
 
-BY_GROUPS(SIGNED8, signed8, int8_t)
-BY_GROUPS(ROOT8, root8, uint8_t)
-#undef BY_GROUPS
+#define ITSELF(x) (x)
+ENCODE_BY_GROUPS(signed8, int8_t, ITSELF, 0x00800000, 1)
+ENCODE_BY_GROUPS(roots, uint8_t, ITSELF, 0x20000000, 255)
+ENCODE_BY_GROUPS(squares, uint8_t, __builtin_sqrtf, 0x00800000, 255)
+#undef ITSELF
+#undef ENCODE_BY_GROUPS
+
+static void encode_SIGNED8(const fo_stream *out, const float *restrict in, size_t n, const fo_context *context)
+{
+    (void)context;
+    encode_signed8(out, in, n);
+}
+
+static void encode_ROOT8(const fo_stream *out, const float *restrict in, size_t n, const fo_context *context)
+{
+    (context->rooted ? encode_roots : encode_squares)(out, in, n);
+}
 
 /* ---- float32, or 24 bits of it, in two pieces: bfloat16, rounded to nearest, and what has to be added to its bits ---- */
 

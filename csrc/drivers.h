@@ -332,7 +332,8 @@ static void catch_up(const fo_block *b, fo_storage arithmetic, size_t from, size
     }
 }
 
-static void drive(const fo_block *b, int states, bool reads_grad, bool writes_states, fo_loop *loop_f32, fo_loop *loop_f64)
+static void drive(const fo_block *b, int states, bool reads_grad, bool writes_states, int root, fo_loop *loop_f32,
+                  fo_loop *loop_f64)
 {
     const fo_storage arithmetic = arithmetic_of(&b->param);
     fo_loop *const loop = arithmetic == FO_F64 ? loop_f64 : loop_f32;
@@ -351,10 +352,24 @@ static void drive(const fo_block *b, int states, bool reads_grad, bool writes_st
         fo_context context = {.seed = b->seed, .first = b->first + from};
         closed(&b->param, arithmetic, from, n, &param_buffer, &context);
         for (int k = 0; writes_states && k < states; k++) {
-            context.stream = 1 + (uint32_t)k;
+            context.stream = 1 + (uint32_t)k, context.rooted = k == root;
             closed(&b->state[k], arithmetic, from, n, &state_buffer[k], &context);
         }
     }
+}
+
+/* Loops that leave the root of a state, and of which one. */
+static const struct {
+    fo_loop *loop;
+    int state;
+} fo_rooted[FO_RULES] = {
+#define ROOTED(name, state) [FO_RULE_##name] = {rooted_##name##_f32, state},
+#include "rules.def"
+};
+
+static bool leaves_root(const fo_block *b, fo_rule rule)
+{
+    return fo_rooted[rule].loop && b->state[fo_rooted[rule].state].storage == FO_ROOT8 && b->hyper->f32.eps_root == 0;
 }
 
 #define RULE(name, states)                                                                                           \
@@ -363,7 +378,9 @@ static void drive(const fo_block *b, int states, bool reads_grad, bool writes_st
         const bool writes = !fo_needs[FO_RULE_##name].writes_states;                                                 \
         for (int k = 0; k < states && !fo_needs[FO_RULE_##name].factored; k++)                                       \
             if (b->state[k].small) settle_rows(b, k, NULL, NULL);                                                    \
-        drive(b, states, writes, writes, loop_##name##_f32, loop_##name##_f64);                                      \
+        const bool rooted = leaves_root(b, FO_RULE_##name);                                                          \
+        drive(b, states, writes, writes, rooted ? fo_rooted[FO_RULE_##name].state : NO_ROOT,                         \
+              rooted ? fo_rooted[FO_RULE_##name].loop : loop_##name##_f32, loop_##name##_f64);                       \
     }
 #define FLOOR(name, states)
 #include "rules.def"
@@ -371,7 +388,7 @@ static void drive(const fo_block *b, int states, bool reads_grad, bool writes_st
 #define CAREFUL(name, how)                                                                                           \
     static void careful_##name(const fo_block *b)                                                                    \
     {                                                                                                                \
-        drive(b, fo_needs[FO_RULE_##name].states, true, !fo_needs[FO_RULE_##name].writes_states,                     \
+        drive(b, fo_needs[FO_RULE_##name].states, true, !fo_needs[FO_RULE_##name].writes_states, NO_ROOT,            \
               careful_##name##_f32, careful_##name##_f64);                                                           \
     }
 #include "rules.def"

@@ -28,6 +28,9 @@
 #define FMA_DOUBLE(a, b, c) ((a) * (b) + (c))
 #endif
 
+/* Elements of a chunk: few enough for its buffers to stay in the first-level cache. */
+enum { CHUNK = 512 };
+
 #include "codecs.h"
 
 /* Without the sign, IEEE's order is that of the bits; a NaN is above everything. (Comparing floats would compete
@@ -46,9 +49,6 @@ FO_INLINE void fo_fetch(const void *x, size_t bytes)
 /* Running sums of a reduction: element i goes to lane i % LANES. */
 enum { LANES = 16 };
 typedef double fo_lanes[LANES];
-
-/* Elements of a chunk: few enough for its buffers to stay in the first-level cache. */
-enum { CHUNK = 512 };
 
 static double sum_of_lanes(double *lane)
 {
@@ -71,6 +71,9 @@ enum {
 #define RULE(name, states) fo_states_of_##name = states,
 #include "rules.def"
 };
+
+/* Of a rule's states, all stay what they are. */
+enum { NO_ROOT = -1 };
 
 #define T float
 #define SUFFIX f32

@@ -17,11 +17,11 @@ FO_INLINE T NAMED(prepare)(T p, T g, bool l2, bool clip, const HYPER *h)
 
 /* States that have decayed into the subnormal range are zero for nearly every purpose, but cost some hundred cycles an
  * operation: what is below h->flush is stored as zero. */
-#define STORE_STATES(states)                                                                                         \
+#define STORE_STATES(states, root)                                                                                   \
     UNROLL for (int k = 0; k < states; k++)                                                                          \
-        if (!small[k]) all[k][i] = IS_BELOW(s[k], h.flush) ? 0 : s[k]
+        if (!small[k]) all[k][i] = IS_BELOW(s[k], h.flush) ? 0 : k == root ? SQRT(s[k] + h.eps_root) : s[k]
 
-#define ELEMENT(name, states, l2, clip, careful)                                                                     \
+#define ELEMENT(name, states, l2, clip, careful, root)                                                               \
     {                                                                                                                \
         const unsigned char *const small = fo_needs[FO_RULE_##name].small;                                           \
         T s[FO_MAX_STATES];                                                                                          \
@@ -30,11 +30,11 @@ FO_INLINE T NAMED(prepare)(T p, T g, bool l2, bool clip, const HYPER *h)
         T decay = careful ? NAMED(cautious_decay)(u, p[i], &h) : h.decay;                                            \
         if (careful) u = NAMED(cautious)(u, d, &h);                                                                  \
         p[i] = FMA(h.a, u, decay * p[i]);                                                                            \
-        if (!fo_needs[FO_RULE_##name].writes_states) STORE_STATES(states);           \
+        if (!fo_needs[FO_RULE_##name].writes_states) STORE_STATES(states, root);                                     \
     }
 
 /* In one piece or, fetching ahead, in many. */
-#define LOOP(name, states, l2, clip, careful)                                                                        \
+#define LOOP(name, states, l2, clip, careful, root)                                                                  \
     for (size_t i = 0, end; i < n;) {                                                                                \
         end = n;                                                                                                     \
         if (fetch && n - i > PIECE) {                                                                                \
@@ -44,7 +44,7 @@ FO_INLINE T NAMED(prepare)(T p, T g, bool l2, bool clip, const HYPER *h)
             UNROLL for (int k = fo_needs[FO_RULE_##name].hands_over ? states - 1 : 0; k < states; k++)               \
                 fo_fetch(all[k] + i, PIECE * sizeof(T));                                                             \
         }                                                                                                            \
-        VECTORISE for (; i < end; i++) ELEMENT(name, states, l2, clip, careful)                                      \
+        VECTORISE for (; i < end; i++) ELEMENT(name, states, l2, clip, careful, root)                                \
     }
 
 /* (The states are parameters one by one since compilers believe `restrict` of those alone: without, they compare the
@@ -59,11 +59,11 @@ FO_INLINE T NAMED(prepare)(T p, T g, bool l2, bool clip, const HYPER *h)
         T *const all[FO_MAX_STATES] = {s0, s1, s2, s3, s4, s5};                                                      \
         const HYPER h = hyper->SUFFIX;                                                                               \
         if (!isinf(h.clip))                                                                                          \
-            LOOP(name, states, h.l2 != 0, true, false)                                                               \
+            LOOP(name, states, h.l2 != 0, true, false, NO_ROOT)                                                      \
         else if (h.l2 != 0)                                                                                          \
-            LOOP(name, states, true, false, false)                                                                   \
+            LOOP(name, states, true, false, false, NO_ROOT)                                                          \
         else                                                                                                         \
-            LOOP(name, states, false, false, false)                                                                  \
+            LOOP(name, states, false, false, false, NO_ROOT)                                                         \
     }
 #define FLOOR(name, states)
 
@@ -80,7 +80,22 @@ FO_INLINE T NAMED(prepare)(T p, T g, bool l2, bool clip, const HYPER *h)
         const T *const g = grad;                                                                                     \
         T *const all[FO_MAX_STATES] = {s0, s1, s2, s3, s4, s5};                                                      \
         const HYPER h = hyper->SUFFIX;                                                                               \
-        LOOP(name, STATES, h.l2 != 0, true, true)                                                                    \
+        LOOP(name, STATES, h.l2 != 0, true, true, NO_ROOT)                                                           \
+    }
+#include "rules.def"
+
+/* The same for rules that leave roots. (In float64 nothing stores these: compilers leave it out.) */
+#define ROOTED(name, state)                                                                                          \
+    __attribute__((unused)) static void NAMED(rooted_##name)(                                                        \
+        void *restrict param, const void *restrict grad, void *restrict s0, void *restrict s1, void *restrict s2,    \
+        void *restrict s3, void *restrict s4, void *restrict s5, size_t n, const fo_hyper *hyper, bool fetch)        \
+    {                                                                                                                \
+        enum { STATES = fo_states_of_##name };                                                                       \
+        T *const p = param;                                                                                          \
+        const T *const g = grad;                                                                                     \
+        T *const all[FO_MAX_STATES] = {s0, s1, s2, s3, s4, s5};                                                      \
+        const HYPER h = hyper->SUFFIX;                                                                               \
+        LOOP(name, STATES, h.l2 != 0, true, false, state)                                                            \
     }
 #include "rules.def"
 
@@ -97,7 +112,7 @@ FO_INLINE T NAMED(prepare)(T p, T g, bool l2, bool clip, const HYPER *h)
         T d = NAMED(prepare)(p[i], g[i], l2, true, &h);                                                              \
         MEASURED;                                                                                                    \
         UNROLL for (int k = 0; k < count; k++) total[k][l] += sum[k];                                                \
-        if (writes) STORE_STATES(STATES);                                                                            \
+        if (writes) STORE_STATES(STATES, NO_ROOT);                                                                   \
     }
 
 #define MEASURE_LOOP(count, MEASURED)                                                                                \

@@ -161,7 +161,7 @@ def test_rivals_for_whom_memory_does_not_suffice_at_once_get_runs_of_their_own(m
     [
         (["--optimizer", "adamix"], "--optimizer: expected names out of sgd,"),
         (["--work", "huge"], "--work: expected one of policy,"),
-        (["--rivals", "jax"], "--rivals: expected names out of NumPy,"),
+        (["--rivals", "jax"], "--rivals: expected names out of fastopt bfloat16, fastopt 8bit, NumPy,"),
         (["--dtype", "float16"], "--dtype: expected names out of float32, float64, bfloat16, got 'float16'"),
         (["--action", "run"], "--action: expected names out of step,"),
         (["--json", "nowhere/figures.json"], "--json: there is no directory nowhere"),

@@ -262,6 +262,12 @@ def test_a_comparison_says_what_is_known() -> None:
     assert sheet.notes[1:] == ["optax: jax is not installed"]
 
 
+def test_speeds_of_states_in_fewer_bits_are_of_their_own_bytes() -> None:
+    (sheet,) = sheets.comparisons(record_of(run_of({"fastopt": 1, "fastopt 8bit": 1}, noise=0)))
+    _, plain, stored = sheet.rows
+    assert (plain[4], stored[4]) == ("28.0", "16.5")
+
+
 def test_speeds_are_of_the_bytes_that_have_to_move() -> None:
     (sheet,) = sheets.comparisons(record_of(run_of({"floor": 1.0})))
     assert sheet.rows[1][1:5] == ["1.00 ms", "±0 %", "1.00 G", "28.0"]

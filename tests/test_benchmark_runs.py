@@ -43,6 +43,21 @@ def test_our_answers_and_the_textbooks_are_right(method: Method, dtype: str, act
         assert (seconds > 0).all()
 
 
+@pytest.mark.parametrize("name", ["fastopt bfloat16", "fastopt 8bit"])
+def test_states_in_fewer_bits_take_part_where_there_are_some(name: str) -> None:
+    run = run_of(TASK, "floor", "fastopt", name)
+    assert [entrant.contestant for entrant in run.seconds] == ["floor", "fastopt", name]
+    assert run.counterpart(Entrant(name, TASK)) == Entrant("fastopt", TASK)
+    assert run.share_of_floor(Entrant(name, TASK)) is None  # (the floor moves other bytes)
+    stateless, double = replace(TASK, method=methods()["sgd"]), replace(TASK, dtype="float64")
+    for task, reason in (
+        (stateless, "SGD has no states to store so"),
+        (double, "states of float64 parameters are float64"),
+    ):
+        (absence,) = run_of(task, name).absences
+        assert absence.reason == reason
+
+
 class Idle(Fastopt):
     name = "idle"
 

@@ -192,3 +192,20 @@ def test_every_kind_of_state_has_a_storage() -> None:
     for storages in STORED_AS.values():
         assert storages.keys() == {"moment", "square", "exact"}
         assert set(storages.values()) <= _core.STORAGES.keys()
+
+
+@pytest.mark.parametrize("n", [7, 32, 45, 700, 1500])
+def test_roots_that_a_rule_hands_over_give_the_bits_of_squares(n: int, rng: np.random.Generator) -> None:
+    """Of gradients of every magnitude: Adam's own root is stored, and a state that is loaded has to be rooted."""
+    grad = (rng.choice([-1, 1], n) * 10.0 ** rng.uniform(-38, 18, n)).astype(np.float32)
+    grad[::5] = 0
+    for eps in (1e-8, 0.0):  # (with the second, fading states are kept)
+        exact, stored = (fastopt.AdamW(np.ones(n, np.float32), eps=eps, state_dtype=d) for d in (None, "8bit"))
+        for opt in (exact, stored):
+            opt.step(grad)
+        loaded = fastopt.AdamW(np.ones(n, np.float32), eps=eps, state_dtype="8bit")
+        loaded.load_state_dict(exact.state_dict())
+        found, expected = (opt.state_dict(compressed=True)["state"][0] for opt in (stored, loaded))
+        assert found.keys() == expected.keys()
+        for name in found:
+            np.testing.assert_array_equal(found[name], expected[name], err_msg=name)

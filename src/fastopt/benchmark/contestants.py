@@ -16,7 +16,7 @@ import numpy as np
 
 from fastopt import _core
 from fastopt.benchmark import textbook
-from fastopt.benchmark.tasks import MAX_NORM, Array, Arrays, Task
+from fastopt.benchmark.tasks import MAX_NORM, Array, Arrays, Task, state_bytes
 
 
 class Contestant(ABC):
@@ -35,6 +35,8 @@ class Contestant(ABC):
     """What has to be installed."""
     precision: float = 0.0
     """Relative error by design of a parameter's update, as a vector: for states of few bits."""
+    state_dtype: ClassVar[str | None] = None
+    """What our states are stored in, None for the parameters' dtype."""
     answers: ClassVar[bool] = True
     """Whether it is an optimizer, whose parameters can be checked."""
 
@@ -123,9 +125,44 @@ class Fastopt(OnArrays):
     def __init__(self, task: Task, arrays: Arrays) -> None:
         super().__init__(task, arrays)
         clipping: dict[str, Any] = {"clip_norm": MAX_NORM} if task.clips else {}
-        optimizer = task.method.cls(alone(self.params), **task.method.options, **clipping)
+        options = {**task.method.options, **clipping, "state_dtype": self.state_dtype}
+        optimizer = task.method.cls(alone(self.params), **options)
         zeroing = {"zero_grad": True} if task.zeroes else {}
         self.step = partial(optimizer.step, alone(self.grads), **zeroing)
+
+
+class FastoptStored(Fastopt):
+    """`fastopt`'s optimizers with states in fewer bits than their parameters."""
+
+    precision = 0.1
+
+    @classmethod
+    def obstacle(cls, task: Task) -> str | None:
+        """Return why it cannot take part: not if it would be the same as `fastopt`."""
+        if task.dtype == "float64":
+            return "states of float64 parameters are float64"
+        return super().obstacle(task) or (None if cls.stores(task) else f"{task.method} has no states to store so")
+
+    @classmethod
+    def stores(cls, task: Task) -> bool:
+        """Whether fewer bytes are kept."""
+        method = task.method
+        plain, stored = (state_bytes(method.cls, dtype, **method.options) for dtype in (None, cls.state_dtype))
+        return stored < plain
+
+
+class FastoptBfloat16(FastoptStored):
+    """... in bfloat16."""
+
+    name = "fastopt bfloat16"
+    state_dtype = "bfloat16"
+
+
+class Fastopt8bit(FastoptStored):
+    """... in 8 bits."""
+
+    name = "fastopt 8bit"
+    state_dtype = "8bit"
 
 
 def alone(arrays: list[Any]) -> Any:

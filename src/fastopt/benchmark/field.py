@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from fastopt.benchmark import rivals
-from fastopt.benchmark.contestants import Contestant, Fastopt, Floor, Textbook
+from fastopt.benchmark.contestants import Contestant, Fastopt, Fastopt8bit, FastoptBfloat16, Floor, Textbook
 
 CONTESTANTS: dict[str, type[Contestant]] = {
     contestant.name: contestant
     for contestant in (
         Floor,
         Fastopt,
+        FastoptBfloat16,
+        Fastopt8bit,
         Textbook,
         rivals.FastoptTorch,
         rivals.Torch,
@@ -27,7 +29,7 @@ CONTESTANTS: dict[str, type[Contestant]] = {
 }
 
 OURS = ("floor", "fastopt", "fastopt.torch", "fastopt.jax")
-"""The others are rivals."""
+"""The others are rivals, of which two are our own: with states in fewer bits."""
 
 RIVALS = tuple(name for name in CONTESTANTS if name not in OURS)
 

@@ -67,6 +67,8 @@ class Run:
 
     def share_of_floor(self, entrant: Entrant) -> Ratio | None:
         """Return the entrant's speed as a part of the floor's in the same run, None where that was not measured."""
+        if CONTESTANTS[entrant.contestant].state_dtype:
+            return None
         floor = next(
             (e for e in self.seconds if e.contestant == "floor" and same_streams(e.task, entrant.task)),
             None,

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from fastopt.benchmark import works
-from fastopt.benchmark.field import OURS, RIVALS
+from fastopt.benchmark.field import CONTESTANTS, OURS, RIVALS
 from fastopt.benchmark.machine import level_of
 from fastopt.benchmark.measure import Ratio, Seconds
 from fastopt.benchmark.records import PLAIN, Change, Quality, Record, WholeStep, WholeTraining
@@ -174,10 +174,19 @@ def comparison_row(run: Run, entrant: Entrant) -> list[str]:
         time(median),
         spread(seconds),
         si(entrant.task.work.elements / median),
-        digits(entrant.task.bytes / median / 1e9),
+        digits(moved_by(entrant) / median / 1e9),
         share(run, entrant),
         ranking(run.ratio(entrant, counterpart)) if counterpart and entrant.contestant not in OURS else "",
     ]
+
+
+def moved_by(entrant: Entrant) -> float:
+    """Return how many bytes an entrant's step has to move."""
+    task, stored = entrant.task, CONTESTANTS[entrant.contestant].state_dtype
+    if stored is None:
+        return task.bytes
+    kept = state_bytes(task.method.cls, stored, **task.method.options)
+    return moved_bytes(kept, ITEM_SIZES[task.dtype]) * task.work.elements
 
 
 def share(run: Run, entrant: Entrant) -> str:
