@@ -369,7 +369,9 @@ static const struct {
 
 static bool leaves_root(const fo_block *b, fo_rule rule)
 {
-    return fo_rooted[rule].loop && b->state[fo_rooted[rule].state].storage == FO_ROOT8 && b->hyper->f32.eps_root == 0;
+    const fo_hyper_f32 *h = &b->hyper->f32;
+    return fo_rooted[rule].loop && b->state[fo_rooted[rule].state].storage == FO_ROOT8 && h->eps_root == 0 &&
+           h->l2 == 0 && isinf(h->clip);
 }
 
 #define RULE(name, states)                                                                                           \

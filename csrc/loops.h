@@ -95,7 +95,7 @@ FO_INLINE T NAMED(prepare)(T p, T g, bool l2, bool clip, const HYPER *h)
         const T *const g = grad;                                                                                     \
         T *const all[FO_MAX_STATES] = {s0, s1, s2, s3, s4, s5};                                                      \
         const HYPER h = hyper->SUFFIX;                                                                               \
-        LOOP(name, STATES, h.l2 != 0, true, false, state)                                                            \
+        LOOP(name, STATES, false, false, false, state)                                                               \
     }
 #include "rules.def"
 
