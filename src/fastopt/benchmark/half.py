@@ -46,12 +46,12 @@ class HalfWeights:
         for copy, weight in zip(self.copies, self.weights, strict=True):
             copy.copy_(weight.detach())
 
-    def update(self) -> StepInfo:
-        """Take the optimizer's step with the gradients that the model has found."""
+    def update(self, of: int = 1) -> StepInfo:
+        """Add the gradients that the model has found to the mean of so many; take the step once it has them all."""
         gradients = self.model.gradients
         for name, weight in zip(self.model.parameters, self.weights, strict=True):
             weight.grad = in_half(gradients[name], weight)
-        info = self.optimizer.step()
+        info = self.optimizer.step(of)
         self.copy()
         return info
 

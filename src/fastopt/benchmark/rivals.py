@@ -305,6 +305,13 @@ class FastoptJax(OnJax):
     name = "fastopt.jax"
 
     @classmethod
+    def obstacle(cls, task: Task) -> str | None:
+        """Return why it cannot take part."""
+        missing = super().obstacle(task)
+        known = missing or task.method.optimizer in importlib.import_module("fastopt.jax").__all__
+        return missing or (None if known else f"has no {task.method}")
+
+    @classmethod
     def functions(cls, task: Task) -> tuple[Callable[[Any], Any], Callable[[Any, Any, Any], Any]]:
         """Return those of its class."""
         module = importlib.import_module("fastopt.jax")
