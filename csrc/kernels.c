@@ -16,7 +16,7 @@
 #define UNROLL _Pragma("clang loop unroll(full)")
 #else
 #define VECTORISE _Pragma("GCC ivdep")
-#define UNROLL _Pragma("GCC unroll 8")
+#define UNROLL _Pragma("GCC unroll 16")
 #endif
 
 /* Without the instruction, fma() is a slow library call: `portable` (FASTOPT_NO_FMA) computes a*b + c. */

@@ -9,7 +9,7 @@ static void NAMED(add_squares)(const void *x, size_t n, double scale, double *la
     memcpy(sum, lane, sizeof sum);
     size_t whole = n - n % LANES;
     for (size_t i = 0; i < whole; i += LANES) {
-        for (size_t l = 0; l < LANES; l++) {
+        UNROLL for (size_t l = 0; l < LANES; l++) {
             double y = scale * (double)v[i + l];
             sum[l] = FMA_DOUBLE(y, y, sum[l]);
         }
