@@ -69,24 +69,9 @@ FO_INLINE T NAMED(prepare)(T p, T g, bool l2, bool clip, const HYPER *h)
 
 #include "rules.def"
 
-/* The same for rules that look at the signs of their updates. */
-#define CAREFUL(name, how)                                                                                           \
-    static void NAMED(careful_##name)(void *restrict param, const void *restrict grad, void *restrict s0,            \
-                                      void *restrict s1, void *restrict s2, void *restrict s3, void *restrict s4,    \
-                                      void *restrict s5, size_t n, const fo_hyper *hyper, bool fetch)                \
-    {                                                                                                                \
-        enum { STATES = fo_states_of_##name };                                                                       \
-        T *const p = param;                                                                                          \
-        const T *const g = grad;                                                                                     \
-        T *const all[FO_MAX_STATES] = {s0, s1, s2, s3, s4, s5};                                                      \
-        const HYPER h = hyper->SUFFIX;                                                                               \
-        LOOP(name, STATES, h.l2 != 0, true, true, NO_ROOT)                                                           \
-    }
-#include "rules.def"
-
-/* The same for rules that leave roots. (In float64 nothing stores these: compilers leave it out.) */
-#define ROOTED(name, state)                                                                                          \
-    __attribute__((unused)) static void NAMED(rooted_##name)(                                                        \
+/* The same where one of these loops is all there is. (Of what nothing calls in float64, compilers leave it out.) */
+#define ONE_LOOP(kind, name, l2, clip, careful, root)                                                                \
+    __attribute__((unused)) static void NAMED(kind##_##name)(                                                        \
         void *restrict param, const void *restrict grad, void *restrict s0, void *restrict s1, void *restrict s2,    \
         void *restrict s3, void *restrict s4, void *restrict s5, size_t n, const fo_hyper *hyper, bool fetch)        \
     {                                                                                                                \
@@ -95,10 +80,15 @@ FO_INLINE T NAMED(prepare)(T p, T g, bool l2, bool clip, const HYPER *h)
         const T *const g = grad;                                                                                     \
         T *const all[FO_MAX_STATES] = {s0, s1, s2, s3, s4, s5};                                                      \
         const HYPER h = hyper->SUFFIX;                                                                               \
-        LOOP(name, STATES, false, false, false, state)                                                               \
+        LOOP(name, STATES, l2, clip, careful, root)                                                                  \
     }
+
+/* Rules that look at the signs of their updates, and rules that leave roots, which nothing stores in float64. */
+#define CAREFUL(name, how) ONE_LOOP(careful, name, h.l2 != 0, true, true, NO_ROOT)
+#define ROOTED(name, state) ONE_LOOP(rooted, name, false, false, false, state)
 #include "rules.def"
 
+#undef ONE_LOOP
 #undef LOOP
 #undef ELEMENT
 

@@ -210,7 +210,8 @@ static bool read_attributes(const xla_call *call, xla_parts *parts)
     const void *owners, *advances;
     size_t numbers;
     if (!read_options(call, parts, &numbers) || !read_integer(call, "rule", &rule) ||
-        !read_integer(call, "average", &average) || !read_integer(call, "counts", &counts) || !read_array(call, "owners", XLA_S64, &owners, &parts->tensors) ||
+        !read_integer(call, "average", &average) || !read_integer(call, "counts", &counts) ||
+        !read_array(call, "owners", XLA_S64, &owners, &parts->tensors) ||
         !read_array(call, "advances", XLA_S64, &advances, &parts->advanced))
         return false;
     if (rule < 0 || rule >= FO_RULES || fo_needs[rule].advances != (parts->advanced > 0) || numbers < NUMBERS_OF_ALL ||
